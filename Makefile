@@ -1,0 +1,52 @@
+# The table of contents: every task of the house is a target here.
+.PHONY: help demo test lint format bench-cpu crds env clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := .uv/bin/uv
+STAMP := $(VENV)/.installed
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+env: $(STAMP) ## create .venv with everything installed
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Quire needs Python 3.11 or newer; say which one with: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -m venv .uv || \
+	  { echo "This Python cannot make environments. On Debian: apt-get install python3-venv" >&2; rm -rf .uv; exit 2; }
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+
+$(STAMP): pyproject.toml constraints.txt | $(UV)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## quire-tiny on two replicas, asked through the gateway
+	$(BIN)/quire demo
+
+test: $(STAMP) ## every test
+	$(BIN)/pytest
+
+lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m quire_api.crd --check crds
+
+format: $(STAMP) ## let ruff format and sort
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench-cpu: $(STAMP) ## our engine beside Transformers generate on this machine
+	$(BIN)/python bench/cpu.py
+
+crds: $(STAMP) ## write crds/ from the pydantic models
+	$(BIN)/python -m quire_api.crd --write crds
+
+clean: ## remove the environment and caches
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .quire

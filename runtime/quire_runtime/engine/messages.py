@@ -1,0 +1,121 @@
+"""Messages between a server process and its engine process: msgspec structs, msgpack over ZMQ.
+
+Arrays travel as bytes of little-endian fixed-width integers: a step of 1,024 tokens is one message of a few buffers.
+"""
+
+import msgspec
+from quire_api.sampling import SamplingParams
+
+
+class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """handle is unique per client; token_ids: uint32 bytes."""
+
+    handle: int
+    token_ids: bytes
+    params: SamplingParams
+    request_id: str
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class AbortRequests(msgspec.Struct, tag=True, array_like=True, gc=False):
+    handles: list[int]
+
+
+class Drain(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Take no new requests; finish those that run."""
+
+
+ToEngine = AddRequest | AbortRequests | Drain
+
+
+class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """First message of an engine that has loaded its model."""
+
+    model_revision: str
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    max_num_seqs: int
+    epoch: str
+    startup_s: dict[str, float]
+    """Seconds by phase: import, weights, warmup, total."""
+
+
+class EngineFailed(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """The engine could not start or died; `message` is meant for the user."""
+
+    message: str
+    is_user_error: bool
+
+
+class RequestRejected(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """`code`: queue_full | context_length_exceeded | kv_cache_too_small | draining | invalid."""
+
+    handle: int
+    code: str
+    message: str
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
+    """One position: the chosen (or prompt) token first, with its rank (1 = likeliest), then the likeliest ones."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class PromptLogprobs(msgspec.Struct, array_like=True, gc=False):
+    """Of prompt positions start .. start + len - 1; position 0 has none and is never sent."""
+
+    handle: int
+    start: int
+    positions: list[TokenLogprobs]
+
+
+class EngineStats(msgspec.Struct, array_like=True, gc=False):
+    """Gauges as of this step, and counters since the engine started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_used: int = 0
+    kv_waste_ratio: float = 0.0
+    num_preemptions: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hits_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    step_tokens: int = 0
+    python_seconds: float = 0.0
+
+
+class Step(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """One engine step, one message.
+
+    The arrays are parallel: int64 handles, int32 choices, int32 tokens (-1: ended without one), uint8 finish
+    (scheduler.request.FinishReason), int32 cached (prompt tokens found in the prefix cache; -1 but on a choice's first
+    output). `logprobs` has an entry per array position (None where not asked), or is empty.
+    """
+
+    sequence: int
+    handles: bytes
+    choices: bytes
+    tokens: bytes
+    finish: bytes
+    cached: bytes
+    logprobs: list[TokenLogprobs | None]
+    prompt_logprobs: list[PromptLogprobs]
+    stats: EngineStats
+    errors: dict[int, str] = {}
+    """Requests ended by FinishReason.ERROR and why."""
+
+
+class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Sent once a second by the loop itself while idle; with Step the proof that the loop turns."""
+
+    monotonic_s: float
+    stats: EngineStats
+
+
+FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat
