@@ -1,0 +1,3 @@
+from quire.main import main
+
+main()
