@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, written by Transformers itself, tokenizer and chat template included."""
+"""Tiny random models of every family, written by Transformers itself, tokenizer and chat template included."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ TRAINING_TEXT = [
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """`tiny_model_dir(family, max_shard_size=None, **config)` -> directory of a random fp32 model, made once per session.
+    """`tiny_model_dir(family, max_shard_size=None, **config)` -> a random fp32 model, made once per session.
 
     Families: llama, mistral, qwen2, qwen3, phi3. Further arguments override that family's Transformers config.
     The weights are spread widely, so that the best two logits differ by far more than rounding does.

@@ -1,0 +1,48 @@
+"""Self-attention over the paged cache."""
+
+from dataclasses import dataclass
+
+from quire_kernels.attention import paged_attention
+from quire_kernels.batch import AttentionBatch
+from quire_kernels.rope import rope_and_store
+from torch import Tensor
+
+from quire_runtime.model.layers.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention: one fused projection, rotation and store in one, then the paged kernel.
+
+    window: tokens that a query sees, its own included; None: all. q_norm, k_norm: RMSNorm weights [head_dim] or None.
+    """
+
+    qkv: Linear
+    output: Linear
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; writes the tokens' keys and values to the caches."""
+        heads = self.qkv(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        q, k, v = heads.split_with_sizes([self.num_heads, self.num_kv_heads, self.num_kv_heads], 1)
+        rope_and_store(
+            q,
+            k,
+            v,
+            batch.positions,
+            cos_sin,
+            k_cache,
+            v_cache,
+            batch.slots,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            eps=self.eps,
+        )
+        attended = paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window)
+        return self.output(attended.flatten(1))

@@ -1,0 +1,19 @@
+"""Gated feed-forward network."""
+
+from dataclasses import dataclass
+
+from quire_kernels.activation import silu_and_mul
+from torch import Tensor
+
+from quire_runtime.model.layers.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """down(silu(gate(x)) * up(x)) with gate and up as one product."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(silu_and_mul(self.gate_up(x)))
