@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from quire_text import bundle as files
 from quire_text.bundle import TokenizerBundle
@@ -18,6 +17,9 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 class Tokenizer:
     """A model's tokenizer: the same ids as Transformers' AutoTokenizer gives. Safe to use from several threads.
+
+    What surrounds a text (a beginning-of-text token, say) is as tokenizer.json's post-processor has it; add_bos_token
+    in tokenizer_config.json is not read, as in Transformers 5.
 
     bundle: the files it was made of.
     special_tokens: the named special tokens ("bos_token" -> "<s>"), which chat templates see as variables.
@@ -131,16 +133,6 @@ class Tokenizer:
         ]
         if missing:
             self.backend.add_tokens(missing)
-        if "add_bos_token" in config or "add_eos_token" in config:
-            self._add_around(
-                self.special_tokens.get("bos_token") if config.get("add_bos_token") else None,
-                self.special_tokens.get("eos_token") if config.get("add_eos_token") else None,
-            )
-
-    def _add_around(self, before: str | None, after: str | None) -> None:
-        pieces = [*([f"{before}:0"] if before else []), "$A:0", *([f"{after}:0"] if after else [])]
-        tokens = [(token, self.backend.token_to_id(token)) for token in (before, after) if token]
-        self.backend.post_processor = TemplateProcessing(single=" ".join(pieces), special_tokens=tokens)
 
 
 class _Spelling:
