@@ -1,0 +1,78 @@
+"""One HTTP request as the client sent it, and what of it may travel on."""
+
+import re
+import uuid
+from dataclasses import dataclass
+
+Headers = list[tuple[bytes, bytes]]
+"""Names in lower case, in the order of arrival."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+_REWRITTEN = frozenset({b"host", b"content-length", b"expect", b"x-request-id"})
+_INTERNAL_PREFIX = b"x-quire-"
+_SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class Request:
+    """A complete request: its body has been read and is within the limit."""
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+    peer: str
+    arrived_at: float
+    """Seconds on the loop's clock when the last byte was there."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of `name` (lower case)."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def bearer_token(self) -> str:
+        """The key of `Authorization: Bearer KEY`; empty without one."""
+        scheme, _, token = (self.header(b"authorization") or b"").partition(b" ")
+        return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
+
+    def request_id(self) -> str:
+        """The client's x-request-id where it is printable and short, a new one otherwise."""
+        given = self.header(b"x-request-id")
+        if given is not None and _SANE_ID.fullmatch(given):
+            return given.decode("ascii")
+        return f"req-{uuid.uuid4().hex}"
+
+
+def end_to_end(headers: Headers) -> Headers:
+    """`headers` without those that concern one connection only (RFC 9110, 7.6.1)."""
+    named = _HOP_BY_HOP
+    for name, value in headers:
+        if name == b"connection":
+            named = named | {token.strip().lower() for token in value.split(b",")}
+    return [(name, value) for name, value in headers if name not in named]
+
+
+def forwardable(headers: Headers, keep_authorization: bool) -> Headers:
+    """What of a client's headers an engine may see: nothing internal, nothing that frames the message."""
+    return [
+        (name, value)
+        for name, value in end_to_end(headers)
+        if name not in _REWRITTEN
+        and not name.startswith(_INTERNAL_PREFIX)
+        and (keep_authorization or name != b"authorization")
+    ]

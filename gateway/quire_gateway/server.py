@@ -1,0 +1,373 @@
+"""The client's side: HTTP/1.1 on asyncio transports, one request at a time per connection.
+
+Requests are read whole (they are needed whole to be routed) within the limits; pipelined ones wait in order. What a
+strict reader and a lenient one could frame differently is refused, never guessed at: both a content-length and a
+transfer-encoding, two hosts, any coding but `chunked`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+import httptools
+
+from quire_gateway.errors import JSON, Refusal
+from quire_gateway.reply import Reply
+from quire_gateway.request import Headers, Request
+
+Handler = Callable[[Request, Reply], Awaitable[None]]
+
+_MAX_PIPELINED = 8
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client connection may use; bytes and seconds."""
+
+    header_bytes: int = 64 * 1024
+    body_bytes: int = 32 * 1024 * 1024
+    header_timeout_s: float = 30.0
+    body_timeout_s: float = 300.0
+    keep_alive_s: float = 75.0
+    stall_s: float = 300.0
+    """How long a client may leave its answer unread before it is cut off."""
+
+
+@dataclass(slots=True)
+class _Incoming:
+    request: Request
+    is_old: bool
+    keeps_alive: bool
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection: parses, queues, hands one request at a time to the handler."""
+
+    def __init__(self, handler: Handler, limits: Limits, open_connections: "set[ClientConnection]") -> None:
+        self._handler = handler
+        self._limits = limits
+        self._open = open_connections
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[_Incoming] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._reply: Reply | None = None
+        self._refusal: Refusal | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._peer = ""
+        self._is_lingering = False
+        self._is_write_paused = False
+        self._is_read_paused = False
+        self._is_last = False
+        self._owes_continue = False
+        self._expects_continue = False
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._reset()
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is being answered, waits, or is half read."""
+        return self._task is None and not self._queue and not self._is_reading
+
+    def close_when_idle(self) -> None:
+        """Answer what has been received, then close."""
+        self._is_last = True
+        if self.is_idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection; a request in flight is cancelled."""
+        self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._open.add(self)
+        self._set_timer(self._limits.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
+        self._queue.clear()
+        self._set_timer(None)
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_lingering:
+            return
+        self._raw_bytes += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            refusal = self._refusal or Refusal(
+                400, "malformed_http", f"The request is not valid HTTP/1.1: {error}. Check the client or its proxy."
+            )
+            self._refuse(refusal)
+            return
+        allowed = self._limits.header_bytes
+        if self._is_body:
+            # One byte per chunk is the worst honest framing; chunk extensions and trailers pay from the header's limit.
+            allowed += self._head_bytes + 8 * self._body_size
+        if self._is_reading and self._raw_bytes > allowed:
+            self._refuse(self._too_large_head())
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+        self._stall = self._loop.call_later(self._limits.stall_s, self._transport.abort)
+        if self._reply is not None:
+            self._reply.pause()
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._reply is not None:
+            self._reply.resume()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        self._reset()
+        self._is_reading = True
+        self._set_timer(self._limits.header_timeout_s)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_body:
+            return  # a trailer
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes + len(self._url) > self._limits.header_bytes:
+            self._fail(self._too_large_head())
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._is_upgrade = self._parser.should_upgrade()
+        if self._is_upgrade:
+            return
+        self._is_body = True
+        self._check_framing()
+        self._set_timer(self._limits.body_timeout_s)
+        if self._expects_continue:
+            if self._task is None and not self._queue:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            else:
+                self._owes_continue = True
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        if self._body_size > self._limits.body_bytes:
+            self._fail(self._too_large_body())
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_upgrade:
+            return
+        self._is_reading = False
+        self._owes_continue = False
+        self._set_timer(None)
+        request = Request(
+            method=self._parser.get_method().decode("ascii"),
+            path=self._url.partition(b"?")[0].decode("latin-1"),
+            headers=self._headers,
+            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            peer=self._peer,
+            arrived_at=self._loop.time(),
+        )
+        is_old = self._parser.get_http_version() == "1.0"
+        self._queue.append(_Incoming(request, is_old, self._parser.should_keep_alive()))
+        self._body = []
+        if self._task is None:
+            self._start_next()
+        elif len(self._queue) >= _MAX_PIPELINED and not self._is_read_paused:
+            self._is_read_paused = True
+            self._transport.pause_reading()
+
+    # One request after the other
+
+    def _start_next(self) -> None:
+        incoming = self._queue.popleft()
+        if self._is_read_paused and len(self._queue) < _MAX_PIPELINED:
+            self._is_read_paused = False
+            self._transport.resume_reading()
+        reply = Reply(
+            self._transport,
+            is_old=incoming.is_old,
+            is_head=incoming.request.method == "HEAD",
+            keeps_alive=incoming.keeps_alive and not self._is_last,
+            is_paused=self._is_write_paused,
+            on_end=self._answered,
+        )
+        self._reply = reply
+        self._task = self._loop.create_task(self._run(incoming.request, reply))
+
+    async def _run(self, request: Request, reply: Reply) -> None:
+        try:
+            await self._handler(request, reply)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a request's handler failed", "exception": error})
+        if not reply.is_ended:
+            if reply.is_started:
+                reply.abort()
+            else:
+                broken = Refusal(500, "internal_error", "The gateway failed on this request; its log says why.")
+                reply.send(500, [(b"content-type", JSON)], broken.body())
+
+    def _answered(self) -> None:
+        keeps_alive = self._reply is not None and self._reply.keeps_alive
+        self._reply = None
+        self._task = None
+        if self._transport.is_closing():
+            return
+        if not keeps_alive:
+            self._transport.close()
+        elif self._queue:
+            self._start_next()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._is_last and not self._is_reading:
+            self._transport.close()
+        elif self._owes_continue:
+            self._owes_continue = False
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif not self._is_reading:
+            self._set_timer(self._limits.keep_alive_s)
+
+    # Parsing
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._body = []
+        self._body_size = 0
+        self._head_bytes = 0
+        self._raw_bytes = 0
+        self._is_reading = False
+        self._is_body = False
+        self._is_upgrade = False
+        self._expects_continue = False
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # A server may ignore an upgrade (RFC 9110, 7.8); the parser cannot, so it sees the request without it.
+            if self._parser.get_method() == b"CONNECT":
+                self._fail(Refusal(405, "method_not_allowed", "This is a gateway for models, not a forward proxy."))
+            method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b\r\n" % (method, self._url, version)]
+            lines += [
+                b"%b: %b\r\n" % header for header in self._headers if header[0] not in (b"upgrade", b"http2-settings")
+            ]
+            self._parser = httptools.HttpRequestParser(self)
+            self._feed(b"".join([*lines, b"\r\n", data[upgrade.args[0] :]]))
+
+    def _check_framing(self) -> None:
+        hosts = 0
+        codings = []
+        length = None
+        for name, value in self._headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip().lower())
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"expect":
+                self._expects_continue = value.strip().lower() == b"100-continue"
+        is_old = self._parser.get_http_version() != "1.1"
+        if hosts > 1 or (hosts == 0 and not is_old):
+            self._fail(Refusal(400, "malformed_http", "A request needs exactly one Host header."))
+        if codings and (codings != [b"chunked"] or length is not None or is_old):
+            message = "A request body is framed by content-length or by `transfer-encoding: chunked`, never by both."
+            self._fail(Refusal(400, "malformed_http", message))
+        if length is not None and length > self._limits.body_bytes:
+            self._fail(self._too_large_body())
+
+    def _fail(self, refusal: Refusal) -> None:
+        """Leave the parser; `data_received` answers with `refusal`."""
+        self._refusal = refusal
+        raise httptools.HttpParserError(refusal.message)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer with `refusal` behind the requests before it, and read no more."""
+        self._refusal = refusal
+        self._is_lingering = True
+        self._set_timer(None)
+        if self._task is not None or self._transport.is_closing():
+            return
+        reply = Reply(
+            self._transport, is_old=False, is_head=False, keeps_alive=False, is_paused=False, on_end=lambda: None
+        )
+        reply.send(refusal.status, [(b"content-type", JSON), *refusal.headers()], refusal.body())
+        # Closing with unread input would reset the connection before the client has read why.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def _too_large_head(self) -> Refusal:
+        limit = self._limits.header_bytes
+        return Refusal(431, "headers_too_large", f"The request's headers exceed {limit} bytes. Send fewer or shorter.")
+
+    def _too_large_body(self) -> Refusal:
+        limit = self._limits.body_bytes
+        return Refusal(413, "body_too_large", f"The request's body exceeds {limit} bytes. Send a shorter prompt.")
+
+    def _set_timer(self, seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self._timed_out)
+
+    def _timed_out(self) -> None:
+        if self._is_reading:
+            self._refuse(Refusal(408, "request_timeout", "The request did not arrive in time. Send it again."))
+        elif self._task is None:
+            self._transport.close()
+
+
+class Server:
+    """Listens, and knows its connections."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._connections: set[ClientConnection] = set()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on `host:port` and return the port (0 takes a free one).
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self._handler, self._limits, self._connections), host, port, backlog=2048
+        )
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def close_when_idle(self) -> None:
+        """Accept no more; each connection closes behind the answer it is giving."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.close_when_idle()
+
+    def abort(self) -> None:
+        """Cut what is still open."""
+        for connection in list(self._connections):
+            connection.abort()
