@@ -1,0 +1,169 @@
+"""What a decision sees and what it may ask for: the border between pure logic and a cluster or one machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from quire_api.v1alpha1 import LLMDeployment, ModelFacts
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Identity of a deployment."""
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def of(cls, deployment: LLMDeployment) -> "Key":
+        return cls(deployment.metadata.namespace, deployment.metadata.name)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Phase(StrEnum):
+    """Life of a replica's process; draining is a mark beside it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    EXITED = "exited"
+    """It ended without having been asked to; it keeps its place until it is restarted or given up."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a replica ended last."""
+
+    reason: str
+    """One word, as in a condition: EngineExited, DoesNotFit, WeightsNotFound ..."""
+    message: str
+    at: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """One replica as it is."""
+
+    key: Key
+    id: str
+    revision: str
+    phase: Phase
+    ready_at: float | None = None
+    """When this start became ready; None while it has not."""
+    is_routable: bool = False
+    """A gateway has answered a request through it since it started; stays true for as long as the process lives."""
+    in_flight: int | None = None
+    """Requests it holds, summed over the gateways; None: not known."""
+    is_draining: bool = False
+    drain_deadline: float | None = None
+    drain_timeout_s: float = 30.0
+    failures: int = 0
+    """Crashes in a row before this start, as the last RestartReplica said."""
+    failure: Failure | None = None
+    """The latest crash, kept over restarts."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it serves and goes on serving."""
+        return self.phase is Phase.READY and self.is_routable and not self.is_draining
+
+
+@dataclass(frozen=True)
+class Route:
+    """What gateways must know of a deployment beside its replicas."""
+
+    served_names: tuple[str, ...]
+    policy: str
+    api_keys_secret: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that keeps new replicas from starting, found before any process ran."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world at one moment."""
+
+    replicas: Sequence[ReplicaState] = ()
+    routes: Mapping[Key, Route] = field(default_factory=dict)
+    findings: Mapping[Key, Finding] = field(default_factory=dict)
+    facts: Mapping[Key, ModelFacts] = field(default_factory=dict)
+    gateways: int = 0
+    """Gateways that report."""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class StartReplica:
+    """Bring up a replica that does not exist yet."""
+
+    deployment: LLMDeployment
+    replica: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class RestartReplica:
+    """Bring an exited replica up again, as it was, and remember how often it has crashed in a row."""
+
+    replica: str
+    failures: int
+
+
+@dataclass(frozen=True)
+class DrainReplica:
+    """Send it nothing new; the mark and the deadline come back in the next observation."""
+
+    replica: str
+    deadline: float
+
+
+@dataclass(frozen=True)
+class ResumeReplica:
+    """Take the draining mark off again."""
+
+    replica: str
+
+
+@dataclass(frozen=True)
+class StopReplica:
+    """End it: politely, then firmly after a grace period; an exited one is forgotten."""
+
+    replica: str
+
+
+@dataclass(frozen=True)
+class ServeRoute:
+    """Let gateways serve these names."""
+
+    key: Key
+    route: Route
+
+
+@dataclass(frozen=True)
+class WithdrawRoute:
+    """Let gateways forget the deployment."""
+
+    key: Key
+
+
+Intention = StartReplica | RestartReplica | DrainReplica | ResumeReplica | StopReplica | ServeRoute | WithdrawRoute
+
+
+class World(Protocol):
+    """A place where replicas live: Kubernetes, or the processes of one machine."""
+
+    async def observe(self) -> Observed:
+        """What there is now."""
+
+    async def apply(self, intention: Intention) -> None:
+        """Begin to carry out one intention; its effect shows in later observations. Applying twice does no harm."""
