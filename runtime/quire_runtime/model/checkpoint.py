@@ -113,7 +113,7 @@ def _indexed(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise MalformedModel(
-            f"{index.parent} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first. Download them again."
+            f"{index.parent} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first. Download it again."
         )
     return [index.parent / name for name in names]
 

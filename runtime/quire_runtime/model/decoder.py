@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from quire_kernels.batch import AttentionBatch
-from quire_kernels.norm import add_rms_norm, rms_norm
 from torch import Tensor
 from torch.nn import functional
 
+from quire_kernels.batch import AttentionBatch
+from quire_kernels.norm import add_rms_norm, rms_norm
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.layers.attention import Attention
 from quire_runtime.model.layers.linear import Linear

@@ -26,7 +26,7 @@ def model_revision(directory: str | Path) -> str:
     """32 hex digits that are equal wherever the same model lies, and differ between models.
 
     Covers config.json and the tokenizer's files whole, and of each weight file its size, its safetensors header and 16
-    samples of 4 KiB, so that a fine-tune of equal shape has its own name and a model of any size is named in milliseconds.
+    samples of 4 KiB, so that a fine-tune of equal shape has its own name and a large model is named in milliseconds.
     """
     directory = Path(directory)
     digest = hashlib.sha256(b"quire model revision 1\0")

@@ -12,9 +12,9 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 class RopeConfig:
     """Frequencies of the rotation over the first `rotary_dim` dimensions of a head.
 
-    `kind` is Transformers' rope_type. "dynamic" equals "default" within max_position_embeddings, beyond which no request
-    goes. "longrope" has two sets of factors: a run whose window ends within `original_max_positions` uses the short
-    ones, any other the long ones, so that cached keys always agree with one another.
+    `kind` is Transformers' rope_type. "dynamic" equals "default" within max_position_embeddings, beyond which no
+    request goes. "longrope" has two sets of factors: a run whose window ends within `original_max_positions` uses the
+    short ones, any other the long ones, so that cached keys always agree with one another.
     """
 
     kind: str

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from quire_kernels.attention import paged_attention
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.rope import rope_and_store
-from torch import Tensor
-
 from quire_runtime.model.layers.linear import Linear
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from quire_kernels.activation import silu_and_mul
 from torch import Tensor
 
+from quire_kernels.activation import silu_and_mul
 from quire_runtime.model.layers.linear import Linear
 
 
