@@ -4,6 +4,7 @@ Arrays travel as bytes of little-endian fixed-width integers: a step of 1,024 to
 """
 
 import msgspec
+
 from quire_api.sampling import SamplingParams
 
 

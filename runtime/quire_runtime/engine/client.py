@@ -1,0 +1,339 @@
+"""The front end's side of an engine process: start it, ask it, notice when it dies."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from quire_api.errors import UserError
+from quire_api.sampling import SamplingParams
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    Drain,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    FromEngine,
+    Heartbeat,
+    PromptLogprobs,
+    RequestRejected,
+    Step,
+    ToEngine,
+    TokenLogprobs,
+)
+from quire_runtime.scheduler.request import FinishReason
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+
+
+class EngineDied(Exception):
+    """The engine process ended while it was needed; the message says what is known of the cause."""
+
+
+class EngineStartFailed(UserError):
+    """The engine could not start because of something the user can change."""
+
+
+class RequestRefused(UserError):
+    """The engine does not take this request. `code` is one of messages.RequestRejected's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class ChoiceDelta:
+    """What one engine step added to one choice.
+
+    finish: NONE while the choice runs. error: why it ended with ERROR. cached_tokens: on its first delta only.
+    logprobs: parallel to token_ids, where asked. prompt_logprobs: one entry a prompt token (None at position 0), with
+    the first delta of the request, where asked.
+    """
+
+    choice: int
+    token_ids: list[int]
+    finish: FinishReason = FinishReason.NONE
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Stream:
+    """A request in flight at this client; `open` holds the choices whose end has not arrived."""
+
+    open: set[int]
+    deltas: asyncio.Queue[list[ChoiceDelta] | Exception] = field(default_factory=asyncio.Queue)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+class AsyncEngineClient:
+    """One engine process and the requests sent to it; belongs to one event loop.
+
+    The process starts with the object. It ends with `close`, or when this process does.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.stats = EngineStats()
+        self.info: EngineReady | None = None
+        self._directory = tempfile.mkdtemp(prefix="quire-engine-")
+        self._context = zmq.asyncio.Context()
+        self._inbound = self._bind(zmq.PULL, "from-engine")
+        self._outbound = self._bind(zmq.PUSH, "to-engine")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._streams: dict[int, Stream] = {}
+        self._handles = itertools.count(1)
+        self._failure: Exception | None = None
+        self._is_closing = False
+        self._heard_at: float | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_ready = asyncio.Event()
+        self._has_exited = asyncio.Event()
+        self._process = self._start()
+
+    @property
+    def is_alive(self) -> bool:
+        """The process runs and has not reported a failure."""
+        return self._failure is None and self._process.poll() is None
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the engine's loop last spoke; 0 until it is ready."""
+        return 0.0 if self._heard_at is None else time.monotonic() - self._heard_at
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ready(self) -> EngineReady:
+        """Wait until the model is loaded.
+
+        Raises:
+            EngineStartFailed: the configuration or the model is at fault; the message says what to do.
+            EngineDied: the process ended for another reason.
+        """
+        self._listen()
+        await self._is_ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        assert self.info is not None
+        return self.info
+
+    async def generate(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[list[ChoiceDelta]]:
+        """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
+
+        Raises:
+            RequestRefused: before the first delta.
+            EngineDied: the engine process ended.
+        """
+        self._listen()
+        if self._failure is not None:
+            raise self._failure
+        try:
+            packed = np.asarray(token_ids, dtype="<u4").tobytes()
+        except (OverflowError, ValueError):
+            raise RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.") from None
+        handle = next(self._handles)
+        stream = self._streams[handle] = Stream(set(range(params.n)))
+        self._idle.clear()
+        running = params.n
+        try:
+            await self._send(AddRequest(handle, packed, params, request_id, priority, cache_salt))
+            while running:
+                deltas = await stream.deltas.get()
+                if isinstance(deltas, Exception):
+                    running = 0
+                    raise deltas
+                running -= sum(delta.finish != FinishReason.NONE for delta in deltas)
+                yield deltas
+        finally:
+            self._streams.pop(handle, None)
+            if not self._streams:
+                self._idle.set()
+            if running and self._failure is None and not self._is_closing:
+                self._send_soon(AbortRequests([handle]))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Have the engine refuse new requests, wait for those that run; True if all of them ended in time."""
+        if self._failure is None:
+            await self._send(Drain())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return not self._streams
+
+    async def close(self) -> None:
+        """End the process and fail what still runs."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._has_exited.wait(), CLOSE_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._has_exited.wait()
+        self._fail(EngineDied("The engine was closed."))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "quire_runtime.engine.process", self._directory],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
+        )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(self.config.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
+        return process
+
+    def _listen(self) -> None:
+        if not self._tasks and not self._is_closing:
+            loop = asyncio.get_running_loop()
+            self._tasks = [asyncio.create_task(self._receive(), name="engine-messages")]
+            threading.Thread(target=self._wait_for_exit, args=(loop,), name="engine-exit", daemon=True).start()
+
+    def _wait_for_exit(self, loop: asyncio.AbstractEventLoop) -> None:
+        code = self._process.wait()
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._on_exit, code)
+
+    def _on_exit(self, code: int) -> None:
+        self._has_exited.set()
+        if not self._is_closing:
+            # A last message may still lie in the socket: let the receiver take it first.
+            asyncio.get_running_loop().call_later(0.2, self._fail, EngineDied(f"The engine process {_ended(code)}."))
+
+    async def _receive(self) -> None:
+        while True:
+            message = self._decoder.decode(await self._inbound.recv())
+            self._heard_at = time.monotonic()
+            match message:
+                case Step():
+                    self._spread(message)
+                case Heartbeat(stats=stats):
+                    self.stats = stats
+                case RequestRejected(handle=handle, code=code, message=text):
+                    if handle in self._streams:
+                        self._streams[handle].deltas.put_nowait(RequestRefused(code, text))
+                case EngineReady():
+                    self.info = message
+                    self._is_ready.set()
+                case EngineFailed(message=text, is_user_error=is_user_error):
+                    self._fail(EngineStartFailed(text) if is_user_error else EngineDied(text))
+
+    def _spread(self, step: Step) -> None:
+        """One message of a step to the queues of its requests."""
+        self.stats = step.stats
+        for part in step.prompt_logprobs:
+            self._keep_prompt_logprobs(part)
+        for handle, error in step.errors.items():
+            if stream := self._streams.get(handle):
+                stream.deltas.put_nowait(
+                    [ChoiceDelta(choice, [], FinishReason.ERROR, error=error) for choice in sorted(stream.open)]
+                )
+        columns = (
+            np.frombuffer(data, kind).tolist()
+            for data, kind in (
+                (step.handles, "<i8"),
+                (step.choices, "<i4"),
+                (step.tokens, "<i4"),
+                (step.finish, "u1"),
+                (step.cached, "<i4"),
+            )
+        )
+        grouped: dict[int, list[ChoiceDelta]] = {}
+        for index, (handle, choice, token, finish, cached) in enumerate(zip(*columns, strict=True)):
+            if handle in step.errors:
+                continue
+            delta = ChoiceDelta(choice, [token] if token >= 0 else [], FinishReason(finish))
+            if cached >= 0:
+                delta.cached_tokens = cached
+            if step.logprobs and (logprobs := step.logprobs[index]) is not None:
+                delta.logprobs = [logprobs]
+            grouped.setdefault(handle, []).append(delta)
+        for handle, deltas in grouped.items():
+            if stream := self._streams.get(handle):
+                if stream.prompt_logprobs is not None:
+                    deltas[0].prompt_logprobs, stream.prompt_logprobs = stream.prompt_logprobs, None
+                stream.open.difference_update(delta.choice for delta in deltas if delta.finish != FinishReason.NONE)
+                stream.deltas.put_nowait(deltas)
+
+    def _keep_prompt_logprobs(self, part: PromptLogprobs) -> None:
+        if stream := self._streams.get(part.handle):
+            kept = stream.prompt_logprobs if stream.prompt_logprobs is not None else [None]
+            stream.prompt_logprobs = [*kept, *part.positions]
+
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is not None:
+            return
+        self._failure = failure
+        self._is_ready.set()
+        for stream in self._streams.values():
+            stream.deltas.put_nowait(failure)
+
+    async def _send(self, message: ToEngine) -> None:
+        await self._outbound.send(self._encoder.encode(message))
+
+    def _send_soon(self, message: ToEngine) -> None:
+        """Without waiting: an iterator may be closed where nothing can be awaited. The socket has no bound."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._outbound.send(self._encoder.encode(message))
+
+    def _bind(self, kind: int, name: str) -> zmq.asyncio.Socket:
+        socket = self._context.socket(kind)
+        socket.set_hwm(0)
+        socket.bind(f"ipc://{self._directory}/{name}")
+        return socket
+
+
+def _has_descriptor(stream: object) -> bool:
+    try:
+        stream.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
+
+
+def _ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

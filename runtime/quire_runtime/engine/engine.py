@@ -1,0 +1,247 @@
+"""The engine in one object: add requests, call `step`, take tokens."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire_api.errors import UserError
+from quire_api.sampling import SamplingParams
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.load import Loaded, load
+from quire_runtime.engine.messages import EngineStats, PromptLogprobs, TokenLogprobs
+from quire_runtime.execute.output import PendingStep, StepResult
+from quire_runtime.execute.sampler import POISONED
+from quire_runtime.scheduler.plan import StepOutputs, StepPlan
+from quire_runtime.scheduler.request import FinishReason, Request
+from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
+
+POISON_MESSAGE = "The model computed a value that is not a number for this request; it was ended, others go on."
+
+
+class InvalidRequest(UserError):
+    """A prompt or a parameter that this model cannot take."""
+
+
+@dataclass(slots=True)
+class EngineOutputs:
+    """What one step brought; the arrays are parallel, one entry a choice that got a token or ended.
+
+    handles int64, choices int32, tokens int32 (-1: ended without one), finish uint8 (FinishReason),
+    cached int32: prompt tokens found in the prefix cache on a choice's first output, else -1.
+    logprobs: parallel too, or empty when nobody asked. errors: handles ended by FinishReason.ERROR and why.
+    """
+
+    handles: NDArray[np.int64]
+    choices: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    finish: NDArray[np.uint8]
+    cached: NDArray[np.int32]
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Live:
+    """What the engine remembers of a request: choices without an output yet, choices that run, prompt logprobs sent."""
+
+    unseen: set[int]
+    running: int
+    next_prompt_position: int = 1
+
+
+class Engine:
+    """Scheduler and runner in a loop of depth 1 or 2: with 2, a step is planned and launched before the one before it
+    is read. Not thread-safe; one thread adds, aborts and steps.
+    """
+
+    def __init__(self, config: EngineConfig, loaded: Loaded | None = None) -> None:
+        """
+        Raises:
+            UserError: the model cannot be loaded or does not fit.
+        """
+        self.config = config
+        self.loaded = loaded or load(config)
+        memory, facts = self.loaded.memory, self.loaded.model_config
+        self.max_model_len = memory.max_model_len
+        self.vocab_size = facts.vocab_size
+        self.eos_token_ids = frozenset(facts.eos_token_ids)
+        self._scheduler = Scheduler(
+            SchedulerConfig(
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_model_len=memory.max_model_len,
+                block_size=config.block_size,
+                num_blocks=memory.num_blocks,
+                enable_prefix_caching=config.enable_prefix_caching,
+                long_prefill_token_threshold=config.long_prefill_token_threshold,
+                **({} if config.max_num_queued_reqs is None else {"max_num_queued_reqs": config.max_num_queued_reqs}),
+            ),
+            self.loaded.model_revision,
+        )
+        self._runner = self.loaded.runner
+        self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._live: dict[int, Live] = {}
+        self._num_unseen = 0
+        self._seeds = np.random.default_rng(config.seed)
+        self._steps = self._tokens = 0
+        self._step_s = self._device_s = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._in_flight) or self._scheduler.has_work
+
+    def add(
+        self,
+        handle: int,
+        token_ids: list[int],
+        params: SamplingParams,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Queue a request under a handle of the caller's, unique among live requests.
+
+        Raises:
+            InvalidRequest: an empty prompt, or a token id outside the vocabulary.
+            UserError: the scheduler's QueueFull, PromptTooLong and KVTooSmall.
+        """
+        self._check(token_ids, params)
+        room = max(self.max_model_len - len(token_ids), 1)
+        stops = frozenset(params.stop_token_ids)
+        self._scheduler.add(
+            Request(
+                handle=handle,
+                token_ids=token_ids,
+                params=params,
+                seed=int(self._seeds.integers(2**63)) if params.seed is None else params.seed,
+                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                priority=priority,
+                cache_salt=cache_salt,
+                stop_token_ids=stops if params.ignore_eos else stops | self.eos_token_ids,
+            )
+        )
+        self._live[handle] = Live(unseen=set(range(params.n)), running=params.n)
+        self._num_unseen += 1
+
+    def abort(self, handle: int) -> None:
+        """End a request now; its handle appears in no later output. Unknown handles are ignored."""
+        if self._forget(handle):
+            self._scheduler.abort(handle)
+
+    def step(self) -> EngineOutputs | None:
+        """Keep the pipeline full, then read its oldest step; None when there is nothing to do."""
+        started = time.perf_counter()
+        while len(self._in_flight) < self.loaded.depth:
+            plan = self._scheduler.plan()
+            if plan is None:
+                break
+            launched = time.perf_counter()
+            self._in_flight.append((plan, self._runner.launch(plan)))
+            self._device_s += time.perf_counter() - launched
+        if not self._in_flight:
+            return None
+        plan, pending = self._in_flight.popleft()
+        waiting = time.perf_counter()
+        result = pending.wait()
+        self._device_s += time.perf_counter() - waiting
+        outputs = self._read(plan, result)
+        self._steps += 1
+        self._tokens += int(plan.query_lens.sum())
+        self._step_s += time.perf_counter() - started
+        return outputs
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached block; False while requests run."""
+        return self._scheduler.reset_prefix_cache()
+
+    @property
+    def stats(self) -> EngineStats:
+        seen = self._scheduler.stats()
+        return EngineStats(
+            num_running=seen.num_running,
+            num_waiting=seen.num_waiting,
+            kv_blocks_total=seen.kv_blocks_total,
+            kv_blocks_used=seen.kv_blocks_used,
+            kv_waste_ratio=seen.kv_waste_ratio,
+            num_preemptions=seen.num_preemptions,
+            prefix_queries_tokens=seen.prefix_queries_tokens,
+            prefix_hits_tokens=seen.prefix_hits_tokens,
+            steps=self._steps,
+            step_seconds=self._step_s,
+            step_tokens=self._tokens,
+            python_seconds=self._step_s - self._device_s,
+        )
+
+    def _check(self, token_ids: list[int], params: SamplingParams) -> None:
+        if not token_ids:
+            raise InvalidRequest("The prompt is empty. Send at least one token.")
+        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            wrong = next(token for token in token_ids if not 0 <= token < self.vocab_size)
+            raise InvalidRequest(f"Token id {wrong} is outside the model's vocabulary of {self.vocab_size} tokens.")
+        if any(token >= self.vocab_size for token in params.logit_bias or {}):
+            raise InvalidRequest(
+                f"logit_bias names a token outside the model's vocabulary of {self.vocab_size} tokens."
+            )
+
+    def _read(self, plan: StepPlan, result: StepResult) -> EngineOutputs:
+        poisoned = np.flatnonzero(result.tokens == POISONED)
+        tokens = np.where(result.tokens == POISONED, 0, result.tokens) if len(poisoned) else result.tokens
+        seen = self._scheduler.update(plan, tokens)
+        outputs = EngineOutputs(
+            handles=seen.handles,
+            choices=seen.choices,
+            tokens=seen.tokens,
+            finish=seen.finish,
+            cached=self._first_outputs(seen) if self._num_unseen else np.full(len(seen.handles), -1, np.int32),
+            logprobs=[result.logprobs.get(slot) for slot in seen.slots.tolist()] if result.logprobs else [],
+            prompt_logprobs=self._new_prompt_logprobs(result) if result.prompt_logprobs else [],
+        )
+        if len(poisoned):
+            self._end_poisoned(outputs, np.isin(seen.slots, poisoned))
+        for index in np.flatnonzero(outputs.finish).tolist():
+            handle = int(outputs.handles[index])
+            live = self._live.get(handle)
+            if live is not None:
+                live.running -= 1
+                if not live.running:
+                    self._forget(handle)
+        return outputs
+
+    def _first_outputs(self, seen: StepOutputs) -> NDArray[np.int32]:
+        cached = np.full(len(seen.handles), -1, np.int32)
+        for index, (handle, choice) in enumerate(zip(seen.handles.tolist(), seen.choices.tolist(), strict=True)):
+            live = self._live.get(handle)
+            if live is not None and choice in live.unseen:
+                cached[index] = self._scheduler.cached_tokens(handle)
+                live.unseen.remove(choice)
+                self._num_unseen -= not live.unseen
+        return cached
+
+    def _new_prompt_logprobs(self, result: StepResult) -> list[PromptLogprobs]:
+        """Positions not sent yet: a preempted prompt computes them twice."""
+        news = []
+        for handle, start, positions in result.prompt_logprobs:
+            live = self._live.get(handle)
+            if live is None or start + len(positions) <= live.next_prompt_position:
+                continue
+            known = live.next_prompt_position - start
+            news.append(PromptLogprobs(handle, live.next_prompt_position, positions[known:]))
+            live.next_prompt_position = start + len(positions)
+        return news
+
+    def _end_poisoned(self, outputs: EngineOutputs, is_poisoned: NDArray[np.bool_]) -> None:
+        for handle in set(outputs.handles[is_poisoned].tolist()):
+            self.abort(handle)
+            outputs.errors[handle] = POISON_MESSAGE
+            entries = outputs.handles == handle
+            outputs.tokens[entries] = -1
+            outputs.finish[entries] = FinishReason.ERROR
+
+    def _forget(self, handle: int) -> bool:
+        live = self._live.pop(handle, None)
+        if live is not None:
+            self._num_unseen -= bool(live.unseen)
+        return live is not None

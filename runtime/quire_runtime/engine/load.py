@@ -1,0 +1,156 @@
+"""From a configuration to the parts of a ready engine, with the seconds each phase took."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from quire_api.errors import UserError
+from quire_kernels.batch import AttentionBatch
+from quire_runtime.config import EngineConfig
+from quire_runtime.execute.kvcache import KVCache
+from quire_runtime.execute.memory import MemoryPlan, plan_memory
+from quire_runtime.execute.rows import Rows
+from quire_runtime.execute.runner import Runner
+from quire_runtime.model.config import ModelConfig
+from quire_runtime.model.fingerprint import model_revision
+from quire_runtime.model.loader import load_weights
+from quire_runtime.model.registry import Model, build_model
+
+log = logging.getLogger(__name__)
+
+
+class NoSuchDevice(UserError):
+    """The configuration names a device this machine does not have."""
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds by phase of the start."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory and all that executes it."""
+
+    runner: Runner
+    model_config: ModelConfig
+    model_revision: str
+    memory: MemoryPlan
+    depth: int
+    startup_s: dict[str, float]
+
+
+def load(config: EngineConfig) -> Loaded:
+    """
+    Raises:
+        UserError: the model is missing, malformed, unsupported or too large; the device does not exist.
+    """
+    timings = Timings()
+    with timings.phase("fetch"):
+        directory = model_directory(config)
+        facts = ModelConfig.from_directory(directory)
+        revision = model_revision(directory)
+    device = pick_device(config)
+    dtype = pick_dtype(config, facts, device)
+    depth = 2 if (device.type == "cuda" if config.async_scheduling is None else config.async_scheduling) else 1
+    with timings.phase("weights"):
+        window = None if isinstance(config.max_model_len, str) else config.max_model_len
+        model = build_model(facts, dtype, device, window)
+        weights = load_weights(model, directory, load_format=config.load_format, seed=config.seed).nbytes
+    with timings.phase("memory"):
+        workspace = measure_workspace(config, facts, model, dtype, device)
+        memory = plan_memory(config, facts, dtype, device, weights, workspace)
+        log.info("%s", memory.table())
+        kv = KVCache(
+            facts.num_layers, memory.num_blocks, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device
+        )
+        tables = Rows(config.max_num_seqs, memory.max_model_len, config.block_size, device)
+        runner = Runner(model, kv, tables, facts.vocab_size, device, depth, graphs=not config.enforce_eager)
+    with timings.phase("warmup"):
+        runner.warm_up()
+    return Loaded(runner, facts, revision, memory, depth, timings.seconds)
+
+
+def model_directory(config: EngineConfig) -> Path:
+    """The local directory of the model; fetched first where the source is remote."""
+    if Path(config.model).is_dir():
+        return Path(config.model)
+    from quire_runtime.agent.fetch import fetch_model
+
+    cache = Path(config.download_dir) if config.download_dir else None
+    return fetch_model(config.model, revision=config.revision, cache_dir=cache)
+
+
+def pick_device(config: EngineConfig) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise NoSuchDevice(
+            "device is cuda, but this machine shows no CUDA GPU. Use device cpu or auto, or check the driver."
+        )
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if has_cuda and config.device != "cpu"
+        else torch.device("cpu")
+    )
+
+
+def pick_dtype(config: EngineConfig, facts: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` follows the checkpoint, but float32 runs as bfloat16 on a GPU and float16 as float32 on a CPU."""
+    name = config.dtype
+    if name == "auto":
+        unusual = {("cuda", "float32"): "bfloat16", ("cpu", "float16"): "float32"}
+        name = unusual.get((device.type, facts.dtype), facts.dtype)
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@torch.inference_mode()
+def measure_workspace(
+    config: EngineConfig, facts: ModelConfig, model: Model, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Bytes of activations at the largest step: measured on a GPU by running one, estimated on a CPU."""
+    tokens, draws = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
+    logits = 3 * draws * facts.vocab_size * 4
+    if device.type != "cuda":
+        widest = 2 * facts.hidden_size + facts.qkv_size + 3 * facts.intermediate_size
+        return tokens * widest * dtype.itemsize + logits
+    window = facts.max_position_embeddings if isinstance(config.max_model_len, str) else config.max_model_len
+    lengths = [window] * (tokens // window) + ([tokens % window] if tokens % window else [])
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    batch = AttentionBatch(
+        positions=positions,
+        slots=torch.zeros_like(positions),
+        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
+        block_tables=torch.zeros(len(lengths), -(-window // config.block_size), dtype=torch.int32, device=device),
+        num_decodes=0,
+        query_starts_cpu=starts,
+        seq_lens_cpu=lengths,
+        block_size=config.block_size,
+    )
+    kv = KVCache(facts.num_layers, 1, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    hidden = model.forward(torch.zeros_like(positions), kv.layers, batch)
+    model.compute_logits(hidden[:draws])
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return peak + logits

@@ -1,0 +1,233 @@
+"""The engine process: one loop that owns the device, two threads that carry messages.
+
+    python -m quire_runtime.engine.process DIRECTORY
+
+The parent writes the EngineConfig as one line of JSON on standard input and keeps the pipe open: when it closes, or the
+parent dies, this process ends. The sockets `to-engine` and `from-engine` lie in DIRECTORY.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+import uuid
+
+import msgspec
+import numpy as np
+import zmq
+
+from quire_api.errors import UserError
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    Drain,
+    EngineFailed,
+    EngineReady,
+    FromEngine,
+    Heartbeat,
+    RequestRejected,
+    Step,
+    ToEngine,
+)
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+HUNG_S = 120.0
+"""A loop that has not turned for so long has its stacks written to standard error."""
+REJECTION_CODES = {
+    "QueueFull": "queue_full",
+    "PromptTooLong": "context_length_exceeded",
+    "KVTooSmall": "kv_cache_too_small",
+}
+
+
+class Carrier:
+    """The sockets, each with a thread of its own, so that packing and sending overlap with the device's work."""
+
+    def __init__(self, directory: str) -> None:
+        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
+        self._context = zmq.Context()
+        self._directory = directory
+        self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
+        self._sender.start()
+        threading.Thread(target=self._receive, name="receiver", daemon=True).start()
+
+    def post(self, message: FromEngine) -> None:
+        self._outbox.put(message)
+
+    def close(self) -> None:
+        """Send what is posted, then end."""
+        self._outbox.put(None)
+        self._sender.join(timeout=5)
+
+    def _send(self) -> None:
+        socket = self._connect(zmq.PUSH, "from-engine")
+        encoder = msgspec.msgpack.Encoder()
+        while (message := self._outbox.get()) is not None:
+            socket.send(encoder.encode(message))
+        socket.close(linger=2000)
+
+    def _receive(self) -> None:
+        socket = self._connect(zmq.PULL, "to-engine")
+        decoder = msgspec.msgpack.Decoder(ToEngine)
+        while True:
+            self.inbox.put(decoder.decode(socket.recv()))
+
+    def _connect(self, kind: int, name: str) -> "zmq.Socket[bytes]":
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.set_hwm(0)
+        socket.connect(f"ipc://{self._directory}/{name}")
+        return socket
+
+
+class Loop:
+    """Drains the inbox, steps the engine, posts one message per step; a heartbeat while idle."""
+
+    def __init__(self, engine: "Engine", carrier: Carrier) -> None:  # noqa: F821
+        self._engine = engine
+        self._carrier = carrier
+        self._is_draining = False
+        self._sequence = 0
+        self._last_post = 0.0
+        self._guarded_at = 0.0
+
+    def run(self) -> None:
+        while True:
+            self._guard()
+            self._drain_inbox(wait=not self._engine.has_work)
+            outputs = self._engine.step()
+            if outputs is not None and (len(outputs.handles) or outputs.prompt_logprobs):
+                self._sequence += 1
+                self._post(
+                    Step(
+                        sequence=self._sequence,
+                        handles=outputs.handles.astype("<i8", copy=False).tobytes(),
+                        choices=outputs.choices.astype("<i4", copy=False).tobytes(),
+                        tokens=outputs.tokens.astype("<i4", copy=False).tobytes(),
+                        finish=outputs.finish.astype("u1", copy=False).tobytes(),
+                        cached=outputs.cached.astype("<i4", copy=False).tobytes(),
+                        logprobs=outputs.logprobs,
+                        prompt_logprobs=outputs.prompt_logprobs,
+                        stats=self._engine.stats,
+                        errors=outputs.errors,
+                    )
+                )
+            elif time.monotonic() - self._last_post >= HEARTBEAT_S:
+                self._post(Heartbeat(time.monotonic(), self._engine.stats))
+
+    def _post(self, message: FromEngine) -> None:
+        self._last_post = time.monotonic()
+        self._carrier.post(message)
+
+    def _drain_inbox(self, wait: bool) -> None:
+        with contextlib.suppress(queue.Empty):
+            if wait:
+                self._take(self._carrier.inbox.get(timeout=HEARTBEAT_S))
+            while True:
+                self._take(self._carrier.inbox.get_nowait())
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case AddRequest():
+                self._add(message)
+            case AbortRequests(handles=handles):
+                for handle in handles:
+                    self._engine.abort(handle)
+            case Drain():
+                self._is_draining = True
+
+    def _add(self, message: AddRequest) -> None:
+        if self._is_draining:
+            self._reject(message.handle, "draining", "This engine is shutting down. Send the request again.")
+            return
+        try:
+            token_ids = np.frombuffer(message.token_ids, "<u4").tolist()
+            self._engine.add(message.handle, token_ids, message.params, message.priority, message.cache_salt)
+        except UserError as error:
+            self._reject(message.handle, REJECTION_CODES.get(type(error).__name__, "invalid"), str(error))
+
+    def _reject(self, handle: int, code: str, reason: str) -> None:
+        self._post(RequestRejected(handle, code, reason))
+
+    def _guard(self) -> None:
+        """Have the stacks written if the loop does not come here again in time; needs no interpreter lock."""
+        now = time.monotonic()
+        if now - self._guarded_at > HUNG_S / 8:
+            self._guarded_at = now
+            faulthandler.dump_traceback_later(HUNG_S, repeat=True)
+
+
+def follow_parent() -> None:
+    """End this process when its parent closes our standard input or dies."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            readable, _, _ = select.select([0], [], [], 1.0)
+            if readable and not os.read(0, 4096):
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def read_config() -> EngineConfig:
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)
+        if not piece:
+            sys.exit(0)
+        line += piece
+    return EngineConfig.model_validate_json(line)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    config = read_config()
+    follow_parent()
+    carrier = Carrier(sys.argv[1])
+    try:
+        started = time.perf_counter()
+        from quire_runtime.engine.engine import Engine
+
+        imported = time.perf_counter()
+        engine = Engine(config)
+        loaded = engine.loaded
+        carrier.post(
+            EngineReady(
+                model_revision=loaded.model_revision,
+                block_size=config.block_size,
+                num_blocks=loaded.memory.num_blocks,
+                max_model_len=engine.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                epoch=uuid.uuid4().hex,
+                startup_s={"import": imported - started, **loaded.startup_s, "total": time.perf_counter() - started},
+            )
+        )
+        gc.collect()
+        gc.freeze()
+        Loop(engine, carrier).run()
+    except UserError as error:
+        carrier.post(EngineFailed(str(error), is_user_error=True))
+    except Exception as error:
+        log.exception("the engine stopped")
+        carrier.post(EngineFailed(f"The engine stopped: {type(error).__name__}: {error}", is_user_error=False))
+    carrier.close()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

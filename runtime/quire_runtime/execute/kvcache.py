@@ -1,0 +1,32 @@
+"""The tensors of the paged KV cache."""
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """One allocation [layers, 2, num_blocks, kv_heads, block_size, head_dim]; `layers[i]` is layer i's (keys, values)."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.num_blocks = num_blocks
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.data]
+
+    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy whole blocks in every layer; int32 [k] each."""
+        self.data.index_copy_(2, targets.long(), self.data.index_select(2, sources))
+
+
+def block_bytes(num_layers: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers, keys and values."""
+    return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize

@@ -1,0 +1,155 @@
+"""Carries out step plans: writes the rows, builds the inputs, runs the model, draws tokens, sends them home."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire_kernels.batch import AttentionBatch
+from quire_runtime.execute.graphs import DecodeGraphs
+from quire_runtime.execute.inputs import decode_inputs, mixed_inputs
+from quire_runtime.execute.kvcache import KVCache
+from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
+from quire_runtime.execute.output import OutputCopy, PendingStep
+from quire_runtime.execute.rows import Rows, Wants
+from quire_runtime.execute.sampler import Draws, Sampler
+from quire_runtime.execute.staging import Staging
+from quire_runtime.scheduler.plan import StepPlan
+
+PROMPT_LOGPROB_POSITIONS = 512
+"""Prompt positions whose logits are computed at once: bounds the memory of [positions, vocabulary] in float32."""
+
+
+class Model(Protocol):
+    """What the runner asks of a model; quire_runtime.model builds them."""
+
+    def forward(self, token_ids: Tensor, kv: list[tuple[Tensor, Tensor]], batch: AttentionBatch) -> Tensor: ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Runner:
+    """Owns the device: the rows, the KV cache and the model.
+
+    `launch` returns as soon as the work is queued; on a CPU that is when it is done. At most `depth` launched steps may
+    be unread.
+    """
+
+    def __init__(
+        self, model: Model, kv: KVCache, tables: Rows, vocab_size: int, device: torch.device, depth: int, graphs: bool
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.tables = tables
+        self.device = device
+        self._staging = Staging(device, depth + 1)
+        self._output = OutputCopy(device)
+        self._sampler = Sampler(tables, vocab_size)
+        self._graphs: DecodeGraphs | None = None
+        if graphs and device.type == "cuda":
+            self._graphs = DecodeGraphs(
+                self._decode, tables.spare, tables.width - 1, tables.max_blocks, tables.spare, device
+            )
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Queue one step on the device; never waits for it."""
+        starts = np.zeros(len(plan.rows) + 1, np.int32)
+        np.cumsum(plan.query_lens, out=starts[1:])
+        draw_slots = np.flatnonzero(plan.samples)
+        draw_positions = (plan.context_lens + plan.query_lens)[draw_slots]
+        draw_rows = plan.rows[draw_slots]
+        rows, contexts, lens, query_starts, last, drawn_rows, positions, *writes = self._staging.send(
+            [
+                plan.rows,
+                plan.context_lens,
+                plan.query_lens,
+                starts,
+                starts[1:][draw_slots] - 1,
+                draw_rows,
+                draw_positions,
+                plan.table_rows * self.tables.max_blocks + plan.table_columns,
+                plan.table_blocks,
+                plan.copy_sources,
+                plan.copy_targets,
+                *self.tables.admit(plan.admissions),
+            ]
+        )
+        self._write(writes)
+        all_draw = len(draw_slots) == len(plan.rows)
+        if len(plan.rows) == plan.num_decodes and all_draw:
+            logits = self._decode_step(plan, rows, contexts)
+            prompt: list[tuple[int, int, PositionLogprobs]] = []
+        else:
+            seq_lens = (plan.context_lens + plan.query_lens).tolist()
+            token_ids, batch = mixed_inputs(
+                self.tables, rows, contexts, lens, query_starts, starts.tolist(), seq_lens, plan.num_decodes
+            )
+            hidden = self.model.forward(token_ids, self.kv.layers, batch)
+            prompt = self._prompt_logprobs(plan, starts, hidden)
+            logits = self.model.compute_logits(hidden[last]) if len(draw_slots) else None
+        if logits is None:
+            tokens, logprobs = torch.empty(0, dtype=torch.int32, device=self.device), None
+        else:
+            tokens, logprobs = self._sampler.draw(logits, Draws(draw_rows, draw_positions, drawn_rows, positions))
+        tensors = [tokens]
+        for asked in (logprobs, *(chunk for _, _, chunk in prompt)):
+            if asked is not None:
+                tensors += asked.tensors
+        return PendingStep(len(plan.rows), draw_slots, logprobs, prompt, self._output.start(tensors))
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run one decode and one short prefill on the spare row, so that the first request finds kernels compiled."""
+        spare = torch.full((1,), self.tables.spare, dtype=torch.int32, device=self.device)
+        zero = torch.zeros_like(spare)
+        self._decode(spare, zero, [1], 1)
+        length = min(16, self.tables.width - 1)
+        lens = torch.full_like(spare, length)
+        starts = torch.cat((zero, lens))
+        token_ids, batch = mixed_inputs(self.tables, spare, zero, lens, starts, [0, length], [length], 0)
+        self.model.forward(token_ids, self.kv.layers, batch)
+        if self._graphs is not None:
+            for size in self._graphs.sizes[:4]:
+                self._graphs.capture(size)
+
+    def _write(self, writes: list[Tensor]) -> None:
+        table_places, table_blocks, copy_sources, copy_targets, param_rows, params, token_places, tokens = writes
+        self.tables.write(param_rows, params, token_places, tokens)
+        self.tables.write_blocks(table_places, table_blocks)
+        if len(copy_sources):
+            self.kv.copy_blocks(copy_sources, copy_targets)
+
+    def _decode_step(self, plan: StepPlan, rows: Tensor, contexts: Tensor) -> Tensor:
+        if self._graphs is not None:
+            logits = self._graphs.run(rows, contexts)
+            if logits is not None:
+                return logits
+        seq_lens = (plan.context_lens + 1).tolist()
+        return self._decode(rows, contexts, seq_lens, -(-max(seq_lens) // self.tables.block_size))
+
+    def _decode(self, rows: Tensor, contexts: Tensor, seq_lens: list[int], num_columns: int) -> Tensor:
+        token_ids, batch = decode_inputs(self.tables, rows, contexts, seq_lens, num_columns)
+        return self.model.compute_logits(self.model.forward(token_ids, self.kv.layers, batch))
+
+    def _prompt_logprobs(
+        self, plan: StepPlan, starts: NDArray[np.int32], hidden: Tensor
+    ) -> list[tuple[int, int, PositionLogprobs]]:
+        """Of each chunk whose request asks: position p's hidden state judges prompt token p + 1."""
+        chunks = []
+        for slot in np.flatnonzero(self.tables.wants[plan.rows] & Wants.PROMPT_LOGPROBS).tolist():
+            row, context = int(plan.rows[slot]), int(plan.context_lens[slot])
+            request = self.tables.requests[row]
+            assert request is not None
+            count = min(int(plan.query_lens[slot]), int(self.tables.prompt_lens[row]) - 1 - context)
+            for done in range(0, max(count, 0), PROMPT_LOGPROB_POSITIONS):
+                size = min(PROMPT_LOGPROB_POSITIONS, count - done)
+                first = int(starts[slot]) + done
+                logits = self.model.compute_logits(hidden[first : first + size]).float()
+                begin = context + done + 1
+                targets = self.tables.tokens[row, begin : begin + size]
+                wanted = [request.params.prompt_logprobs or 0] * size
+                chunks.append((request.handle, begin, top_logprobs(logits, targets, np.arange(size), wanted)))
+        return chunks
