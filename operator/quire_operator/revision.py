@@ -15,6 +15,6 @@ def revision_of(deployment: LLMDeployment) -> str:
     """
     spec = deployment.spec.model_dump(by_alias=True, exclude_none=True)
     built_from = {field: spec.get(field) for field in ("model", "engine", "resources", "podTemplate", "experimental")}
-    built_from["servedNames"] = deployment.served_names
+    built_from["model"] = {**spec["model"], "servedNames": deployment.served_names}
     text = json.dumps(built_from, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:REVISION_LENGTH]
