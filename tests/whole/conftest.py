@@ -1,0 +1,124 @@
+"""The whole path as a user meets it: `quire up` on a resource file, two engine processes, the gateway, real sockets."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+MODEL = Path(__file__).parents[2] / "models" / "quire-tiny"
+NAME = "quire-tiny"
+DEADLINE_S = 240.0
+
+RESOURCE = """\
+apiVersion: quire.dev/v1alpha1
+kind: LLMDeployment
+metadata:
+  name: {name}
+spec:
+  model:
+    source: file://{model}
+  engine:
+    device: cpu
+    dtype: float32
+    extraArgs: ["--max-num-seqs", "32", "--num-gpu-blocks-override", "1024"]
+  replicas: 2
+"""
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running `quire up`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    resource: Path
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120.0)
+
+    def routable(self) -> list[str]:
+        """Ids of the replicas that the gateway routes to."""
+        try:
+            report = httpx.get(f"{self.url}/internal/v1/replicas", timeout=10.0)
+        except httpx.HTTPError:
+            return []
+        if not report.is_success:
+            return []
+        return [replica["replica"] for replica in report.json()["replicas"] if replica["is_routable"]]
+
+    def engines(self) -> list[psutil.Process]:
+        """The `quire serve` processes that answer for a replica, oldest first."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            command = child.cmdline()
+            if "serve" in command:
+                found.append(child)
+        return sorted(found, key=lambda child: child.create_time())
+
+    def wait_routable(self, count: int) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while len(self.routable()) != count:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"{self.routable()}\n{self.log.read_text()}"
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    resource = folder / "resource.yaml"
+    resource.write_text(RESOURCE.format(name=NAME, model=MODEL))
+    port = free_port()
+    log = folder / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "quire",
+                "up",
+                str(resource),
+                "--port",
+                str(port),
+                "--state-dir",
+                str(folder / "state"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+    running = Up(process, f"http://127.0.0.1:{port}", log, resource)
+    try:
+        running.wait_routable(2)
+        yield running
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0, log.read_text()
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def client(up: Up) -> openai.OpenAI:
+    return up.client()
