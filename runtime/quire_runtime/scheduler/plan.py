@@ -65,6 +65,7 @@ class StepOutputs:
 
     handles int64 [m], choices int32 [m], tokens int32 [m] (-1: ended without a token), finish uint8 [m] (FinishReason),
     slots int32 [m]: the batch slot in the plan, where logprobs are to be found (-1: none).
+    cached int32 [m]: prompt tokens that the request found in the prefix cache when it first ran.
     """
 
     handles: NDArray[np.int64]
@@ -72,3 +73,4 @@ class StepOutputs:
     tokens: Ints
     finish: NDArray[np.uint8]
     slots: Ints
+    cached: Ints

@@ -1,0 +1,151 @@
+"""Which block holds which prefix: keys from `quire_api.blocks`, verified against the tokens."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire_api.blocks import block_key
+from quire_runtime.kv.pool import BlockPool, Ints
+
+
+class PrefixListener(Protocol):
+    """Hears what the index holds, for those who route by it."""
+
+    def stored(self, key: bytes, parent: bytes, tokens: Ints) -> None: ...
+
+    def removed(self, key: bytes) -> None: ...
+
+    def cleared(self) -> None: ...
+
+
+class PrefixChain:
+    """The keys of one sequence's full blocks, each computed once, and how far they stand in the index.
+
+    identities[i] names the very prefix (not merely its key) under which block i is known; `len(identities)` blocks
+    are registered.
+    """
+
+    __slots__ = ("identities", "keys", "root")
+
+    def __init__(self, root: bytes) -> None:
+        self.root = root
+        self.keys: list[bytes] = []
+        self.identities: list[int] = []
+
+    def fork(self, num_blocks: int) -> "PrefixChain":
+        """A chain that has the first `num_blocks` blocks in common with this one, or as many as are registered."""
+        twin = PrefixChain(self.root)
+        twin.identities = self.identities[:num_blocks]
+        twin.keys = self.keys[: len(twin.identities)]
+        return twin
+
+    def key(self, i: int, contents: Ints) -> bytes:
+        """Key of block `i` (at most one beyond those known); contents int32 [blocks, block_size] of the sequence."""
+        if i == len(self.keys):
+            self.keys.append(block_key(self.parent_key(i), contents[i].tolist()))
+        return self.keys[i]
+
+    def parent_key(self, i: int) -> bytes:
+        return self.keys[i - 1] if i else self.root
+
+    def parent_identity(self, i: int) -> int:
+        return self.identities[i - 1] if i else _root_identity(self.root)
+
+
+class PrefixIndex:
+    """Key -> block, for blocks whose contents are valid or will be before anyone can read them.
+
+    A key only says where to look: a hit counts if the block's own tokens are equal and its parent is the very prefix
+    matched before, so that colliding keys never return foreign contents. Two sequences that compute the same block
+    keep one copy each (block tables stay append-only); the first one is the copy the index knows.
+
+    Invariant: a block has at most one entry; eviction by the pool removes it.
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int, listener: PrefixListener | None = None) -> None:
+        self._pool = pool
+        self._listener = listener
+        self._blocks: dict[bytes, int] = {}
+        self._keys: list[bytes | None] = [None] * pool.num_blocks
+        self._tokens = np.zeros((pool.num_blocks, block_size), np.int32)
+        self._identity: NDArray[np.int64] = np.zeros(pool.num_blocks, np.int64)
+        self._parent: NDArray[np.int64] = np.zeros(pool.num_blocks, np.int64)
+        self._last_identity = 0
+        pool.on_evict = self._evicted
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def lookup(self, chain: PrefixChain, contents: Ints) -> Ints:
+        """Blocks that hold the longest known prefix of `contents` (int32 [full blocks, block_size]).
+
+        The chain's identities become those of the prefix found. Nothing is held: share the blocks before taking any.
+        """
+        found: list[int] = []
+        for i in range(len(contents)):
+            block = self._blocks.get(chain.key(i, contents))
+            if block is None:
+                break
+            found.append(block)
+        blocks = np.array(found, np.int32)
+        identities = self._identity[blocks]
+        parents = np.concatenate(([_root_identity(chain.root)], identities[:-1]))
+        is_same = (self._tokens[blocks] == contents[: len(blocks)]).all(axis=1)
+        is_same &= self._parent[blocks] == parents[: len(blocks)]
+        length = len(blocks) if is_same.all() else int(is_same.argmin())
+        chain.identities = identities[:length].tolist()
+        return blocks[:length]
+
+    def register(self, chain: PrefixChain, blocks: Ints, contents: Ints) -> None:
+        """Make the sequence's next full blocks findable.
+
+        blocks int32 [n], contents int32 [n, block_size]: all full blocks of the sequence so far, registered ones
+        included; the blocks from `len(chain.identities)` on must be held.
+        """
+        for i in range(len(chain.identities), len(blocks)):
+            key, parent, tokens = chain.key(i, contents), chain.parent_identity(i), contents[i]
+            known = self._blocks.get(key)
+            if known is not None:
+                if self._parent[known] == parent and np.array_equal(self._tokens[known], tokens):
+                    chain.identities.append(int(self._identity[known]))
+                    continue
+                self._remove(known)
+                self._pool.drop(known)
+            block = int(blocks[i])
+            self._last_identity += 1
+            self._blocks[key] = block
+            self._keys[block] = key
+            self._tokens[block] = tokens
+            self._identity[block] = self._last_identity
+            self._parent[block] = parent
+            self._pool.keep(block)
+            chain.identities.append(self._last_identity)
+            if self._listener is not None:
+                self._listener.stored(key, chain.parent_key(i), tokens)
+
+    def clear(self) -> None:
+        """Forget every prefix; cached blocks become free. Held blocks stay with their sequences."""
+        for block in self._blocks.values():
+            self._keys[block] = None
+            self._pool.drop(block)
+        self._blocks.clear()
+        if self._listener is not None:
+            self._listener.cleared()
+
+    def _evicted(self, blocks: Ints) -> None:
+        for block in blocks.tolist():
+            self._remove(block)
+
+    def _remove(self, block: int) -> None:
+        key = self._keys[block]
+        assert key is not None
+        self._keys[block] = None
+        del self._blocks[key]
+        if self._listener is not None:
+            self._listener.removed(key)
+
+
+def _root_identity(root: bytes) -> int:
+    """Negative, so that it never meets the identity of a block."""
+    return -1 - (int.from_bytes(root[:8], "little") >> 1)

@@ -1,0 +1,23 @@
+"""How one step's tokens are divided."""
+
+import numpy as np
+
+from quire_runtime.scheduler.plan import Ints
+
+
+def share_budget(pending: Ints, budget: int, longest: int) -> Ints:
+    """Query tokens for each running sequence, in the order of service.
+
+    Sequences that need one token come first: a prefill takes what the decodes leave, so that it delays nobody's next
+    token. Prefills then take as much as they can, each at most `longest` (0: no limit), in the order given.
+
+    pending int32 [n]: tokens each sequence could compute now, >= 1. Returns int32 [n]; the sum is at most `budget`.
+    """
+    if len(pending) <= budget and (pending == 1).all():
+        return np.ones_like(pending)
+    wanted = np.minimum(pending, longest) if longest else pending
+    order = np.argsort(pending > 1, kind="stable")
+    before = np.cumsum(wanted[order], dtype=np.int64) - wanted[order]
+    queries = np.empty_like(pending)
+    queries[order] = np.clip(budget - before, 0, wanted[order])
+    return queries

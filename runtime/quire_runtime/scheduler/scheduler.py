@@ -1,0 +1,386 @@
+"""Who runs next: continuous batching within one budget of tokens, on plain integers."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire_runtime.kv.prefix import PrefixListener
+from quire_runtime.kv.tables import BlockTables
+from quire_runtime.scheduler.budget import share_budget
+from quire_runtime.scheduler.config import SchedulerConfig
+from quire_runtime.scheduler.draft import StepDraft
+from quire_runtime.scheduler.errors import Draining, EmptyPrompt, KVTooSmall, PromptTooLong, QueueFull
+from quire_runtime.scheduler.plan import Admission, Ints, StepOutputs, StepPlan
+from quire_runtime.scheduler.request import FinishReason, Request
+from quire_runtime.scheduler.rows import RunningRows
+from quire_runtime.scheduler.sequence import Family, Sequence, first_rank
+from quire_runtime.scheduler.waiting import WaitingQueue
+
+__all__ = [
+    "Draining",
+    "EmptyPrompt",
+    "KVTooSmall",
+    "PromptTooLong",
+    "QueueFull",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """running, waiting: sequences. used_blocks: held ones. waste_ratio: slots allocated but unused / allocated.
+
+    preemptions, prefix_query_tokens (prompt tokens looked up) and prefix_hit_tokens (those found) only grow.
+    """
+
+    running: int
+    waiting: int
+    used_blocks: int
+    total_blocks: int
+    waste_ratio: float
+    preemptions: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A planned step whose tokens are not known yet, and who owned its rows."""
+
+    plan: StepPlan
+    epochs: NDArray[np.int64]
+
+
+class Scheduler:
+    """Turns requests into steps, and the tokens of steps into answers.
+
+    Each step serves running sequences first, then waiting ones, by rank (priority, arrival, choice). A prompt is
+    computed in chunks as the budget allows, beside the decodes of others. When blocks run out, the running sequence of
+    the highest rank gives up its row and blocks and waits to be computed anew; what steps in flight draw for it is
+    dropped and drawn again, the same, for noise depends only on seed, choice and position. A waiting sequence is
+    admitted only if all its known tokens fit beside one more block for every running sequence, unless nothing runs.
+
+    `plan` may be called again before `update` of the plan before it (any depth; updates come in the order of plans).
+    Rows and blocks of an ended sequence are reused at once: the device carries steps out in order, and results that a
+    step in flight brings for a former owner of a row are ignored.
+
+    model_revision: first field of every prefix key.
+    """
+
+    def __init__(self, config: SchedulerConfig, model_revision: str, listener: PrefixListener | None = None) -> None:
+        self.config = config
+        self._rows = RunningRows(config.max_num_seqs, config.max_model_len)
+        self._tables = BlockTables(
+            config.max_num_seqs,
+            config.max_model_len,
+            config.block_size,
+            config.num_blocks,
+            model_revision,
+            enable_prefix_caching=config.enable_prefix_caching,
+            listener=listener,
+        )
+        self._waiting = WaitingQueue()
+        self._families: dict[int, Family] = {}
+        self._unspawned: dict[int, Family] = {}
+        self._flights: deque[_Flight] = deque()
+        self._num_queued = 0
+        self._arrivals = 0
+        self._is_draining = False
+        self._preemptions = 0
+        self._prefix_query_tokens = 0
+        self._prefix_hit_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is alive or a step in flight."""
+        return bool(self._families or self._flights)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            Draining, QueueFull, EmptyPrompt, PromptTooLong, KVTooSmall: it is refused; nothing changed.
+            ValueError: a live request has the same handle.
+        """
+        if request.handle in self._families:
+            raise ValueError(f"handle {request.handle} is in use")
+        end = self._check(request)
+        family = Family(request, end)
+        rank = first_rank(request.priority, self._arrivals)
+        tokens = np.array(request.token_ids, np.int32)
+        for choice in range(request.params.n):
+            chain = self._tables.chain(request.cache_salt)
+            family.sequences[choice] = Sequence(family, choice, rank + choice, tokens, chain)
+        self._arrivals += 1
+        self._num_queued += 1
+        self._families[request.handle] = family
+        self._waiting.push(family.sequences[0])
+
+    def abort(self, handle: int, choice: int | None = None) -> list[int]:
+        """End a request, or one choice of it, wherever it stands; steps in flight no longer count for it.
+
+        Returns the choices ended by this call, which no later `update` mentions: empty if there are none.
+        """
+        family = self._families.get(handle)
+        if family is None:
+            return []
+        ended = [sequence for sequence in family.sequences.values() if choice in (None, sequence.choice)]
+        for sequence in ended:
+            if sequence.row >= 0:
+                self._vacate(sequence.row)
+            elif sequence.is_waiting:
+                self._waiting.discard(sequence)
+            self._forget(sequence)
+        if family.sequences and 0 not in family.sequences:
+            self._spawn(family)
+        return [sequence.choice for sequence in ended]
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those taken are finished."""
+        self._is_draining = True
+
+    def clear_prefix_cache(self) -> None:
+        """Forget every cached prefix; running sequences keep their blocks."""
+        if self._tables.index is not None:
+            self._tables.index.clear()
+
+    def cached_tokens(self, handle: int) -> int:
+        """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that.
+
+        Raises:
+            KeyError: no live request has this handle.
+        """
+        return self._families[handle].cached_tokens
+
+    def stats(self) -> SchedulerStats:
+        rows, pool = self._rows, self._tables.pool
+        return SchedulerStats(
+            running=len(rows.order),
+            waiting=len(self._waiting),
+            used_blocks=pool.num_held,
+            total_blocks=pool.num_blocks - 1,
+            waste_ratio=self._tables.waste_ratio(rows.order, rows.computed[rows.order]),
+            preemptions=self._preemptions,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+        )
+
+    def plan(self) -> StepPlan | None:
+        """The next step; None if no sequence can run before an earlier step's tokens are known."""
+        state = self._rows
+        rows, queries, missing, is_short = self._serve_running()
+        contexts = state.computed[rows]
+        writes = self._tables.extend(rows, missing)
+        self._register(rows, contexts + queries)
+        draft = StepDraft(rows, contexts, queries, writes)
+        if self._waiting and not is_short:
+            self._admit(draft, self.config.max_num_batched_tokens - int(queries.sum()))
+        draft.close()
+        rows = draft.rows
+        if len(rows) == 0:
+            return None
+        computed = draft.contexts + draft.queries
+        samples = computed == state.known[rows]
+        state.computed[rows] = computed
+        state.known[rows] += samples
+        for family in list(self._unspawned.values()):
+            if state.computed[family.sequences[0].row] >= family.prompt_len:
+                self._spawn(family)
+        plan = draft.plan(samples)
+        self._flights.append(_Flight(plan, state.epoch[rows]))
+        return plan
+
+    def update(self, plan: StepPlan, tokens: Ints) -> StepOutputs:
+        """Take a step's tokens in: int32 [n], read where `plan.samples`; a negative one ends its choice with ERROR.
+
+        Raises:
+            ValueError: `plan` is not the oldest one without an update.
+        """
+        if not self._flights or self._flights[0].plan is not plan:
+            raise ValueError("updates must come in the order of the plans, one for each")
+        flight, state = self._flights.popleft(), self._rows
+        slots = (plan.samples & (state.epoch[plan.rows] == flight.epochs)).nonzero()[0]
+        rows, drawn = plan.rows[slots], tokens[slots]
+        state.receive(rows, drawn)
+        finish = np.zeros(len(rows), np.uint8)
+        finish[state.received[rows] >= state.end[rows]] = FinishReason.LENGTH
+        finish[state.is_stop(rows, drawn)] = FinishReason.STOP
+        failed = drawn < 0
+        if failed.any():
+            finish[failed] = FinishReason.ERROR
+            state.received[rows[failed]] -= 1
+        outputs = StepOutputs(
+            handles=state.handle[rows],
+            choices=state.choice[rows],
+            tokens=np.maximum(drawn, -1),
+            finish=finish,
+            slots=slots.astype(np.int32),
+            cached=state.cached[rows],
+        )
+        for i in finish.nonzero()[0]:
+            self._forget(self._vacate(int(rows[i])))
+        return outputs
+
+    def _check(self, request: Request) -> int:
+        config, length = self.config, len(request.token_ids)
+        if self._is_draining:
+            raise Draining("The engine is shutting down and takes no new requests; send it to another replica.")
+        if length == 0:
+            raise EmptyPrompt("The prompt has no tokens; send at least one.")
+        if length >= config.max_model_len:
+            raise PromptTooLong(
+                f"The prompt has {length} tokens, but prompt and answer together may have at most "
+                f"{config.max_model_len}. Shorten the prompt."
+            )
+        end = min(length + request.max_tokens, config.max_model_len)
+        needed, available = self._tables.blocks_for(end - 1), config.num_blocks - 1
+        if needed > available:
+            raise KVTooSmall(
+                f"{length} prompt tokens and up to {end - length} more need {needed} KV-cache blocks of "
+                f"{config.block_size} tokens, but the engine has {available}. Lower max_tokens, shorten the prompt, or "
+                "give the KV cache more memory."
+            )
+        if config.max_num_queued_reqs is not None and self._num_queued >= config.max_num_queued_reqs:
+            raise QueueFull(f"{self._num_queued} requests are waiting, as many as may; try again later.")
+        return end
+
+    def _serve_running(self) -> tuple[Ints, Ints, Ints, bool]:
+        """Who of the running sequences computes how much, preempting until it fits.
+
+        Returns rows, query lengths, blocks they lack, and whether blocks were short.
+        """
+        state, config, is_short = self._rows, self.config, False
+        while True:
+            is_unfinished = state.known[state.order] < state.end[state.order]
+            rows = state.order[is_unfinished]
+            computed = state.computed[rows]
+            pending = state.known[rows] - computed
+            queries = share_budget(pending, config.max_num_batched_tokens, config.long_prefill_token_threshold)
+            missing = self._tables.missing(rows, computed + queries)
+            available = self._tables.pool.num_available
+            if int(missing.sum()) > available:
+                is_short = True
+                if len(rows) == len(state.order):
+                    self._preempt(int(rows[-1]))
+                    continue
+                # Somebody ends with a step in flight: who lacks blocks waits for theirs.
+                queries[(missing > 0) & (np.cumsum(missing) > available)] = 0
+            is_served = queries > 0
+            if is_served.all():
+                return rows, queries, missing, is_short
+            return rows[is_served], queries[is_served], missing[is_served], is_short
+
+    def _preempt(self, row: int) -> None:
+        self._preemptions += 1
+        self._waiting.push(self._vacate(row))
+
+    def _admit(self, draft: StepDraft, budget: int) -> None:
+        """Give waiting sequences rows and what is left of the budget, in order, until one does not fit."""
+        state, tables = self._rows, self._tables
+        promised = int(tables.missing(state.order, state.known[state.order]).sum()) + len(state.order)
+        while budget and self._waiting and state.num_unused:
+            sequence = self._waiting.first()
+            length = len(sequence.tokens)
+            source = self._fork_source(sequence)
+            if source is None:
+                hits = self._lookup(sequence)
+                context = len(hits) * tables.block_size
+                cost = tables.blocks_for(length) - int(np.count_nonzero(tables.pool.ref_counts[hits]))
+            else:
+                context, cost = length - 1, 1
+            if len(state.order) and cost + promised + 1 > tables.pool.num_available:
+                return
+            self._waiting.discard(sequence)
+            self._count_first_run(sequence, context if source is None else 0)
+            row = state.put(sequence, context)
+            if source is None:
+                tables.adopt(row, hits)
+            else:
+                self._fork(source, sequence, context, draft)
+            query = min(length - context, budget, self.config.long_prefill_token_threshold or budget)
+            rows, reach = np.array([row], np.int32), np.array([context + query], np.int32)
+            tables.extend(rows, tables.missing(rows, reach))
+            self._register(rows, reach)
+            request = sequence.family.request
+            known = request.token_ids if length == sequence.family.prompt_len else sequence.tokens.tolist()
+            admission = Admission(row, request, sequence.choice, known, sequence.family.prompt_len)
+            draft.admit(admission, context, query, tables.entries(row))
+            promised += tables.blocks_for(length) - int(tables.held[row]) + 1
+            budget -= query
+            if not sequence.family.is_spawned:
+                self._unspawned[request.handle] = sequence.family
+
+    def _lookup(self, sequence: Sequence) -> Ints:
+        if sequence.choice == 0 and sequence.family.request.params.prompt_logprobs is not None:
+            sequence.chain.identities.clear()
+            return self._tables.lookup(sequence.chain, sequence.tokens[:0])
+        return self._tables.lookup(sequence.chain, sequence.tokens)
+
+    def _count_first_run(self, sequence: Sequence, hit_tokens: int) -> None:
+        family = sequence.family
+        if family.is_queued:
+            family.is_queued = False
+            family.cached_tokens = hit_tokens
+            self._num_queued -= 1
+            self._prefix_query_tokens += family.prompt_len
+            self._prefix_hit_tokens += hit_tokens
+
+    def _fork_source(self, sequence: Sequence) -> Sequence | None:
+        """A running sibling whose prompt earlier steps have computed, for a sequence that has no output yet."""
+        if sequence.choice == 0 or len(sequence.tokens) > sequence.family.prompt_len:
+            return None
+        for sibling in sequence.family.sequences.values():
+            if sibling.row >= 0 and self._rows.computed[sibling.row] >= sequence.family.prompt_len:
+                return sibling
+        return None
+
+    def _fork(self, source: Sequence, sequence: Sequence, context: int, draft: StepDraft) -> None:
+        sequence.chain = self._tables.fork(source.row, sequence.row, context, source.chain)
+        if context % self.config.block_size:
+            copied = self._tables.own(sequence.row, context)
+            if copied is not None:
+                draft.copy(*copied)
+
+    def _spawn(self, family: Family) -> None:
+        """Let the siblings of choice 0 wait for rows of their own."""
+        self._unspawned.pop(family.request.handle, None)
+        if family.is_spawned:
+            return
+        family.is_spawned = True
+        for sequence in family.sequences.values():
+            if sequence.choice:
+                self._waiting.push(sequence)
+
+    def _register(self, rows: Ints, computed: Ints) -> None:
+        """Tell the prefix index which blocks are full: tokens known, K and V stored up to `computed` or planned."""
+        if self._tables.index is None:
+            return
+        state, size = self._rows, self.config.block_size
+        full = np.minimum(computed, state.received[rows]) // size
+        for i in (full > self._tables.registered[rows]).nonzero()[0]:
+            row = int(rows[i])
+            sequence = state.sequences[row]
+            assert sequence is not None
+            self._tables.register(row, sequence.chain, state.tokens[row, : full[i] * size])
+
+    def _vacate(self, row: int) -> Sequence:
+        """Take row and blocks from a sequence; what it computed stays in the prefix cache."""
+        rows = np.array([row], np.int32)
+        self._register(rows, self._rows.computed[rows])
+        self._tables.release(row)
+        sequence = self._rows.clear(row)
+        if sequence.choice == 0:
+            self._unspawned.pop(sequence.family.request.handle, None)
+        return sequence
+
+    def _forget(self, sequence: Sequence) -> None:
+        family = sequence.family
+        del family.sequences[sequence.choice]
+        if not family.sequences:
+            del self._families[family.request.handle]
+            if family.is_queued:
+                self._num_queued -= 1

@@ -1,0 +1,90 @@
+"""Whatever is added, aborted, shared, forked and preempted: every query sees the right tokens, and nothing leaks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PREFIXES = [[1] * 30, [1] * 9 + [2] * 21, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
+
+prompts = st.builds(
+    lambda prefix, length, tail: [*PREFIXES[prefix][:length], *tail],
+    st.integers(0, len(PREFIXES) - 1),
+    st.integers(0, 20),
+    st.lists(st.integers(0, 3), min_size=1, max_size=9),
+)
+adds = st.fixed_dictionaries(
+    {
+        "prompt": prompts,
+        "max_tokens": st.integers(1, 20),
+        "priority": st.integers(-1, 1),
+        "salt": st.sampled_from(["", "a"]),
+        "n": st.sampled_from([1, 1, 1, 2, 4]),
+        "stops": st.sets(st.integers(0, 49), max_size=10),
+        "min_tokens": st.integers(0, 1),
+        "prompt_logprobs": st.sampled_from([None, None, 1]),
+    }
+)
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), adds),
+        st.tuples(st.just("steps"), st.integers(1, 6)),
+        st.tuples(st.just("launch"), st.just(0)),
+        st.tuples(st.just("abort"), st.integers(0, 9)),
+        st.tuples(st.just("abort choice"), st.integers(0, 9)),
+        st.tuples(st.just("forget prefixes"), st.just(0)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+configs = st.fixed_dictionaries(
+    {
+        "depth": st.sampled_from([1, 2, 2, 3]),
+        "max_num_seqs": st.sampled_from([1, 3, 6]),
+        "max_num_batched_tokens": st.sampled_from([1, 5, 16, 64]),
+        "block_size": st.sampled_from([1, 4]),
+        "spare_blocks": st.integers(0, 20),
+        "enable_prefix_caching": st.booleans(),
+        "long_prefill_token_threshold": st.sampled_from([0, 0, 3]),
+    }
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs, script=actions)
+def test_every_query_sees_exactly_its_own_tokens(
+    bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]]
+) -> None:
+    config = dict(config)
+    spare = config.pop("spare_blocks")
+    it = bench(**config, num_blocks=1 + -(-64 // config["block_size"]) + spare)
+    for name, argument in script:
+        match name:
+            case "add":
+                it.add(**argument)
+            case "steps":
+                for _ in range(argument):
+                    it.step()
+            case "launch":
+                if len(it.flights) < it.depth:
+                    it.launch()
+            case "abort":
+                it.abort(argument)
+            case "abort choice":
+                it.abort(argument, 0)
+            case "forget prefixes":
+                it.scheduler.clear_prefix_cache()
+    it.run()
+    it.check_answers()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_long_mixed_run_with_little_memory(bench: Callable[..., Any], depth: int) -> None:
+    it = bench(depth=depth, num_blocks=24, max_num_batched_tokens=24)
+    for i in range(30):
+        it.add([1] * (i % 13 + 1) + [i % 3] * (i % 7), max_tokens=i % 41 + 1, priority=i % 2, n=1 + i % 3)
+    it.run()
+    it.check_answers()
+    assert it.scheduler.stats().preemptions > 0
