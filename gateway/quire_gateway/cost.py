@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class LoadBound:
-    """A replica may take a request while in-flight + 1 <= max(floor, factor x mean), the request counted in the mean."""
+    """A replica may take a request while in-flight + 1 <= max(floor, factor x mean); the mean counts the request."""
 
     factor: float = 1.5
     floor: int = 8

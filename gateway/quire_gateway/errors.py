@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+
 from quire_api.errors import UserError
 
 JSON = b"application/json"

@@ -38,6 +38,7 @@ class Reply:
         "is_ended",
         "is_started",
         "keeps_alive",
+        "status",
     )
 
     def __init__(
@@ -61,10 +62,12 @@ class Reply:
         self.is_started = False
         self.is_ended = False
         self.bytes_sent = 0
+        self.status = 0
 
     def start(self, status: int, headers: Headers) -> None:
         """Write the status line and headers; a content-length among them frames the body."""
         self.is_started = True
+        self.status = status
         has_length = any(name == b"content-length" for name, _ in headers)
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"Unknown"))]
         lines += [b"%b: %b\r\n" % header for header in headers]

@@ -46,10 +46,10 @@ class _Incoming:
 class ClientConnection(asyncio.Protocol):
     """One client's connection: parses, queues, hands one request at a time to the handler."""
 
-    def __init__(self, handler: Handler, limits: Limits, open_connections: "set[ClientConnection]") -> None:
+    def __init__(self, handler: Handler, limits: Limits, server: "Server") -> None:
         self._handler = handler
         self._limits = limits
-        self._open = open_connections
+        self._server = server
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[_Incoming] = deque()
@@ -90,11 +90,11 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
-        self._open.add(self)
+        self._server.opened(self)
         self._set_timer(self._limits.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._open.discard(self)
+        self._server.closed(self)
         self._queue.clear()
         self._set_timer(None)
         if self._stall is not None:
@@ -344,6 +344,8 @@ class Server:
         self._limits = limits
         self._connections: set[ClientConnection] = set()
         self._listener: asyncio.Server | None = None
+        self._has_none = asyncio.Event()
+        self._has_none.set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen on `host:port` and return the port (0 takes a free one).
@@ -352,13 +354,24 @@ class Server:
             OSError: the address cannot be bound.
         """
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self._handler, self._limits, self._connections), host, port, backlog=2048
+            lambda: ClientConnection(self._handler, self._limits, self), host, port, backlog=2048
         )
         return int(self._listener.sockets[0].getsockname()[1])
 
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
+    def opened(self, connection: ClientConnection) -> None:
+        """A client has connected."""
+        self._connections.add(connection)
+        self._has_none.clear()
+
+    def closed(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._has_none.set()
+
+    async def wait_closed(self) -> None:
+        """Return when no connection is open."""
+        await self._has_none.wait()
 
     def close_when_idle(self) -> None:
         """Accept no more; each connection closes behind the answer it is giving."""

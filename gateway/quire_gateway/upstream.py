@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
-from quire_api.errors import UserError
 
+from quire_api.errors import UserError
 from quire_gateway.request import Headers
 
 
@@ -48,8 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         self._sink: Sink | None = None
         self._pieces: list[bytes] = []
-        self._is_reading_paused = False
-        self._idle_since = 0.0
+        self.is_paused = False
         self.is_reused = False
         self.has_answer_begun = False
 
@@ -71,14 +70,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more from the replica until `resume`: the client is slower."""
-        if not self._is_reading_paused and self._sink is not None and not self._transport.is_closing():
-            self._is_reading_paused = True
+        if not self.is_paused and self._sink is not None and not self._transport.is_closing():
+            self.is_paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Go on reading."""
-        if self._is_reading_paused and not self._transport.is_closing():
-            self._is_reading_paused = False
+        if self.is_paused and not self._transport.is_closing():
+            self.is_paused = False
             self._transport.resume_reading()
 
     # asyncio.Protocol

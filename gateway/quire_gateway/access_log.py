@@ -1,0 +1,71 @@
+"""One JSON line per request: who was asked, why, how long it took; never a word of a prompt."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from quire_api.errors import UserError
+
+
+class BadAccessLog(UserError):
+    """The access log cannot be written."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What became of one request. Times are milliseconds from the moment it was whole."""
+
+    request_id: str
+    method: str
+    path: str
+    peer: str
+    model: str = ""
+    namespace: str = ""
+    deployment: str = ""
+    replica: str = ""
+    reason: str = ""
+    status: int = 0
+    outcome: str = "ok"
+    """`ok`, `refused`, `client_gone`, `broken` (the replica failed in mid-answer) or `error`."""
+    detail: str = ""
+    attempts: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    first_byte_ms: float | None = None
+    duration_ms: float = 0.0
+    bytes_sent: int = 0
+
+
+class AccessLog:
+    """Writes exchanges to `target`: a file, `-` for standard output, empty for nowhere."""
+
+    def __init__(self, target: str) -> None:
+        """
+        Raises:
+            BadAccessLog: the file cannot be written.
+        """
+        self._file = _open(target)
+
+    def write(self, exchange: Exchange) -> None:
+        if self._file is not None:
+            line = {"time": round(time.time(), 3), **asdict(exchange)}
+            self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            self._file.flush()
+
+
+def _open(target: str) -> BinaryIO | None:
+    if not target:
+        return None
+    if target == "-":
+        return sys.stdout.buffer
+    try:
+        return Path(target).open("ab", buffering=0)
+    except OSError as error:
+        message = (
+            f"The access log {target} cannot be written: {error.strerror}. Name another file, or - for standard output."
+        )
+        raise BadAccessLog(message) from None

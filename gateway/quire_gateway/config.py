@@ -1,0 +1,82 @@
+"""Every setting of the gateway, in one place, each with where its value came from."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from quire_api.errors import UserError
+
+Provenance = Literal["default", "environment", "flag"]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class BadConfig(UserError):
+    """A flag or environment variable has a value that cannot be used."""
+
+
+class GatewayConfig(BaseSettings):
+    """Flags are the fields with dashes (`--routing-table`); variables are QUIRE_GATEWAY_ROUTING_TABLE and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="QUIRE_GATEWAY_", extra="forbid", populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    routing_table: Path | None = Field(None, description="File with the RoutingTable (JSON) to follow.")
+    internal_key: str = Field(
+        "",
+        validation_alias=AliasChoices("internal_key", "QUIRE_INTERNAL_KEY"),
+        repr=False,
+        description="Key that /internal/* asks for; empty leaves it open.",
+    )
+    access_log: str = Field(
+        "-", description="File for the access log (JSON lines); `-` is standard output, empty is off."
+    )
+    max_header_bytes: int = Field(64 * 1024, gt=0, description="Longest request head.")
+    max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Longest request body.")
+    max_in_flight_per_replica: int = Field(512, gt=0, description="Requests per routable replica before 429.")
+    max_held: int = Field(1024, ge=0, description="Requests of one deployment that may wait for a replica.")
+    hold_timeout_s: Seconds = Field(60.0, description="How long a request waits for a replica before 503.")
+    max_attempts: int = Field(3, ge=1, description="Replicas that one request may be sent to, one after the other.")
+    retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request, in the long run.")
+    upstream_silence_s: Seconds = Field(600.0, description="A replica that sends nothing for so long has failed.")
+    probe_timeout_s: Seconds = Field(30.0, description="Time a replica has to write its first token.")
+    tokenizer_threads: int = Field(2, gt=0, description="Threads that tokenise long prompts.")
+    drain_grace_s: float = Field(0.0, ge=0, description="After SIGTERM, time in which new requests are still served.")
+    shutdown_timeout_s: Seconds = Field(300.0, description="After SIGTERM, time for requests in flight to end.")
+
+    _flags: frozenset[str] = PrivateAttr(frozenset())
+
+    @classmethod
+    def from_flags(cls, argv: Sequence[str]) -> "GatewayConfig":
+        """Settings from flags over environment over defaults.
+
+        Raises:
+            BadConfig: a value is out of range or of the wrong type.
+            SystemExit: an unknown flag (2), or --help (0).
+        """
+        parser = argparse.ArgumentParser("quire-gateway", description="Quire's gateway.")
+        for name, field in cls.model_fields.items():
+            default = "" if field.default in ("", None) else f" [{field.default}]"
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=f"{field.description}{default}"
+            )
+        flags: dict[str, Any] = vars(parser.parse_args(argv))
+        try:
+            config = cls(**flags)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "_".join(str(part) for part in first["loc"])
+            raise BadConfig(f"--{name.replace('_', '-')}: {first['msg']}.") from None
+        config._flags = frozenset(flags)
+        return config
+
+    def provenance(self) -> dict[str, Provenance]:
+        """Where each value came from."""
+        return {
+            name: "flag" if name in self._flags else "environment" if name in self.model_fields_set else "default"
+            for name in type(self).model_fields
+        }

@@ -1,0 +1,215 @@
+"""The deployments and replicas that exist now, with what is counted of each."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from quire_api import wire
+from quire_gateway.cost import Candidate
+from quire_gateway.health import Health
+from quire_gateway.index import PrefixIndex
+from quire_gateway.policies import POLICIES, Policy
+from quire_gateway.upstream import UpstreamPool
+
+Excluded = set[tuple[str, int]]
+"""Replicas (id, generation of its health) that a request has failed on."""
+
+
+class Ticket:
+    """One request's share in its replica's counts; `release` returns it, once."""
+
+    __slots__ = ("_is_released", "_queued", "replica")
+
+    def __init__(self, replica: "ReplicaState", uncached_tokens: int) -> None:
+        self.replica = replica
+        self._queued = uncached_tokens
+        self._is_released = False
+        replica.in_flight += 1
+        replica.queued_tokens += uncached_tokens
+
+    def first_byte(self) -> None:
+        """The prefill is done: its tokens no longer queue."""
+        self.replica.queued_tokens -= self._queued
+        self._queued = 0
+
+    def release(self) -> None:
+        """The request has ended, in whatever way."""
+        if not self._is_released:
+            self._is_released = True
+            self.first_byte()
+            self.replica.in_flight -= 1
+
+
+@dataclass(eq=False, slots=True)
+class ReplicaState:
+    """One replica as this gateway sees it."""
+
+    id: str
+    url: str
+    deployment: "DeploymentState"
+    pool: UpstreamPool
+    is_draining: bool = False
+    is_removed: bool = False
+    in_flight: int = 0
+    queued_tokens: int = 0
+    last_used: int = 0
+    health: Health = field(default_factory=Health)
+    info: wire.ModelInfo | None = None
+
+    @property
+    def is_candidate(self) -> bool:
+        return self.health.is_routable and not self.is_draining and not self.is_removed
+
+    @property
+    def reason(self) -> str:
+        """Why it gets no requests; empty while it does."""
+        return "Draining" if self.is_draining else self.health.reason
+
+    def became_routable(self, info: wire.ModelInfo | None) -> None:
+        """One token came out of it; `info` are its facts now."""
+        index = self.deployment.index
+        if info is not None:
+            if self.info is not None and self.info.engine_epoch != info.engine_epoch:
+                index.clear_replica(self.id)
+            index.add_replica(self.id, info.kv_capacity_tokens // info.block_size)
+        self.info = info
+        self.health.probe_succeeded()
+        self.deployment.notify()
+
+
+class DeploymentState:
+    """One deployment: its replicas, its index, its policy."""
+
+    def __init__(self, table: wire.Deployment) -> None:
+        self.table = table
+        self.replicas: dict[str, ReplicaState] = {}
+        self.index = PrefixIndex()
+        self.policy: Policy = POLICIES[table.policy]()
+        self.held = 0
+        self.picks = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.table.namespace, self.table.name
+
+    @property
+    def in_flight(self) -> int:
+        return sum(replica.in_flight for replica in self.replicas.values())
+
+    def candidates(self, excluded: Excluded) -> list[ReplicaState]:
+        """Routable replicas that a request may still try."""
+        return [
+            replica
+            for replica in self.replicas.values()
+            if replica.is_candidate and (replica.id, replica.health.generation) not in excluded
+        ]
+
+    def notify(self) -> None:
+        """Wake who waits for a replica."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Return when a replica has become routable, or the table has changed."""
+        await self._changed.wait()
+
+    def take(self, replica: ReplicaState, uncached_tokens: int) -> Ticket:
+        """Count a request at `replica` until the ticket is released."""
+        self.picks += 1
+        replica.last_used = self.picks
+        return Ticket(replica, uncached_tokens)
+
+
+def candidate(replica: ReplicaState, cached_tokens: int) -> Candidate:
+    """`replica` as the policies see it."""
+    return Candidate(replica.id, replica.in_flight, replica.queued_tokens, cached_tokens, replica.last_used)
+
+
+class Fleet:
+    """Follows the routing table. Requests in flight on a removed replica go on to their end."""
+
+    def __init__(self) -> None:
+        self.deployments: dict[tuple[str, str], DeploymentState] = {}
+        self._by_name: dict[str, DeploymentState] = {}
+
+    def apply(self, table: wire.RoutingTable) -> list[ReplicaState]:
+        """Take over `table`; the replicas that are new (or at a new address) and have to be probed.
+
+        Raises:
+            BadReplicaUrl: an address cannot be used; nothing was changed.
+        """
+        for entry in table.deployments:
+            for replica in entry.replicas:
+                UpstreamPool(replica.url)
+        added = []
+        kept: dict[tuple[str, str], DeploymentState] = {}
+        for entry in table.deployments:
+            key = entry.namespace, entry.name
+            deployment = kept.get(key) or self.deployments.get(key) or DeploymentState(entry)
+            if deployment.table.policy != entry.policy:
+                deployment.policy = POLICIES[entry.policy]()
+            deployment.table = entry
+            kept[key] = deployment
+            added += self._apply_replicas(deployment, entry)
+        for key, deployment in self.deployments.items():
+            if key not in kept:
+                for gone in list(deployment.replicas.values()):
+                    self._remove(gone)
+                deployment.notify()
+        self.deployments = kept
+        self._by_name = {}
+        for deployment in kept.values():
+            for name in deployment.table.served_names:
+                self._by_name.setdefault(name, deployment)
+            deployment.notify()
+        return added
+
+    def serving(self, model: str) -> DeploymentState | None:
+        """The deployment that serves `model`; the first of the table where two claim the name."""
+        return self._by_name.get(model)
+
+    def names(self) -> dict[str, DeploymentState]:
+        """Served name -> deployment, in the table's order."""
+        return self._by_name
+
+    def replicas(self) -> Iterator[ReplicaState]:
+        for deployment in self.deployments.values():
+            yield from deployment.replicas.values()
+
+    def report(self) -> wire.GatewayReport:
+        """What the operator (or `quire up`) wants to know."""
+        return wire.GatewayReport(
+            replicas=[
+                wire.ReplicaReport(
+                    deployment=replica.deployment.table.name,
+                    namespace=replica.deployment.table.namespace,
+                    replica=replica.id,
+                    is_routable=replica.health.is_routable,
+                    in_flight=replica.in_flight,
+                    reason=replica.reason,
+                )
+                for replica in self.replicas()
+            ]
+        )
+
+    def _apply_replicas(self, deployment: DeploymentState, entry: wire.Deployment) -> list[ReplicaState]:
+        added = []
+        listed = {replica.id: replica for replica in entry.replicas}
+        for state in list(deployment.replicas.values()):
+            if state.id not in listed or listed[state.id].url != state.url:
+                self._remove(state)
+        for replica in listed.values():
+            known = deployment.replicas.get(replica.id)
+            if known is None:
+                known = ReplicaState(replica.id, replica.url, deployment, UpstreamPool(replica.url))
+                deployment.replicas[replica.id] = known
+                added.append(known)
+            known.is_draining = replica.is_draining
+        return added
+
+    def _remove(self, replica: ReplicaState) -> None:
+        replica.is_removed = True
+        replica.pool.close()
+        replica.deployment.index.remove_replica(replica.id)
+        del replica.deployment.replicas[replica.id]

@@ -1,0 +1,88 @@
+"""Keeps the fleet true: follows discovery, and probes replicas that are new or were ejected until they answer."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from quire_api import wire
+from quire_api.errors import UserError
+from quire_gateway.discovery import Discovery
+from quire_gateway.fleet import Fleet, ReplicaState
+from quire_gateway.health import probe
+from quire_gateway.models import ModelStore
+from quire_gateway.upstream import UpstreamFailure
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Owns the tasks that follow the table and probe replicas.
+
+    has_answered: some replica has given a token since the start.
+    """
+
+    def __init__(self, discovery: Discovery, fleet: Fleet, models: ModelStore, probe_timeout_s: float) -> None:
+        self._discovery = discovery
+        self._fleet = fleet
+        self._models = models
+        self._probe_timeout_s = probe_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused = ""
+        self.has_answered = False
+
+    @property
+    def problem(self) -> str:
+        """Why the newest routing table is not in use; empty while it is."""
+        return self._discovery.problem or self._refused
+
+    def start(self) -> None:
+        self._spawn(self._follow())
+
+    def watch(self, replica: ReplicaState) -> None:
+        """Probe `replica` until it is routable or gone."""
+        self._spawn(self._open(replica))
+
+    async def close(self) -> None:
+        """Stop, and forget every replica."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._fleet.apply(wire.RoutingTable())
+
+    async def _follow(self) -> None:
+        async for table in self._discovery.tables():
+            try:
+                added = self._fleet.apply(table)
+            except UserError as error:
+                self._refused = str(error)
+                log.warning("The routing table is refused, so the last good one stands: %s", error)
+                continue
+            self._refused = ""
+            self._models.retain(replica.info.tokenizer_digest for replica in self._fleet.replicas() if replica.info)
+            for replica in added:
+                self.watch(replica)
+
+    async def _open(self, replica: ReplicaState) -> None:
+        loop = asyncio.get_running_loop()
+        while not replica.is_removed:
+            await asyncio.sleep(max(0.0, replica.health.probe_at - loop.time()))
+            table = replica.deployment.table
+            try:
+                info = await self._models.learn(replica.pool, table.internal_key, self._probe_timeout_s)
+                names = info.served_names if info is not None and info.served_names else table.served_names
+                await probe(replica.pool, names[0], table.internal_key, self._probe_timeout_s)
+            except UpstreamFailure as failure:
+                replica.health.probe_failed(loop.time(), str(failure))
+                continue
+            if not replica.is_removed:
+                replica.became_routable(info)
+                self.has_answered = True
+                log.info("replica %s of %s is routable", replica.id, table.name)
+            return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,155 @@
+"""The parts put together: one gateway from its first connection to its last."""
+
+import asyncio
+import contextlib
+
+from quire_api.errors import UserError
+from quire_api.wire import HEADER_REQUEST_ID
+from quire_gateway.access_log import AccessLog, Exchange
+from quire_gateway.admission import Bounds, RetryBudget
+from quire_gateway.config import GatewayConfig
+from quire_gateway.discovery import Discovery, FileDiscovery
+from quire_gateway.errors import JSON, Refusal
+from quire_gateway.fleet import Fleet
+from quire_gateway.follow import Follower
+from quire_gateway.metrics import Metrics
+from quire_gateway.models import ModelStore
+from quire_gateway.pages import Pages
+from quire_gateway.proxy import ForwardRules, Proxy
+from quire_gateway.reply import Reply
+from quire_gateway.request import Request
+from quire_gateway.routes import Route, find_route
+from quire_gateway.server import Limits, Server
+
+_PROXIED = frozenset({Route.GENERATE, Route.FORWARD})
+_LAST_BYTES_S = 2.0
+
+
+class NoDiscovery(UserError):
+    """The gateway was not told where its replicas are."""
+
+
+class Gateway:
+    """`start`, then `drain` or `close`."""
+
+    def __init__(self, config: GatewayConfig, discovery: Discovery | None = None) -> None:
+        """
+        Raises:
+            NoDiscovery: there is neither `discovery` nor a routing table in `config`.
+        """
+        if discovery is None:
+            if config.routing_table is None:
+                raise NoDiscovery("The gateway does not know where replicas are. Give it --routing-table FILE.")
+            discovery = FileDiscovery(config.routing_table)
+        self._config = config
+        self._metrics = Metrics()
+        self._access_log = AccessLog(config.access_log)
+        self._models = ModelStore(config.tokenizer_threads)
+        self.fleet = Fleet()
+        self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s)
+        self._proxy = Proxy(
+            self.fleet,
+            self._models,
+            self._metrics,
+            Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s),
+            ForwardRules(config.max_attempts, config.upstream_silence_s),
+            RetryBudget(config.retry_ratio),
+            self._follower.watch,
+        )
+        self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
+        self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
+        self._in_flight = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._is_draining = False
+        self._turns_away = False
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen and begin to follow discovery.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        self.port = await self._server.start(self._config.host, self._config.port)
+        self._follower.start()
+
+    async def drain(self) -> None:
+        """Say not ready, finish what is in flight (up to the configured time), then close.
+
+        The address stays open meanwhile, so that probes see why; new requests for models are turned away with 503 after
+        the grace time.
+        """
+        self._is_draining = True
+        await asyncio.sleep(self._config.drain_grace_s)
+        self._turns_away = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_idle.wait(), self._config.shutdown_timeout_s)
+        self._server.close_when_idle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._server.wait_closed(), _LAST_BYTES_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop at once; requests in flight are cut."""
+        self._server.close_when_idle()
+        self._server.abort()
+        await self._follower.close()
+        self._models.close()
+
+    async def _handle(self, request: Request, reply: Reply) -> None:
+        exchange = Exchange(request.request_id(), request.method, request.path, request.peer)
+        try:
+            route = find_route(request.method, request.path)
+            if route in _PROXIED:
+                await self._forward(route, request, reply, exchange)
+            else:
+                status, kind, body = self._pages.answer(route, request)
+                reply.send(status, [(b"content-type", kind)], body)
+        except Refusal as refusal:
+            self._metrics.refused((exchange.namespace, exchange.deployment), refusal.code)
+            exchange.outcome, exchange.detail = "refused", refusal.code
+            headers = [
+                (b"content-type", JSON),
+                (HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+                *refusal.headers(),
+            ]
+            reply.send(refusal.status, headers, refusal.body())
+            self._record(request, reply, exchange)
+
+    async def _forward(self, route: Route, request: Request, reply: Reply, exchange: Exchange) -> None:
+        if self._turns_away:
+            reply.keeps_alive = False
+            raise Refusal(503, "draining", "This gateway is shutting down. Send the request again.", retry_after_s=1)
+        self._in_flight += 1
+        self._is_idle.clear()
+        try:
+            await self._proxy.serve(route, request, reply, exchange)
+        except Refusal:
+            raise
+        except BaseException as error:
+            exchange.outcome = "client_gone" if isinstance(error, asyncio.CancelledError) else "error"
+            self._record(request, reply, exchange)
+            raise
+        else:
+            self._record(request, reply, exchange)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._is_idle.set()
+
+    def _record(self, request: Request, reply: Reply, exchange: Exchange) -> None:
+        took = asyncio.get_running_loop().time() - request.arrived_at
+        exchange.duration_ms = round(took * 1000, 3)
+        exchange.status = reply.status
+        exchange.bytes_sent = reply.bytes_sent
+        who = exchange.namespace, exchange.deployment
+        self._metrics.answered(who, reply.status)
+        if exchange.deployment:
+            self._metrics.of(who).duration.observe(took)
+        self._access_log.write(exchange)

@@ -1,0 +1,100 @@
+"""What the gateway measures, as Prometheus metrics in a registry of its own."""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from quire_gateway.fleet import Fleet
+
+_WHO = ("namespace", "deployment")
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Children:
+    """One deployment's metrics without their reason labels; looking labels up costs more than counting."""
+
+    first_byte: Histogram
+    duration: Histogram
+    prompt_tokens: Counter
+    cached_tokens: Counter
+
+
+class Metrics:
+    """All metrics; gauges are read from the fleet when somebody asks."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Requests answered, by status code.", "code")
+        self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
+        self._picks = self._counter("picks", "Choices of a replica, by reason.", "reason")
+        self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
+        self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens sent to replicas.")
+        self._cached_tokens = self._counter(
+            "cached_prompt_tokens", "Prompt tokens believed cached where they were sent."
+        )
+        self._first_byte = self._histogram(
+            "time_to_first_byte_seconds", "From the whole request to the first body byte."
+        )
+        self._duration = self._histogram("request_duration_seconds", "From the whole request to the answer's end.")
+        self._in_flight = self._gauge("in_flight", "Requests at replicas now.")
+        self._held = self._gauge("held", "Requests that wait for a replica.")
+        self._routable = self._gauge("replicas_routable", "Replicas that get requests.")
+        self._replicas = self._gauge("replicas", "Replicas in the routing table.")
+        self._index = self._gauge("index_blocks", "Distinct blocks in the prefix index.")
+        self._stale = Gauge(
+            "quire_gateway_routing_table_stale",
+            "1 while the newest routing table cannot be used.",
+            registry=self._registry,
+        )
+        self._children: dict[tuple[str, str], _Children] = {}
+
+    def of(self, who: tuple[str, str]) -> _Children:
+        """The metrics of one deployment, (namespace, name)."""
+        children = self._children.get(who)
+        if children is None:
+            children = self._children[who] = _Children(
+                self._first_byte.labels(*who),
+                self._duration.labels(*who),
+                self._prompt_tokens.labels(*who),
+                self._cached_tokens.labels(*who),
+            )
+        return children
+
+    def answered(self, who: tuple[str, str], code: int) -> None:
+        self._requests.labels(*who, str(code)).inc()
+
+    def refused(self, who: tuple[str, str], reason: str) -> None:
+        self._refusals.labels(*who, reason).inc()
+
+    def picked(self, who: tuple[str, str], reason: str) -> None:
+        self._picks.labels(*who, reason).inc()
+
+    def retried(self, who: tuple[str, str], cause: str) -> None:
+        self._retries.labels(*who, cause).inc()
+
+    def broke(self, who: tuple[str, str], cause: str) -> None:
+        self._broken.labels(*who, cause).inc()
+
+    def render(self, fleet: Fleet, is_table_stale: bool) -> bytes:
+        """The exposition text, gauges read from `fleet` now."""
+        for gauge in (self._in_flight, self._held, self._routable, self._replicas, self._index):
+            gauge.clear()
+        for who, deployment in fleet.deployments.items():
+            self._in_flight.labels(*who).set(deployment.in_flight)
+            self._held.labels(*who).set(deployment.held)
+            self._routable.labels(*who).set(sum(replica.is_candidate for replica in deployment.replicas.values()))
+            self._replicas.labels(*who).set(len(deployment.replicas))
+            self._index.labels(*who).set(len(deployment.index))
+        self._stale.set(is_table_stale)
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"quire_gateway_{name}", text, (*_WHO, *labels), registry=self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"quire_gateway_{name}", text, _WHO, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"quire_gateway_{name}", text, _WHO, buckets=_SECONDS, registry=self._registry)

@@ -1,0 +1,283 @@
+"""One request's life: authenticate, find the model, tokenise, pick, forward, retry."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from quire_api import wire
+from quire_gateway.access_log import Exchange
+from quire_gateway.admission import Bounds, RetryBudget, admit, authorize, hold, may_use
+from quire_gateway.choose import Choice
+from quire_gateway.cost import Pick
+from quire_gateway.errors import Refusal
+from quire_gateway.fleet import DeploymentState, Excluded, Fleet, ReplicaState, Ticket
+from quire_gateway.health import internal_headers
+from quire_gateway.metrics import Metrics
+from quire_gateway.models import ModelStore, Prompt
+from quire_gateway.relay import End, Outcome, Relay
+from quire_gateway.reply import Reply
+from quire_gateway.request import Headers, Request, forwardable
+from quire_gateway.routes import Route
+from quire_gateway.upstream import UpstreamFailure, request_bytes
+
+log = logging.getLogger(__name__)
+
+INDEX_MODE = b"FALLBACK"
+"""The index is fed by the gateway's own picks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRules:
+    """How often and how long a request is tried."""
+
+    max_attempts: int = 3
+    silence_s: float = 600.0
+
+
+class Proxy:
+    """Carries requests for models to replicas."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        models: ModelStore,
+        metrics: Metrics,
+        bounds: Bounds,
+        rules: ForwardRules,
+        budget: RetryBudget,
+        on_ejected: Callable[[ReplicaState], None],
+    ) -> None:
+        self._fleet = fleet
+        self._models = models
+        self._metrics = metrics
+        self._bounds = bounds
+        self._rules = rules
+        self._budget = budget
+        self._on_ejected = on_ejected
+
+    async def serve(self, route: Route, request: Request, reply: Reply, exchange: Exchange) -> None:
+        """Answer `request`, recording in `exchange` what became of it.
+
+        Raises:
+            Refusal: nothing has been sent to the client yet, and no replica will be asked (again).
+        """
+        body = _parse(request.body)
+        deployment = self._find(route, body, request.bearer_token(), exchange)
+        admit(deployment, self._bounds)
+        self._budget.request_came()
+        await _Life(self, route, request, reply, exchange, deployment, body).run()
+
+    def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
+        model = body.get("model")
+        visible = [name for name, served in self._fleet.names().items() if may_use(served, token)]
+        if model is None and route is Route.FORWARD and len(visible) == 1:
+            model = visible[0]
+        if not isinstance(model, str) or not model:
+            message = f"The body needs `model`, a string. Served here: {_listed(visible)}."
+            raise Refusal(400, "missing_model", message, param="model")
+        exchange.model = model
+        deployment = self._fleet.serving(model)
+        if deployment is None:
+            message = f"The model {model[:200]!r} does not exist. Served here: {_listed(visible)}."
+            raise Refusal(404, "model_not_found", message, param="model")
+        exchange.namespace, exchange.deployment = deployment.key
+        authorize(deployment, token)
+        return deployment
+
+
+class _Life:
+    """One admitted request until its answer has ended."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        route: Route,
+        request: Request,
+        reply: Reply,
+        exchange: Exchange,
+        deployment: DeploymentState,
+        body: dict[str, Any],
+    ) -> None:
+        self._proxy = proxy
+        self._route = route
+        self._request = request
+        self._reply = reply
+        self._exchange = exchange
+        self._deployment = deployment
+        self._body = body
+        self._loop = asyncio.get_running_loop()
+        self._excluded: Excluded = set()
+        self._deadline = request.arrived_at + proxy._bounds.hold_timeout_s
+        key = deployment.table.internal_key
+        # With an internal key the engine trusts the gateway, and the client's own key is none of its business.
+        self._headers = [
+            *forwardable(request.headers, keep_authorization=not key),
+            *internal_headers(key),
+            (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+        ]
+
+    async def run(self) -> None:
+        """
+        Raises:
+            Refusal: no replica answered, and the client has seen nothing.
+        """
+        choice: Choice | None = None
+        while True:
+            replicas = await self._replicas()
+            if choice is None:
+                choice = Choice(self._deployment, await self._prompt(replicas))
+                replicas = await self._replicas()
+            pick = choice.pick(replicas)
+            replica = self._deployment.replicas[pick.replica]
+            self._note(pick)
+            ticket = self._deployment.take(replica, pick.uncached_tokens)
+            choice.expect(replica)
+            try:
+                if await self._attempt(replica, ticket):
+                    return
+            finally:
+                ticket.release()
+
+    async def _replicas(self) -> list[ReplicaState]:
+        replicas = self._deployment.candidates(self._excluded)
+        while not replicas:
+            await hold(self._deployment, self._excluded, self._proxy._bounds, self._deadline)
+            replicas = self._deployment.candidates(self._excluded)
+        return replicas
+
+    async def _prompt(self, replicas: list[ReplicaState]) -> Prompt:
+        if self._route is Route.FORWARD:
+            return Prompt([], 0)
+        info = next((replica.info for replica in replicas if replica.info is not None), None)
+        request = self._request
+        prompt = await self._proxy._models.prompt(request.path, self._body, len(request.body), info)
+        self._exchange.prompt_tokens = prompt.count
+        self._proxy._metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
+        return prompt
+
+    def _note(self, pick: Pick) -> None:
+        exchange = self._exchange
+        exchange.attempts += 1
+        exchange.replica = pick.replica
+        exchange.reason = pick.reason
+        exchange.cached_tokens = pick.cached_tokens
+        self._proxy._metrics.picked(self._deployment.key, pick.reason)
+
+    async def _attempt(self, replica: ReplicaState, ticket: Ticket) -> bool:
+        """Whether the request is over; otherwise it may be sent to another replica.
+
+        Raises:
+            Refusal: the last attempt failed.
+        """
+        generation = replica.health.generation
+        try:
+            relay, outcome = await self._send(replica, ticket)
+        except UpstreamFailure as failure:
+            relay, outcome = None, Outcome(End.FAILED, failure)
+        if relay is not None and outcome.end is End.TURNED_AWAY:
+            self._blame(replica, generation, f"answered {relay.status}", is_lost=False)
+            if self._may_retry(is_free=False) and self._deployment.candidates(self._excluded):
+                relay.drop()
+                self._proxy._metrics.retried(self._deployment.key, f"status_{relay.status}")
+                return False
+            relay.accept()
+            outcome = await self._settled(relay)
+        if outcome.failure is None:
+            if relay is not None and relay.status < 500:
+                replica.health.answered()
+            return True
+        self._blame(replica, generation, str(outcome.failure), is_lost=True)
+        cause = outcome.failure.cause
+        if outcome.end is End.BROKEN:
+            self._exchange.outcome = "broken"
+            self._exchange.detail = str(outcome.failure)
+            self._proxy._metrics.broke(self._deployment.key, cause)
+            return True
+        if not self._may_retry(is_free=self._exchange.attempts == 1):
+            message = (
+                f"The model's replicas failed on this request {self._exchange.attempts} times "
+                f"(last: {outcome.failure}). Try again."
+            )
+            raise Refusal(502, "replica_failed", message)
+        self._proxy._metrics.retried(self._deployment.key, cause)
+        return False
+
+    async def _send(self, replica: ReplicaState, ticket: Ticket) -> tuple[Relay, Outcome]:
+        data = request_bytes(
+            self._request.method, self._request.path, replica.pool.authority, self._headers, self._request.body
+        )
+        is_fresh = False
+        while True:
+            connection = await replica.pool.acquire(is_fresh=is_fresh)
+            relay = Relay(
+                self._reply,
+                connection,
+                extra_headers=self._answer_headers(replica),
+                on_first_byte=lambda: self._first_byte(ticket),
+                silence_s=self._proxy._rules.silence_s,
+            )
+            connection.ask(data, relay)
+            outcome = await self._settled(relay)
+            # A server may close an idle connection just when we use it; that says nothing of its health.
+            is_stale = connection.is_reused and not connection.has_answer_begun
+            if outcome.end is not End.FAILED or not is_stale or is_fresh:
+                return relay, outcome
+            is_fresh = True
+
+    async def _settled(self, relay: Relay) -> Outcome:
+        try:
+            return await relay.settled
+        except asyncio.CancelledError:
+            relay.drop()
+            raise
+
+    def _first_byte(self, ticket: Ticket) -> None:
+        ticket.first_byte()
+        waited = self._loop.time() - self._request.arrived_at
+        self._exchange.first_byte_ms = round(waited * 1000, 3)
+        children = self._proxy._metrics.of(self._deployment.key)
+        children.first_byte.observe(waited)
+        children.cached_tokens.inc(self._exchange.cached_tokens)
+
+    def _answer_headers(self, replica: ReplicaState) -> Headers:
+        exchange = self._exchange
+        return [
+            (wire.HEADER_REPLICA.encode(), replica.id.encode()),
+            (wire.HEADER_REASON.encode(), exchange.reason.encode()),
+            (wire.HEADER_CACHED_TOKENS.encode(), str(exchange.cached_tokens).encode()),
+            (wire.HEADER_INDEX_MODE.encode(), INDEX_MODE),
+            (wire.HEADER_ATTEMPTS.encode(), str(exchange.attempts).encode()),
+            (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+        ]
+
+    def _blame(self, replica: ReplicaState, generation: int, why: str, *, is_lost: bool) -> None:
+        self._excluded.add((replica.id, generation))
+        health = replica.health
+        # What fails late, on a connection to an engine that has restarted since, is no word on the new one.
+        if health.generation == generation and health.request_failed(self._loop.time(), why, is_lost=is_lost):
+            log.warning("replica %s of %s is ejected: %s", replica.id, self._deployment.table.name, why)
+            self._proxy._on_ejected(replica)
+
+    def _may_retry(self, is_free: bool) -> bool:
+        if self._exchange.attempts >= self._proxy._rules.max_attempts:
+            return False
+        return is_free or self._proxy._budget.take()
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        message = f"The body is not valid JSON in UTF-8: {error}." if body else "The body is empty; send a JSON object."
+        raise Refusal(400, "invalid_json", message) from None
+    if not isinstance(parsed, dict):
+        raise Refusal(400, "invalid_json", "The body must be a JSON object.")
+    return parsed
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) or "nothing"
