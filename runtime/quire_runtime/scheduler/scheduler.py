@@ -32,19 +32,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """running, waiting: sequences. used_blocks: held ones. waste_ratio: slots allocated but unused / allocated.
+    """num_running, num_waiting: sequences. kv_blocks_used: held ones. kv_waste_ratio: slots unused / allocated.
 
-    preemptions, prefix_query_tokens (prompt tokens looked up) and prefix_hit_tokens (those found) only grow.
+    num_preemptions, prefix_queries_tokens (prompt tokens looked up) and prefix_hits_tokens (those found) only grow.
     """
 
-    running: int
-    waiting: int
-    used_blocks: int
-    total_blocks: int
-    waste_ratio: float
-    preemptions: int
-    prefix_query_tokens: int
-    prefix_hit_tokens: int
+    num_running: int
+    num_waiting: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_waste_ratio: float
+    num_preemptions: int
+    prefix_queries_tokens: int
+    prefix_hits_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,9 @@ class Scheduler:
         self._num_queued = 0
         self._arrivals = 0
         self._is_draining = False
-        self._preemptions = 0
-        self._prefix_query_tokens = 0
-        self._prefix_hit_tokens = 0
+        self._num_preemptions = 0
+        self._prefix_queries_tokens = 0
+        self._prefix_hits_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -143,30 +143,33 @@ class Scheduler:
         """Refuse new requests from now on; those taken are finished."""
         self._is_draining = True
 
-    def clear_prefix_cache(self) -> None:
-        """Forget every cached prefix; running sequences keep their blocks."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget every cached prefix; False, and nothing is forgotten, while sequences hold blocks."""
+        if self._tables.pool.num_held:
+            return False
         if self._tables.index is not None:
             self._tables.index.clear()
+        return True
 
     def cached_tokens(self, handle: int) -> int:
-        """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that.
+        """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that and after it.
 
-        Raises:
-            KeyError: no live request has this handle.
+        `StepOutputs.cached` says the same of every output, the last one included.
         """
-        return self._families[handle].cached_tokens
+        family = self._families.get(handle)
+        return family.cached_tokens if family else 0
 
     def stats(self) -> SchedulerStats:
         rows, pool = self._rows, self._tables.pool
         return SchedulerStats(
-            running=len(rows.order),
-            waiting=len(self._waiting),
-            used_blocks=pool.num_held,
-            total_blocks=pool.num_blocks - 1,
-            waste_ratio=self._tables.waste_ratio(rows.order, rows.computed[rows.order]),
-            preemptions=self._preemptions,
-            prefix_query_tokens=self._prefix_query_tokens,
-            prefix_hit_tokens=self._prefix_hit_tokens,
+            num_running=len(rows.order),
+            num_waiting=len(self._waiting),
+            kv_blocks_total=pool.num_blocks - 1,
+            kv_blocks_used=pool.num_held,
+            kv_waste_ratio=self._tables.waste_ratio(rows.order, rows.computed[rows.order]),
+            num_preemptions=self._num_preemptions,
+            prefix_queries_tokens=self._prefix_queries_tokens,
+            prefix_hits_tokens=self._prefix_hits_tokens,
         )
 
     def plan(self) -> StepPlan | None:
@@ -275,7 +278,7 @@ class Scheduler:
             return rows[is_served], queries[is_served], missing[is_served], is_short
 
     def _preempt(self, row: int) -> None:
-        self._preemptions += 1
+        self._num_preemptions += 1
         self._waiting.push(self._vacate(row))
 
     def _admit(self, draft: StepDraft, budget: int) -> None:
@@ -326,8 +329,8 @@ class Scheduler:
             family.is_queued = False
             family.cached_tokens = hit_tokens
             self._num_queued -= 1
-            self._prefix_query_tokens += family.prompt_len
-            self._prefix_hit_tokens += hit_tokens
+            self._prefix_queries_tokens += family.prompt_len
+            self._prefix_hits_tokens += hit_tokens
 
     def _fork_source(self, sequence: Sequence) -> Sequence | None:
         """A running sibling whose prompt earlier steps have computed, for a sequence that has no output yet."""

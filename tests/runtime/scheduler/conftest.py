@@ -182,7 +182,7 @@ class Bench:
 
     def check_idle(self) -> None:
         stats = self.scheduler.stats()
-        assert (stats.running, stats.waiting, stats.used_blocks, stats.waste_ratio) == (0, 0, 0, 0.0)
+        assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used, stats.kv_waste_ratio) == (0, 0, 0, 0.0)
         assert not self.scheduler.has_work
 
     def expected(self, handle: int, choice: int = 0) -> tuple[list[int], FinishReason]:
