@@ -24,8 +24,11 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
+    """`nbytes` is what the model's tensors take on the device, `read_bytes` what was read from files."""
+
     seconds: float
     nbytes: int
+    read_bytes: int
 
 
 def load_weights(
@@ -54,14 +57,14 @@ def load_weights(
     started = time.perf_counter()
     if load_format == "dummy":
         model.weights.fill_randomly(seed)
-        return LoadReport(time.perf_counter() - started, model.weights.nbytes)
+        return LoadReport(time.perf_counter() - started, model.weights.nbytes, 0)
     directory = Path(directory)
     if load_format == "auto" and allow_pickle and not any(directory.glob("*.safetensors")):
         load_format = "pt"
     shards = [open_shard(path) for path in weight_files(directory, load_format)]
     sources = _match(model.weights, shards, directory)
-    nbytes = _copy_all(model.weights, sources, progress)
-    return LoadReport(time.perf_counter() - started, nbytes)
+    read_bytes = _copy_all(model.weights, sources, progress)
+    return LoadReport(time.perf_counter() - started, model.weights.nbytes, read_bytes)
 
 
 def _match(weights: Weights, shards: list[Shard], directory: Path) -> dict[str, Tensor]:
