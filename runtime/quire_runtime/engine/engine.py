@@ -215,7 +215,7 @@ class Engine:
         for index, (handle, choice) in enumerate(zip(seen.handles.tolist(), seen.choices.tolist(), strict=True)):
             live = self._live.get(handle)
             if live is not None and choice in live.unseen:
-                cached[index] = self._scheduler.cached_tokens(handle)
+                cached[index] = seen.cached[index]
                 live.unseen.remove(choice)
                 self._num_unseen -= not live.unseen
         return cached
