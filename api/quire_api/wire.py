@@ -37,6 +37,10 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_num_seqs: int
     engine_epoch: str
     """Changes with every start of the engine process."""
+    architecture: str = ""
+    """As the checkpoint names it; empty: not said."""
+    num_parameters: int = 0
+    """0: not said."""
     version: int = WIRE_VERSION
 
 

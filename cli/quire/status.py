@@ -1,0 +1,56 @@
+"""`quire status`: how the deployments of the latest `quire up` stand."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from quire.up.display import age, status_table
+from quire.up.state import NoState, read_status
+from quire_api.v1alpha1 import LLMDeployment, from_object
+
+Output = Literal["table", "json", "yaml"]
+
+
+def run_status(*, state_dir: Path | None = None, output: Output = "table", console: Console | None = None) -> int:
+    """Print it; returns 0 if every deployment is Ready, else 1.
+
+    Raises:
+        NoState: nothing has been started, or its status cannot be read.
+    """
+    console = console or Console()
+    document, is_alive = read_status(state_dir)
+    try:
+        deployments = [from_object(item) for item in document["items"]]
+    except (ValidationError, KeyError, TypeError):
+        raise NoState("the status was written by another version of Quire; start `quire up` again") from None
+    if output == "table":
+        _print_tables(console, deployments, is_alive, str(document.get("quire", {}).get("file", "")))
+    else:
+        text = json.dumps(document, indent=2) if output == "json" else yaml.safe_dump(document, sort_keys=False)
+        console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    return 0 if is_alive and deployments and all(_is_ready(deployment) for deployment in deployments) else 1
+
+
+def _print_tables(console: Console, deployments: list[LLMDeployment], is_alive: bool, file: str) -> None:
+    if not is_alive:
+        console.print(f"`quire up` is not running; start it with: quire up {file}", markup=False, highlight=False)
+        return
+    console.print(status_table(deployments))
+    for deployment in deployments:
+        console.print()
+        table = Table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE", box=None, pad_edge=False, header_style="dim")
+        for condition in deployment.status.conditions:
+            since = age(condition.last_transition_time)
+            table.add_row(condition.type, condition.status, condition.reason, since, condition.message)
+        console.print(f"{deployment.metadata.namespace}/{deployment.metadata.name}", markup=False, highlight=False)
+        console.print(table)
+
+
+def _is_ready(deployment: LLMDeployment) -> bool:
+    ready = deployment.status.condition("Ready")
+    return ready is not None and ready.status == "True"

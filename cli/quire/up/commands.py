@@ -1,0 +1,86 @@
+"""Which processes a deployment becomes: the command lines of engines and gateway, and their environment."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from quire_api.v1alpha1 import LLMDeployment
+from quire_api.v1alpha1_values import is_fraction, quantity_value
+
+QUIRE = (sys.executable, "-m", "quire")
+INTERNAL_KEY = "QUIRE_INTERNAL_KEY"
+TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
+"""File into which a process writes {"reason", "message"} as JSON when it ends for a reason that a person can act on."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """How engines and gateways are started; tests put their own in."""
+
+    serve: tuple[str, ...] = (*QUIRE, "serve")
+    gateway: tuple[str, ...] = (*QUIRE, "gateway")
+
+
+def model_location(deployment: LLMDeployment, folder: Path) -> str:
+    """What `quire serve` is told to load: file:// becomes a path, relative ones from the resource file's folder."""
+    source = deployment.spec.model.source
+    if source.startswith("file://"):
+        return str((folder / source.removeprefix("file://")).resolve())
+    return source
+
+
+def serve_command(programs: Programs, deployment: LLMDeployment, location: str, port: int) -> list[str]:
+    """Command line of one engine replica on a loopback port."""
+    spec = deployment.spec
+    engine, memory = spec.engine, spec.engine.kv_cache.memory
+    argv = [*programs.serve, location, "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--served-model-name", *deployment.served_names]
+    argv += ["--device", engine.device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
+    if spec.model.revision is not None:
+        argv += ["--revision", spec.model.revision]
+    if engine.max_model_len is not None:
+        argv += ["--max-model-len", str(engine.max_model_len)]
+    if memory is not None:
+        argv += ["--gpu-memory-utilization" if is_fraction(memory) else "--kv-cache-memory", memory]
+    return argv + list(engine.extra_args)
+
+
+def serve_environment(
+    deployment: LLMDeployment, internal_key: str, gpus: list[str], termination_log: Path, secret: Mapping[str, str]
+) -> dict[str, str]:
+    """Environment of one engine replica: its key, its GPUs, its share of the cores, the source's credentials."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QUIRE_")}
+    environment[INTERNAL_KEY] = internal_key
+    environment[TERMINATION_LOG] = str(termination_log)
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    if deployment.spec.resources.cpu is not None:
+        environment["OMP_NUM_THREADS"] = str(max(ceil(quantity_value(deployment.spec.resources.cpu)), 1))
+    elif not gpus:
+        share = (os.cpu_count() or 1) // max(deployment.spec.replicas, 1)
+        environment.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
+    if token := secret.get("token"):
+        environment["HF_TOKEN"] = token
+    return environment
+
+
+def gateway_command(programs: Programs, table: Path, host: str, port: int, drain_s: float) -> list[str]:
+    """Command line of the gateway."""
+    return [
+        *programs.gateway,
+        *("--routing-table", str(table), "--host", host, "--port", str(port)),
+        *("--shutdown-timeout-s", f"{max(drain_s, 1.0):g}"),
+    ]
+
+
+def gateway_environment(internal_key: str) -> dict[str, str]:
+    """Environment of the gateway; without a key its inner pages are open, as suits the loopback."""
+    environment = {name: value for name, value in os.environ.items() if name != INTERNAL_KEY}
+    if internal_key:
+        environment[INTERNAL_KEY] = internal_key
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment

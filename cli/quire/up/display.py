@@ -1,0 +1,107 @@
+"""What `quire up` shows: a live table on a terminal, one line for each change elsewhere."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from quire_api.v1alpha1 import LLMDeployment
+from quire_operator.world import Phase, ReplicaState
+
+COLUMNS = ("NAME", "MODEL", "READY", "REPLICAS", "REASON", "URL", "AGE")
+_STYLE = {"True": "green", "False": "yellow", "Unknown": "dim"}
+
+
+class Display:
+    """Says what happens and how things stand."""
+
+    def __init__(self, console: Console) -> None:
+        self.has_shown = False
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        self._said: dict[str, tuple[str, ...]] = {}
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def announce(self, event: str) -> None:
+        """One line with the time."""
+        stamp = time.strftime("%H:%M:%S")
+        self._console.print(Text(f"{stamp} {event}"), soft_wrap=True, highlight=False)
+
+    def show(self, deployments: Sequence[LLMDeployment], replicas: Sequence[ReplicaState]) -> None:
+        """How everything stands now."""
+        self.has_shown = True
+        if self._live:
+            self._live.update(Group(status_table(deployments), replica_table(replicas)))
+            return
+        for deployment in deployments:
+            ready = deployment.status.condition("Ready")
+            if ready is None:
+                continue
+            name, status = deployment.metadata.name, deployment.status
+            now = (ready.status, ready.reason, ready.message, str(status.ready_replicas))
+            if self._said.get(name) != now:
+                self._said[name] = now
+                counts = f"{status.ready_replicas}/{status.replicas}"
+                self.announce(f"{name} Ready={ready.status} {ready.reason} {counts}: {ready.message}")
+
+
+def status_table(deployments: Sequence[LLMDeployment]) -> Table:
+    """The columns of `kubectl get llmd`."""
+    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="")
+    for deployment in deployments:
+        ready = deployment.status.condition("Ready")
+        table.add_row(
+            deployment.metadata.name,
+            deployment.spec.model.source,
+            Text(ready.status if ready else "Unknown", _STYLE[ready.status if ready else "Unknown"]),
+            str(deployment.status.replicas),
+            ready.reason if ready else "",
+            deployment.status.url,
+            age(deployment.metadata.creation_timestamp),
+        )
+    return table
+
+
+def replica_table(replicas: Sequence[ReplicaState]) -> Table:
+    """One line for each process."""
+    table = Table("REPLICA", "STATE", "IN FLIGHT", "LAST END", box=None, pad_edge=False, header_style="dim")
+    for replica in sorted(replicas, key=lambda replica: replica.id):
+        failure = "" if replica.failure is None or replica.is_available else replica.failure.message
+        in_flight = "" if replica.in_flight is None else str(replica.in_flight)
+        table.add_row(replica.id, state_of(replica), in_flight, failure)
+    return table
+
+
+def state_of(replica: ReplicaState) -> str:
+    """Phase and marks in one word."""
+    if replica.is_draining and replica.phase is Phase.READY:
+        return "draining"
+    if replica.phase is Phase.READY:
+        return "serving" if replica.is_routable else "ready"
+    return "crashed" if replica.phase is Phase.EXITED else str(replica.phase)
+
+
+def age(created: str | None) -> str:
+    """Time since `created` (RFC 3339) as kubectl writes it: 42s, 3m, 5h, 2d."""
+    if created is None:
+        return ""
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length or (unit == "d" and seconds >= length):
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(int(seconds), 0)}s"

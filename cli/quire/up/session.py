@@ -1,0 +1,139 @@
+"""One run of `quire up`: look, decide, act, say; again on every change."""
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watchfiles import awatch
+
+from quire.up.commands import Programs
+from quire.up.display import Display
+from quire.up.gateway import GatewayProcess
+from quire.up.gpus import Gpus
+from quire.up.state import StateDir
+from quire.up.wish import Wish
+from quire.up.world import LocalWorld
+from quire_api.errors import UserError
+from quire_api.v1alpha1_values import duration_seconds
+from quire_operator.decide import Decision, decide
+
+LONGEST_NAP_S = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass
+class Options:
+    """What the command line says."""
+
+    file: Path
+    host: str
+    port: int
+    programs: Programs = field(default_factory=Programs)
+
+
+class Session:
+    """Everything that lives as long as one `quire up`."""
+
+    def __init__(self, options: Options, wish: Wish, state: StateDir, gpus: Gpus, display: Display) -> None:
+        self._options = options
+        self._wish = wish
+        self._state = state
+        self._display = display
+        self._ending = asyncio.Event()
+        host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+        self.world = LocalWorld(state, options.file.parent, options.programs, gpus, display.announce)
+        self.world.url = self.url
+        self.world.secrets = wish.secrets
+        self.world.gateway_key = "" if options.host in LOOPBACK else secrets.token_urlsafe(24)
+        self._gateway = GatewayProcess(
+            options.programs,
+            state.routing_table,
+            state.log("gateway"),
+            host=options.host,
+            port=options.port,
+            internal_key=self.world.gateway_key,
+            drain_s=self._longest_drain(),
+            announce=display.announce,
+        )
+
+    async def run(self) -> None:
+        """Serve until the first Ctrl-C or SIGTERM, then drain and end everything; the second one ends it at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        self.world.publish()
+        tasks = [asyncio.create_task(work) for work in (self._gateway.run(), self.world.watch(), self._follow_edits())]
+        reconcile = asyncio.create_task(self._reconcile_for_ever())
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, reconcile, ending], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ending}:
+                task.result()
+        finally:
+            reconcile.cancel()
+            await self._end()
+            for task in (*tasks, ending):
+                task.cancel()
+            await asyncio.gather(*tasks, reconcile, ending, return_exceptions=True)
+
+    async def _reconcile_for_ever(self) -> None:
+        while True:
+            self.world.changed.clear()
+            decision = await self._reconcile()
+            now = time.time()
+            nap = LONGEST_NAP_S if decision.wake_at is None else min(decision.wake_at - now, LONGEST_NAP_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.world.changed.wait(), max(nap, 0.01))
+
+    async def _reconcile(self) -> Decision:
+        wish = self._wish
+        decision = decide(list(wish.deployments.values()), await self.world.observe(), time.time())
+        for intention in decision.intentions:
+            await self.world.apply(intention)
+        before = {key: deployment.status for key, deployment in wish.deployments.items()}
+        for key, status in decision.statuses.items():
+            wish.deployments[key] = wish.deployments[key].model_copy(update={"status": status})
+        deployments = list(wish.deployments.values())
+        if before != decision.statuses or not self._display.has_shown:
+            self._state.write_status(deployments, self._options.file, f"{self.url}/v1")
+        self._display.show(deployments, (await self.world.observe()).replicas)
+        return decision
+
+    async def _follow_edits(self) -> None:
+        file = self._options.file
+        async for _ in awatch(
+            file.parent, watch_filter=lambda _, path: Path(path).name == file.name, recursive=False, step=100
+        ):
+            try:
+                changed = self._wish.read()
+            except UserError as error:
+                self._display.announce(f"the edit is not used, what runs goes on: {error}")
+                continue
+            if changed:
+                self._display.announce(f"{file} has changed")
+                self.world.secrets = self._wish.secrets
+                self.world.publish()
+                self.world.changed.set()
+
+    async def _end(self) -> None:
+        self._display.announce("ending: requests in flight may finish; press Ctrl-C again to end at once")
+        await self._gateway.stop()
+        await self.world.close()
+        self._state.write_status([], self._options.file, "")
+        self._display.announce("everything has stopped")
+
+    def _on_signal(self) -> None:
+        if self._ending.is_set():
+            self._gateway.kill()
+            self.world.kill()
+        self._ending.set()
+
+    def _longest_drain(self) -> float:
+        return max(
+            duration_seconds(deployment.spec.rollout.drain_timeout) for deployment in self._wish.deployments.values()
+        )
