@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu crds env clean
+.PHONY: help demo test lint format bench-cpu crds env cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
+CLUSTER := PYTHONPATH=e2e $(BIN)/python -m cluster
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +48,16 @@ bench-cpu: $(STAMP) ## our engine beside Transformers generate on this machine
 
 crds: $(STAMP) ## write crds/ from the pydantic models
 	$(BIN)/python -m quire_api.crd --write crds
+
+cluster-up: .quire/bin/.built $(STAMP) ## a real one-node Kubernetes in a network namespace
+	$(CLUSTER) up
+
+cluster-down: $(STAMP) ## take it down; nothing is left behind
+	$(CLUSTER) down
+
+.quire/bin/.built: $(wildcard e2e/cluster/go/*/go.sum e2e/cluster/go/*/*.go) | $(STAMP)
+	$(CLUSTER) build
+	@touch $@
 
 clean: ## remove the environment and caches
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .quire

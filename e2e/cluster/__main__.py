@@ -1,0 +1,119 @@
+"""`python -m cluster`: build, up, down, and commands inside."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import build, control_plane, daemon, images, network, node, pki, teardown
+from cluster.errors import ClusterError
+from cluster.layout import SOURCES, Layout
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+LAYOUT = Layout()
+NODE_PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "ip": "iproute2",
+    "socat": "socat",
+    "ethtool": "ethtool",
+}
+
+
+@app.command("build")
+def build_all(tools: Annotated[bool, typer.Option(help="Also helm, kwok, CoreDNS and metrics-server.")] = True) -> None:
+    """Build Kubernetes and its tools from Go modules: minutes the first time, seconds after."""
+    _timed("kube", lambda: build.build_kube(LAYOUT))
+    for tool in build.TOOLS if tools else ():
+        _timed(tool, lambda tool=tool: build.build_tool(LAYOUT, tool))
+
+
+@app.command()
+def up(
+    with_node: Annotated[bool, typer.Option("--node/--control-plane", help="A real node, or the API alone.")] = True,
+    metrics: Annotated[bool, typer.Option(help="metrics-server, for HorizontalPodAutoscalers.")] = False,
+) -> None:
+    """Bring the cluster up from nothing."""
+    if LAYOUT.namespace.exists():
+        raise ClusterError("the cluster is up already (or was not taken down): `python -m cluster down` first.")
+    if not (LAYOUT.binaries / "kube").exists():
+        raise ClusterError("nothing is built yet: `python -m cluster build` first.")
+    if with_node:
+        _check_packages()
+    _timed("network, certificates", lambda: (network.create(LAYOUT), pki.write_pki(LAYOUT)))
+    _timed("control plane", lambda: control_plane.start(LAYOUT))
+    if with_node:
+        _timed("images", lambda: _pack_images(metrics))
+        _timed("node", lambda: node.start(LAYOUT))
+        _timed("add-ons", lambda: _add_ons(metrics))
+    print(f"up. Commands inside: {sys.executable} -m cluster exec kubectl get nodes")
+
+
+@app.command()
+def down(keep_state: Annotated[bool, typer.Option(help="Keep logs and data.")] = False) -> None:
+    """Take the cluster down and leave nothing behind."""
+    teardown.down(LAYOUT, keep_state=keep_state)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def execute(command: list[str]) -> None:
+    """Run a command inside the cluster's network with its kubeconfig, for example: exec kubectl get pods."""
+    environment = {**os.environ, "PATH": daemon.search_path(LAYOUT), "KUBECONFIG": str(LAYOUT.kubeconfig())}
+    sys.exit(subprocess.run([*LAYOUT.inside, *command], env=environment, check=False).returncode)
+
+
+def _pack_images(metrics: bool) -> None:
+    packed = {archive.stem for archive in LAYOUT.images.glob("*.tar")}
+    if "pause" not in packed:
+        images.pack_pause(LAYOUT)
+    for name in ("coredns", *(["metrics-server"] if metrics else [])):
+        if name not in packed:
+            images.pack_binary(LAYOUT, name)
+
+
+def _add_ons(metrics: bool) -> None:
+    for name in ("coredns", *(["metrics-server"] if metrics else [])):
+        _kubectl("apply", "--filename", str(SOURCES / "manifests" / f"{name}.yaml"))
+    _kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+
+
+def _kubectl(*arguments: str) -> None:
+    done = daemon.run(LAYOUT, ["kubectl", *arguments], timeout_s=150.0)
+    if done.returncode:
+        raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _check_packages() -> None:
+    folders = daemon.search_path(LAYOUT).split(os.pathsep)
+    missing = [
+        package
+        for command, package in NODE_PACKAGES.items()
+        if not any((Path(folder) / command).exists() for folder in folders)
+    ]
+    if not Path(node.CNI_PLUGINS, "bridge").exists():
+        missing.append("containernetworking-plugins")
+    if missing:
+        raise ClusterError(f"a node needs more of Debian: apt-get install {' '.join(missing)}")
+
+
+def _timed(what: str, work: object) -> None:
+    start = time.monotonic()
+    work()  # type: ignore[operator]
+    print(f"{what:24s} {time.monotonic() - start:6.1f} s", flush=True)
+
+
+def main() -> None:
+    try:
+        app()
+    except ClusterError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+main()
