@@ -137,17 +137,21 @@ def _resolved(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _default_whole_objects(schema: Schema, model: type[BaseModel]) -> None:
-    """`default: {}` where a nested object may be absent, so that the defaults inside it apply all the same."""
+    """A default for every nested object that may be absent, written out to its leaves.
+
+    The API server judges the rules of a default before it fills in what is inside.
+    """
     for name, info in model.model_fields.items():
         child = schema["properties"][info.alias or name]
-        made = info.get_default(call_default_factory=True)
-        if made is not PydanticUndefined and isinstance(made, BaseModel):
-            child["default"] = {}
-        elif made == [] and info.default_factory is not None:
-            child["default"] = []
         for candidate in (info.annotation, *getattr(info.annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel) and "properties" in child:
                 _default_whole_objects(child, candidate)
+        made = info.get_default(call_default_factory=True)
+        if made is not PydanticUndefined and isinstance(made, BaseModel):
+            inside = child["properties"].items()
+            child["default"] = {key: value["default"] for key, value in inside if "default" in value}
+        elif made == [] and info.default_factory is not None:
+            child["default"] = []
 
 
 def _files(folder: Path) -> dict[Path, str]:
