@@ -5,8 +5,8 @@ the answer's meaning and that we do not have is refused, never ignored; other un
 `unknown_fields`.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -220,12 +220,12 @@ class CompletionRequest(_Generation):
             raise InvalidRequest("echo with logprobs needs stream to be false.", "echo")
 
     @property
-    def prompts(self) -> list[str] | list[list[int]]:
+    def prompts(self) -> Sequence[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return cast("list[str] | list[list[int]]", self.prompt)
 
     @property
     def is_echo_only(self) -> bool:

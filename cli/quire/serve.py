@@ -1,0 +1,227 @@
+"""`quire serve MODEL`: its flags are the fields of EngineConfig and ServerConfig, so that each setting has one home."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+import typer
+import typer.core
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from quire_api.errors import UserError
+from quire_runtime.config import EngineConfig
+from quire_runtime.server.config import ServerConfig
+
+ENVIRONMENT = {"internal_key": "QUIRE_INTERNAL_KEY", "api_key": "QUIRE_API_KEY"}
+TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
+"""File for a JSON object with reason and message when `quire serve` ends by an error."""
+SECRET = frozenset(ENVIRONMENT)
+FAILED = 1
+_NO_FLAG = frozenset({"model", "internal_key"})
+
+
+class BadSetting(UserError):
+    """A configuration file is unreadable or names a setting that does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One resolved value and where it came from."""
+
+    name: str
+    value: Any
+    source: str
+
+    def __str__(self) -> str:
+        shown = "***" if self.name in SECRET and self.value else json.dumps(self.value, default=str)
+        return f"{self.name:<32} {shown:<28} {self.source}"
+
+
+def add_command(app: typer.Typer) -> None:
+    """Add `serve` to the command tree."""
+
+    def serve(**given: Any) -> None:
+        model, explain, config = given.pop("model"), given.pop("explain"), given.pop("config")
+        run_serve(model, explain=explain, config_file=config, flags=given)
+
+    parameters = list(_parameters())
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    serve.__doc__ = "Serve one model over the OpenAI API. Flags mean what they mean to `vllm serve`."
+    app.command(cls=_Command, epilog="Example:  quire serve models/quire-tiny --port 8000 --max-model-len 2k")(serve)
+
+
+class _Command(typer.core.TyperCommand):
+    """Lets one flag take several values, as `vllm serve` does: --served-model-name a b."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        many = {f"--{name.replace('_', '-')}" for name, field in _fields() if _is_list(field)}
+        spread: list[str] = []
+        flag: str | None = None
+        taken = 0
+        for argument in args:
+            if argument.startswith("-"):
+                flag, taken = (argument if argument in many else None), 0
+            elif flag is not None:
+                spread += [flag] if taken else []
+                taken += 1
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def run_serve(model: str | None, *, explain: bool, config_file: Path | None, flags: Mapping[str, Any]) -> None:
+    """Resolve every setting, then serve, or with `explain` print them and return.
+
+    Raises:
+        UserError
+    """
+    settings = resolve(model, flags, config_file, os.environ)
+    values = {setting.name: setting.value for setting in settings}
+    engine = EngineConfig.of(**{name: values[name] for name in EngineConfig.model_fields})
+    server = ServerConfig.of(**{name: values[name] for name in ServerConfig.model_fields})
+    if explain:
+        resolved = {**engine.model_dump(), **server.model_dump()}
+        for setting in settings:
+            print(Setting(setting.name, resolved[setting.name], setting.source))
+        return
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    from quire_runtime.engine.client import EngineDied
+    from quire_runtime.server.run import serve
+
+    try:
+        serve(engine, server)
+    except UserError as error:
+        _leave_word(error)
+        raise
+    except EngineDied as error:
+        _leave_word(error)
+        print(f"quire: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def resolve(
+    model: str | None, flags: Mapping[str, Any], config_file: Path | None, environment: Mapping[str, str]
+) -> list[Setting]:
+    """Every setting's value: flags go before the environment, that before the file, that before defaults.
+
+    Raises:
+        BadSetting
+    """
+    stored = {} if config_file is None else _read(config_file)
+    unknown = stored.keys() - {name for name, _ in _fields()}
+    if unknown:
+        raise BadSetting(f"{config_file} names {sorted(unknown)[0]!r}, which is no setting. See `quire serve --help`.")
+    settings = []
+    for name, field in _fields():
+        variable = ENVIRONMENT.get(name, "")
+        given = model if name == "model" else flags.get(name)
+        if given not in (None, []):
+            settings.append(Setting(name, _parsed(field, given), f"flag --{name.replace('_', '-')}"))
+        elif environment.get(variable):
+            value: Any = environment[variable]
+            settings.append(Setting(name, [value] if _is_list(field) else value, f"environment {variable}"))
+        elif name in stored:
+            settings.append(Setting(name, stored[name], f"file {config_file}"))
+        elif field.is_required():
+            raise BadSetting(f"quire serve needs {name.upper()}: a directory, file:// or hf:// source.")
+        else:
+            settings.append(Setting(name, field.get_default(call_default_factory=True), "default"))
+    return settings
+
+
+def _leave_word(error: Exception) -> None:
+    """Say why this process ends, for whoever started it."""
+    if path := os.environ.get(TERMINATION_LOG):
+        Path(path).write_text(json.dumps({"reason": type(error).__name__, "message": str(error)}))
+
+
+def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    configs: tuple[type[BaseModel], ...] = (EngineConfig, ServerConfig)
+    for config in configs:
+        yield from config.model_fields.items()
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    yield _parameter("model", Annotated[str | None, typer.Argument(help="Directory, file:// or hf:// source.")])
+    for name, field in _fields():
+        if name in _NO_FLAG:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        kind = _flag_type(field)
+        spelled = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+        yield _parameter(name, Annotated[kind | None, typer.Option(spelled, help=_help(name, field))])
+    explain = typer.Option("--explain", help="Print every resolved value and where it came from, and end.")
+    yield _parameter("explain", Annotated[bool, explain], default=False)
+    file = typer.Option("--config", help="YAML file with settings, named as the flags.")
+    yield _parameter("config", Annotated[Path | None, file])
+
+
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag_type(field: FieldInfo) -> Any:
+    """What the command line parses; pydantic checks the rest."""
+    if _is_list(field):
+        return list[str]
+    annotations = (field.annotation, *field.metadata)
+    kinds = {kind for kind in _members(field.annotation) if kind is not type(None)}
+    reads_text = "BeforeValidator" in repr(annotations)
+    return kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float} and not reads_text else str
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is list
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for part in get_args(annotation) for member in _members(part))
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    return (annotation,)
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    choices = [
+        str(value) for kind in _members(field.annotation) if get_origin(kind) is Literal for value in get_args(kind)
+    ]
+    parts = [field.description or name.replace("_", " ").capitalize() + "."]
+    if choices:
+        parts.append(f"One of: {', '.join(choices)}.")
+    default = field.get_default(call_default_factory=True)
+    if default not in (None, "", [], {}):
+        parts.append(f"Default: {default}.")
+    if name in ENVIRONMENT:
+        parts.append(f"Environment: {ENVIRONMENT[name]}.")
+    return " ".join(parts)
+
+
+def _parsed(field: FieldInfo, given: Any) -> Any:
+    """Flags of structured settings hold JSON."""
+    if get_origin(field.annotation) is not dict or not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        raise BadSetting(f"{given!r} is not JSON: {error}.") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.safe_load(file.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadSetting(f"{file} cannot be read as YAML: {error}.") from None
+    if not isinstance(stored, dict):
+        raise BadSetting(f"{file} must hold settings as `name: value` lines.")
+    return {str(name).replace("-", "_"): value for name, value in stored.items()}

@@ -1,0 +1,32 @@
+"""What the server needs of an engine."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from quire_api.sampling import SamplingParams
+from quire_runtime.engine.client import ChoiceDelta
+from quire_runtime.engine.messages import EngineReady, EngineStats
+
+
+class EngineClient(Protocol):
+    """Implemented by quire_runtime.engine.client.AsyncEngineClient, which says what raises what."""
+
+    stats: EngineStats
+    info: EngineReady | None
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    @property
+    def heartbeat_age_s(self) -> float: ...
+
+    def generate(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
+        """The deltas of each step, until every choice has ended; closing it early aborts the request."""
+        ...

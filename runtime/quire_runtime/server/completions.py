@@ -1,0 +1,175 @@
+"""POST /v1/completions"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire_api.openai import CompletionRequest, sampling_params
+from quire_api.openai_responses import Completion, CompletionChoice, CompletionLogprobs
+from quire_runtime.engine.client import EngineDied
+from quire_runtime.engine.messages import TokenLogprobs
+from quire_runtime.server.body import read_json, unless_gone
+from quire_runtime.server.choices import Choice
+from quire_runtime.server.errors import RequestFailed, describe
+from quire_runtime.server.generation import Generation
+from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
+from quire_runtime.server.prompts import checked, text_prompt
+from quire_runtime.server.request import begin, request_id_of, warnings
+from quire_runtime.server.service import Service, service_of
+from quire_runtime.server.stream import DONE, EventStream, EventWriter, error_event
+from quire_runtime.server.usage import usage_of
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(request: Request) -> Response:
+    service = service_of(request)
+    ask = CompletionRequest.parse(await read_json(request, service.config.max_body_bytes))
+    model = service.model_name(ask.model)
+    tokenizer, window = service.tokenizer, service.info.max_model_len
+    params = sampling_params(ask, service.default_sampling)
+    prompts = []
+    for prompt in ask.prompts:
+        ids = (
+            await text_prompt(tokenizer, prompt, ask.add_special_tokens is not False)
+            if isinstance(prompt, str)
+            else prompt
+        )
+        prompts.append(checked(ids, tokenizer, ask.truncate_prompt_tokens, window))
+    answer = Answer(service, ask, f"cmpl-{request_id_of(request.scope)}", model, params.n, prompts)
+    generation = begin(service, request, ask, prompts, params)
+    headers = warnings(ask.unknown_fields())
+    if ask.stream:
+        try:
+            await unless_gone(request.receive, generation.start())
+        except BaseException:
+            await generation.close()
+            raise
+        return EventStream(generation, answer.events(generation), headers)
+    async with generation:
+        await unless_gone(request.receive, generation.finish())
+        return Response(msgspec.json.encode(answer.whole(generation)), 200, headers, "application/json")
+
+
+class Answer:
+    """How the answer to one request is written: n choices of each prompt."""
+
+    def __init__(
+        self,
+        service: Service,
+        ask: CompletionRequest,
+        answer_id: str,
+        model: str,
+        n: int,
+        prompts: Sequence[list[int]],
+    ) -> None:
+        self._ask = ask
+        self._names = TokenNames(service.tokenizer, bool(ask.return_tokens_as_token_ids))
+        self._id = answer_id
+        self._created = int(time.time())
+        self._model = model
+        self._n = n
+        self._echoes = [self._echo(service, given, ids) for given, ids in zip(ask.prompts, prompts, strict=True)]
+
+    def whole(self, generation: Generation) -> Completion:
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[self._choice(generation, choice) for choice in generation.choices],
+            usage=usage_of(generation, without_output=self._ask.is_echo_only),
+        )
+
+    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+        ask = self._ask
+        writer = EventWriter(
+            {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model},
+            len(generation.choices),
+            first_open=b'"text":',
+            text_open=b'"text":',
+            text_close=b"",
+            has_usage=ask.include_usage,
+        )
+        is_plain = not (ask.logprobs is not None or ask.return_token_ids or ask.continuous_usage)
+        offsets = [0] * len(generation.choices)
+        echoes = {index: self._echoes[index // self._n] for index in range(len(offsets)) if ask.echo}
+        try:
+            async for touched in generation.steps():
+                events = b""
+                for choice in touched:
+                    if not choice.has_news:
+                        continue
+                    text, ids, logprobs = choice.take()
+                    text = echoes.pop(choice.index, "") + ("" if ask.is_echo_only else text)
+                    if is_plain and choice.finish_reason is None:
+                        events += writer.plain(choice.index, text)
+                        continue
+                    events += writer.full(
+                        choice.index,
+                        text,
+                        logprobs=self._logprobs(logprobs, offsets[choice.index]),
+                        finish_reason=choice.finish_reason,
+                        stop_reason=choice.stop_reason,
+                        token_ids=ids if ask.return_token_ids else None,
+                        usage=usage_of(generation) if ask.continuous_usage else None,
+                    )
+                    offsets[choice.index] += len(text)
+                if events:
+                    yield events
+            if ask.include_usage:
+                yield writer.usage(usage_of(generation, without_output=ask.is_echo_only))
+        except (RequestFailed, EngineDied) as error:
+            yield error_event(describe(error).body)
+        yield DONE
+
+    def _choice(self, generation: Generation, choice: Choice) -> CompletionChoice:
+        ask = self._ask
+        prompt = choice.index // self._n
+        ids_before = generation.prompts[prompt]
+        before = generation.prompt_logprobs[prompt]
+        text, ids, logprobs = choice.take()
+        if ask.is_echo_only:
+            text, ids, logprobs = "", [], []
+        shown: CompletionLogprobs | None = None
+        if ask.logprobs is not None:
+            if ask.echo:
+                positions = [*(_top(before or [], ask.logprobs)), *logprobs]
+                shown = completion_logprobs(positions, self._names, 0, ids_before[0])
+            else:
+                shown = self._logprobs(logprobs, 0)
+        return CompletionChoice(
+            index=choice.index,
+            text=self._echoes[prompt] + text,
+            logprobs=shown,
+            finish_reason="length" if ask.is_echo_only else choice.finish_reason or "abort",
+            stop_reason=None if ask.is_echo_only else choice.stop_reason,
+            token_ids=ids if ask.return_token_ids else UNSET,
+            prompt_token_ids=ids_before if ask.return_token_ids else UNSET,
+            prompt_logprobs=(
+                UNSET
+                if ask.prompt_logprobs is None
+                else prompt_logprobs(_top(before or [], ask.prompt_logprobs), self._names)
+            ),
+        )
+
+    def _logprobs(self, positions: list[TokenLogprobs], offset: int) -> CompletionLogprobs | None:
+        return None if self._ask.logprobs is None else completion_logprobs(positions, self._names, offset)
+
+    def _echo(self, service: Service, given: str | list[int], ids: list[int]) -> str:
+        if not self._ask.echo:
+            return ""
+        return given if isinstance(given, str) else service.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _top(positions: Sequence[TokenLogprobs | None], k: int) -> list[TokenLogprobs | None]:
+    """Only the k likeliest beside each token: echo and prompt_logprobs may ask for different numbers."""
+    return [
+        position and TokenLogprobs(position.token_ids[: k + 1], position.logprobs[: k + 1], position.rank)
+        for position in positions
+    ]

@@ -1,0 +1,220 @@
+"""The work of one request in the engine: its prompts and their choices, step by step."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Self, TypeVar
+
+from quire_api.sampling import SamplingParams
+from quire_runtime.engine.client import ChoiceDelta, EngineDied, RequestRefused
+from quire_runtime.engine.messages import TokenLogprobs
+from quire_runtime.server.choices import Choice
+from quire_runtime.server.errors import RequestFailed
+from quire_runtime.server.service import Service
+
+T = TypeVar("T")
+
+
+class Generation:
+    """Several prompts, n choices each; choice i of prompt p has index p * n + i.
+
+    Use it as an async context: leaving it early aborts what still runs and frees its blocks.
+    cached_tokens: prompt tokens found in the prefix cache, over all prompts.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        arrived: float,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        client, tokenizer = service.client, service.tokenizer
+        self.prompts = prompts
+        self.cached_tokens = 0
+        self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
+        self.choices = [
+            Choice(prompt_index * params.n + choice, tokenizer, params, prompt)
+            for prompt_index, prompt in enumerate(prompts)
+            for choice in range(params.n)
+        ]
+        self._n = params.n
+        self._service = service
+        self._metrics = service.metrics
+        self._arrived = arrived
+        self._first_at: float | None = None
+        self._last_at = [0.0] * len(prompts)
+        self._params = params
+        self._is_closed = False
+        self._unfinished: str | None = "abort"
+        streams = [
+            self._of_prompt(
+                index,
+                client.generate(
+                    prompt,
+                    params,
+                    request_id if len(prompts) == 1 else f"{request_id}-{index}",
+                    priority,
+                    cache_salt,
+                ),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        self._steps = streams[0] if len(streams) == 1 else merge(streams)
+        self._first: list[Choice] | None = None
+        service.enter()
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.num_tokens for choice in self.choices)
+
+    async def start(self) -> None:
+        """Wait for the first step, so that a refusal is known before the answer begins.
+
+        Raises:
+            RequestRefused, RequestFailed, EngineDied
+        """
+        self._first = await anext(self._steps)
+
+    async def steps(self) -> AsyncGenerator[list[Choice], None]:
+        """The choices that each step changed; several steps at once when the reader is slow.
+
+        Raises:
+            RequestFailed, EngineDied
+        """
+        if self._first is not None:
+            yield self._first
+        async for touched in self._steps:
+            yield touched
+
+    async def finish(self) -> None:
+        """Run to the end of every choice."""
+        await self.start()
+        async for _ in self.steps():
+            pass
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            await self._steps.aclose()
+        finally:
+            self._record()
+            self._service.leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _of_prompt(
+        self, index: int, stream: AsyncGenerator[list[ChoiceDelta], None]
+    ) -> AsyncGenerator[list[Choice], None]:
+        choices = self.choices[index * self._n : (index + 1) * self._n]
+        running = self._n
+        try:
+            async with aclosing(stream):
+                async for deltas in stream:
+                    self._observe(index, deltas)
+                    touched: list[Choice] = []
+                    for delta in deltas:
+                        choice = choices[delta.choice]
+                        if choice.finish_reason is None:
+                            choice.push(delta)
+                            running -= choice.finish_reason is not None
+                            if not touched or touched[-1] is not choice:
+                                touched.append(choice)
+                    if touched:
+                        yield touched
+                    if running == 0:
+                        break
+        except RequestRefused as error:
+            self._unfinished = None
+            self._metrics.rejections[error.code] += 1
+            raise
+        except (RequestFailed, EngineDied):
+            self._unfinished = "error"
+            raise
+
+    def _observe(self, prompt: int, deltas: list[ChoiceDelta]) -> None:
+        now = time.monotonic()
+        first = deltas[0]
+        if first.prompt_logprobs is not None:
+            self.prompt_logprobs[prompt] = first.prompt_logprobs
+        tokens = 0
+        for delta in deltas:
+            tokens += len(delta.token_ids)
+            if delta.cached_tokens is not None and delta.choice == 0:
+                self.cached_tokens += delta.cached_tokens
+        last = self._last_at[prompt]
+        if last:
+            self._metrics.itl.observe(now - last, tokens)
+        else:
+            self._metrics.ttft.observe(now - self._arrived)
+            self._first_at = self._first_at or now
+        self._last_at[prompt] = now
+
+    def _record(self) -> None:
+        metrics, params = self._metrics, self._params
+        for choice in self.choices:
+            if (reason := choice.finish_reason or self._unfinished) is not None:
+                metrics.outcomes[reason] += 1
+        if self._first_at is None:
+            return
+        made = self.completion_tokens
+        metrics.prompt_tokens += self.prompt_tokens
+        metrics.cached_tokens += self.cached_tokens
+        metrics.generated_tokens += made
+        metrics.choices.observe(params.n)
+        if params.max_tokens is not None:
+            metrics.max_tokens.observe(params.max_tokens)
+        for prompt in self.prompts:
+            metrics.prompt_lengths.observe(len(prompt))
+        for choice in self.choices:
+            metrics.output_lengths.observe(choice.num_tokens)
+        last = max(self._last_at)
+        metrics.e2e.observe(last - self._arrived)
+        longest = max(choice.num_tokens for choice in self.choices)
+        if longest > 1:
+            metrics.tpot.observe((last - self._first_at) / (longest - 1))
+
+
+async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of all streams as they come; the first error ends all of them."""
+    items: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    items.put_nowait(item)
+            items.put_nowait(None)
+        except Exception as error:
+            items.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            item = await items.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

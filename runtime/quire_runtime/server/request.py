@@ -1,0 +1,101 @@
+"""What every generation request needs before its prompts are known: body, id, caller, sampling, answer's headers."""
+
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quire_api.openai import ChatCompletionRequest, CompletionRequest, InvalidRequest
+from quire_api.sampling import SamplingParams
+from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY, HEADER_REQUEST_ID
+from quire_runtime.server.auth import caller_of
+from quire_runtime.server.generation import Generation
+from quire_runtime.server.prompts import require_known
+from quire_runtime.server.service import Service
+
+HEADER_WARNING = "x-quire-warning"
+_REQUEST_ID = "quire.request_id"
+_ARRIVED = "quire.arrived"
+_USABLE_ID = re.compile(rb"[!-~]{1,128}")
+
+
+class RequestIds:
+    """ASGI middleware: every request has an id, the client's own where it sent one, and every answer says it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(HEADER_REQUEST_ID.encode(), b"")
+        request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        scope[_REQUEST_ID] = request_id.decode()
+        scope[_ARRIVED] = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (HEADER_REQUEST_ID.encode(), request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def request_id_of(scope: Scope) -> str:
+    request_id: str = scope[_REQUEST_ID]
+    return request_id
+
+
+def begin(
+    service: Service,
+    request: Request,
+    ask: ChatCompletionRequest | CompletionRequest,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+) -> Generation:
+    """The generation of a checked request, not yet started.
+
+    Raises:
+        InvalidRequest: the parameters name tokens that the vocabulary does not have, or internal headers are malformed.
+        NotReady
+    """
+    require_known(list(params.logit_bias or ()), service.tokenizer, "logit_bias")
+    require_known(params.stop_token_ids, service.tokenizer, "stop_token_ids")
+    caller = caller_of(request.scope)
+    priority, salt = ask.priority or 0, ask.cache_salt or ""
+    if caller.is_internal:
+        priority = _whole(request.headers.get(HEADER_PRIORITY), priority)
+        salt = request.headers.get(HEADER_CACHE_SALT, salt)
+    elif caller.cache_salt:
+        salt = f"{caller.cache_salt}:{salt}"
+    return Generation(
+        service,
+        prompts,
+        params,
+        request_id=request_id_of(request.scope),
+        arrived=request.scope[_ARRIVED],
+        priority=priority,
+        cache_salt=salt,
+    )
+
+
+def warnings(unknown: Sequence[str]) -> dict[str, str]:
+    """A header that names the fields which were ignored."""
+    if not unknown:
+        return {}
+    names = ", ".join(unknown).encode("ascii", "backslashreplace").decode()
+    return {HEADER_WARNING: "ignored unknown fields: " + "".join(c if c.isprintable() else "?" for c in names)[:300]}
+
+
+def _whole(text: str | None, default: int) -> Any:
+    if text is None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequest(f"The header {HEADER_PRIORITY} must be a whole number.") from None

@@ -1,0 +1,171 @@
+"""`quire serve`: one HTTP server and its engine process, from the first probe to the last token."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from quire_api.errors import UserError
+from quire_runtime.agent.fetch import fetch_model
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.client import AsyncEngineClient, EngineDied
+from quire_runtime.server.app import create_app
+from quire_runtime.server.config import ServerConfig
+from quire_runtime.server.drain import StopSignal, drain
+from quire_runtime.server.service import Service
+from quire_text.bundle import TokenizerBundle
+from quire_text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+LAST_WORDS_S = 5
+"""How long answers that were broken off may take to say so."""
+WATCH_S = 0.2
+
+
+class CannotListen(UserError):
+    """The address is in use or not this machine's."""
+
+
+def serve(engine: EngineConfig, server: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return.
+
+    Listens at once: /health is 200 and /ready 503 while the model loads.
+
+    Raises:
+        UserError: the address cannot be had, or the model cannot be served as configured.
+        EngineDied: the engine process ended while serving; a supervisor should start this process again.
+    """
+    if engine.skip_tokenizer_init:
+        raise UserError("quire serve needs the tokenizer. Leave --skip-tokenizer-init out.")
+    if not server.served_model_name:
+        server = server.model_copy(update={"served_model_name": [engine.model]})
+    with contextlib.closing(listen(server.host, server.port)) as listener:
+        uvloop.run(_serve(engine, server, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Raises:
+        CannotListen
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"port {port} of {host} is in use. Stop the program that uses it, or choose another with --port."
+            ) from None
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}. Check --host and --port.") from None
+    listener.setblocking(False)
+    return listener
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to us, so that a first SIGTERM drains instead of closing the door."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.socket) -> None:
+    app = create_app(None, None, config)
+    service: Service = app.state.service
+    stop = StopSignal()
+    http = HttpServer(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_level=config.uvicorn_log_level,
+            access_log=not config.disable_access_log,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=LAST_WORDS_S,
+            ssl_certfile=config.ssl_certfile,
+            ssl_keyfile=config.ssl_keyfile,
+            server_header=False,
+        )
+    )
+    answering = asyncio.create_task(http.serve(sockets=[listener]), name="http")
+    address, port = listener.getsockname()[:2]
+    log.info("listening on %s port %d", address, port)
+    clients: list[AsyncEngineClient] = []
+    working = asyncio.create_task(_run_engine(engine, service, clients), name="engine")
+    stopping = asyncio.create_task(stop.asked.wait(), name="stop")
+    try:
+        await asyncio.wait((answering, working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        elif service.state == "ready":
+            await drain(service, stop)
+    except Exception as error:
+        service.failure = str(error)
+        raise
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+        for client in clients:
+            await client.close()
+        http.should_exit = True
+        await answering
+
+
+async def _run_engine(config: EngineConfig, service: Service, clients: list[AsyncEngineClient]) -> None:
+    """Start the engine, attach it, and watch it until it dies.
+
+    Raises:
+        UserError, EngineDied
+    """
+    pickles = config.load_format == "pt"
+    directory = await asyncio.to_thread(
+        fetch_model, config.model, config.revision, cache_dir=config.download_dir, allow_pickle=pickles
+    )
+    client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}))
+    clients.append(client)
+    tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
+    tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)
+    info = await client.ready()
+    service.attach(client, tokenizer, model_defaults=config.generation_config == "auto")
+    log.info("ready after %.1f s: %s", info.startup_s.get("total", 0.0), ", ".join(service.served_names))
+    while client.is_alive:  # noqa: ASYNC110
+        await asyncio.sleep(WATCH_S)
+    raise EngineDied("The engine process has died; see its last messages above.")
+
+
+def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:
+    """
+    Raises:
+        MalformedTokenizer
+        UserError: the chat template's file cannot be read.
+    """
+    bundle = TokenizerBundle.from_directory(directory)
+    if chat_template is not None:
+        bundle = bundle.with_chat_template(_read_template(chat_template))
+    return Tokenizer.from_bundle(bundle)
+
+
+def _read_template(given: str) -> str:
+    if "{" in given or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The chat template {os.fspath(given)!r} cannot be read: {error}.") from error
