@@ -154,9 +154,16 @@ def _default_whole_objects(schema: Schema, model: type[BaseModel]) -> None:
             child["default"] = []
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes equal parts out each time, where YAML would use anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _files(folder: Path) -> dict[Path, str]:
     definition = custom_resource_definition()
-    text = yaml.safe_dump(definition, sort_keys=False, width=120, allow_unicode=True)
+    text = yaml.dump(definition, Dumper=_PlainDumper, sort_keys=False, width=120, allow_unicode=True)
     header = "# Written by `make crds` from api/quire_api/v1alpha1.py; change that instead.\n"
     reference = v1alpha1_reference.markdown(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     return {folder / f"{PLURAL}.yaml": header + text, folder.parent / "docs" / "llmdeployment.md": reference}

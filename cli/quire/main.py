@@ -1,7 +1,8 @@
 """The `quire` command: one table of contents, each command in a file of its own and imported only when called."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +32,30 @@ def demo(
     from quire.demo import run_demo
 
     run_demo(file, port=port, stay=stay)
+
+
+@app.command(epilog="Example:  quire up manifests/samples/quire-tiny.yaml")
+def up(
+    file: Annotated[Path, typer.Argument(help="YAML file with one or more LLMDeployments.")],
+    host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.")] = 8000,
+    state_dir: Annotated[Path | None, typer.Option(help="Folder for status and logs.")] = None,
+) -> None:
+    """Serve the LLMDeployments of a file on this machine, follow its edits, until Ctrl-C."""
+    from quire.up import run_up
+
+    run_up(file, host=host, port=port, state_dir=state_dir)
+
+
+@app.command(epilog="Examples:  quire status   |   quire status -o json")
+def status(
+    state_dir: Annotated[Path | None, typer.Option(help="State folder of the run; by default the latest.")] = None,
+    output: Annotated[Literal["table", "json", "yaml"], typer.Option("-o", "--output", help="Form.")] = "table",
+) -> None:
+    """Show how the deployments of `quire up` stand; exits 1 while one is not Ready."""
+    from quire.status import run_status
+
+    raise typer.Exit(run_status(state_dir=state_dir, output=output))
 
 
 @app.command(epilog="Examples:  quire chat   |   quire chat 'What is a pod?' --model quire-tiny")

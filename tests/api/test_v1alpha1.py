@@ -1,5 +1,7 @@
 """What a person may write, and what each mistake is answered with."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -216,3 +218,8 @@ def test_quantities_and_shares():
     assert is_fraction("0.9")
     assert is_fraction("1.0")
     assert not is_fraction("40Gi")
+
+
+@pytest.mark.parametrize("sample", sorted((Path(__file__).parents[2] / "manifests/samples").glob("*.yaml")), ids=str)
+def test_the_samples_are_valid(sample):
+    assert parse_documents(sample.read_text(), sample.name)

@@ -10,7 +10,6 @@ from pathlib import Path
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_values import is_fraction, quantity_value
 
-QUIRE = (sys.executable, "-m", "quire")
 INTERNAL_KEY = "QUIRE_INTERNAL_KEY"
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 """File into which a process writes {"reason", "message"} as JSON when it ends for a reason that a person can act on."""
@@ -20,8 +19,8 @@ TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 class Programs:
     """How engines and gateways are started; tests put their own in."""
 
-    serve: tuple[str, ...] = (*QUIRE, "serve")
-    gateway: tuple[str, ...] = (*QUIRE, "gateway")
+    serve: tuple[str, ...] = (sys.executable, "-m", "quire", "serve")
+    gateway: tuple[str, ...] = (sys.executable, "-m", "quire_gateway")
 
 
 def model_location(deployment: LLMDeployment, folder: Path) -> str:
