@@ -11,7 +11,7 @@ from quire_kernels.batch import AttentionBatch
 from quire_kernels.norm import add_rms_norm, rms_norm
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.layers.attention import Attention
-from quire_runtime.model.layers.linear import Linear
+from quire_runtime.model.layers.linear import Linear, linear
 from quire_runtime.model.layers.mlp import MLP
 from quire_runtime.model.layers.rotary import cos_sin_table
 from quire_runtime.model.layers.weights import Weights
@@ -78,7 +78,7 @@ class Decoder(ABC):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden_size] -> logits [n, vocab_size] in the model's dtype."""
-        return functional.linear(hidden, self.lm_head)
+        return linear(hidden, self.lm_head)
 
     def _layer(self, index: int) -> Layer:
         config, weights, prefix = self.config, self.weights, f"model.layers.{index}"
