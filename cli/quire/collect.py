@@ -53,12 +53,9 @@ class Collector:
         if self._prompt_logprobs is not None:
             self._prompt_logprobs += [as_dict(position, self._tokenizer) for position in positions]
 
-    def fail(self) -> None:
-        """End all choices with finish_reason error."""
-        for choice in self._choices:
-            if not choice.is_done:
-                choice.add(-1, FinishReason.ERROR, None)
-        self._running = 0
+    def is_stopped(self, choice: int) -> bool:
+        """The choice has its text; tokens that still come are not part of it."""
+        return self._choices[choice].is_done
 
     def output(self) -> RequestOutput:
         return RequestOutput(

@@ -155,12 +155,11 @@ class LLM:
                 continue
             collector = collectors[handle]
             collector.add(choice, token, finish, cached, logprob)
-            if handle in outputs.errors:
-                collector.fail()
+            if collector.is_stopped(choice) and not finish:
+                self.engine.abort(handle, choice)
             if collector.is_done:
                 ended += 1
                 waiting.remove(handle)
-                self.engine.abort(handle)
         return ended, len(outputs.handles)
 
     def _as_list(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

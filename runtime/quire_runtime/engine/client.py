@@ -79,9 +79,8 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Stream:
-    """A request in flight at this client; `open` holds the choices whose end has not arrived."""
+    """A request in flight at this client."""
 
-    open: set[int]
     deltas: asyncio.Queue[list[ChoiceDelta] | Exception] = field(default_factory=asyncio.Queue)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
@@ -168,7 +167,7 @@ class AsyncEngineClient:
         except (OverflowError, ValueError):
             raise RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.") from None
         handle = next(self._handles)
-        stream = self._streams[handle] = Stream(set(range(params.n)))
+        stream = self._streams[handle] = Stream()
         self._idle.clear()
         running = params.n
         try:
@@ -267,11 +266,6 @@ class AsyncEngineClient:
         self.stats = step.stats
         for part in step.prompt_logprobs:
             self._keep_prompt_logprobs(part)
-        for handle, error in step.errors.items():
-            if stream := self._streams.get(handle):
-                stream.deltas.put_nowait(
-                    [ChoiceDelta(choice, [], FinishReason.ERROR, error=error) for choice in sorted(stream.open)]
-                )
         columns = (
             np.frombuffer(data, kind).tolist()
             for data, kind in (
@@ -284,11 +278,11 @@ class AsyncEngineClient:
         )
         grouped: dict[int, list[ChoiceDelta]] = {}
         for index, (handle, choice, token, finish, cached) in enumerate(zip(*columns, strict=True)):
-            if handle in step.errors:
-                continue
             delta = ChoiceDelta(choice, [token] if token >= 0 else [], FinishReason(finish))
             if cached >= 0:
                 delta.cached_tokens = cached
+            if finish == FinishReason.ERROR:
+                delta.error = step.errors.get(handle)
             if step.logprobs and (logprobs := step.logprobs[index]) is not None:
                 delta.logprobs = [logprobs]
             grouped.setdefault(handle, []).append(delta)
@@ -296,7 +290,6 @@ class AsyncEngineClient:
             if stream := self._streams.get(handle):
                 if stream.prompt_logprobs is not None:
                     deltas[0].prompt_logprobs, stream.prompt_logprobs = stream.prompt_logprobs, None
-                stream.open.difference_update(delta.choice for delta in deltas if delta.finish != FinishReason.NONE)
                 stream.deltas.put_nowait(deltas)
 
     def _keep_prompt_logprobs(self, part: PromptLogprobs) -> None:

@@ -13,7 +13,6 @@ from quire_runtime.config import EngineConfig
 from quire_runtime.engine.load import Loaded, load
 from quire_runtime.engine.messages import EngineStats, PromptLogprobs, TokenLogprobs
 from quire_runtime.execute.output import PendingStep, StepResult
-from quire_runtime.execute.sampler import POISONED
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -31,7 +30,7 @@ class EngineOutputs:
 
     handles int64, choices int32, tokens int32 (-1: ended without one), finish uint8 (FinishReason),
     cached int32: prompt tokens found in the prefix cache on a choice's first output, else -1.
-    logprobs: parallel too, or empty when nobody asked. errors: handles ended by FinishReason.ERROR and why.
+    logprobs: parallel too, or empty when nobody asked. errors: why choices of a handle ended with FinishReason.ERROR.
     """
 
     handles: NDArray[np.int64]
@@ -78,7 +77,7 @@ class Engine:
                 num_blocks=memory.num_blocks,
                 enable_prefix_caching=config.enable_prefix_caching,
                 long_prefill_token_threshold=config.long_prefill_token_threshold,
-                **({} if config.max_num_queued_reqs is None else {"max_num_queued_reqs": config.max_num_queued_reqs}),
+                max_num_queued_reqs=config.max_num_queued_reqs,
             ),
             self.loaded.model_revision,
         )
@@ -105,8 +104,8 @@ class Engine:
         """Queue a request under a handle of the caller's, unique among live requests.
 
         Raises:
-            InvalidRequest: an empty prompt, or a token id outside the vocabulary.
-            UserError: the scheduler's QueueFull, PromptTooLong and KVTooSmall.
+            InvalidRequest: a token id outside the vocabulary.
+            UserError: one of scheduler.errors.
         """
         self._check(token_ids, params)
         room = max(self.max_model_len - len(token_ids), 1)
@@ -126,10 +125,19 @@ class Engine:
         self._live[handle] = Live(unseen=set(range(params.n)), running=params.n)
         self._num_unseen += 1
 
-    def abort(self, handle: int) -> None:
-        """End a request now; its handle appears in no later output. Unknown handles are ignored."""
-        if self._forget(handle):
-            self._scheduler.abort(handle)
+    def abort(self, handle: int, choice: int | None = None) -> None:
+        """End a request, or one choice of it, now: no later output mentions it. Unknown handles are ignored."""
+        live = self._live.get(handle)
+        if live is None:
+            return
+        ended = self._scheduler.abort(handle, choice)
+        live.running -= len(ended)
+        if not live.running:
+            self._forget(handle)
+            return
+        was_unseen = bool(live.unseen)
+        live.unseen.difference_update(ended)
+        self._num_unseen -= was_unseen and not live.unseen
 
     def step(self) -> EngineOutputs | None:
         """Keep the pipeline full, then read its oldest step; None when there is nothing to do."""
@@ -152,6 +160,10 @@ class Engine:
         self._tokens += int(plan.query_lens.sum())
         self._step_s += time.perf_counter() - started
         return outputs
+
+    def drain(self) -> None:
+        """Take no new requests; those that run are finished."""
+        self._scheduler.drain()
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached block; False while requests run."""
@@ -176,9 +188,7 @@ class Engine:
         )
 
     def _check(self, token_ids: list[int], params: SamplingParams) -> None:
-        if not token_ids:
-            raise InvalidRequest("The prompt is empty. Send at least one token.")
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
             wrong = next(token for token in token_ids if not 0 <= token < self.vocab_size)
             raise InvalidRequest(f"Token id {wrong} is outside the model's vocabulary of {self.vocab_size} tokens.")
         if any(token >= self.vocab_size for token in params.logit_bias or {}):
@@ -187,9 +197,7 @@ class Engine:
             )
 
     def _read(self, plan: StepPlan, result: StepResult) -> EngineOutputs:
-        poisoned = np.flatnonzero(result.tokens == POISONED)
-        tokens = np.where(result.tokens == POISONED, 0, result.tokens) if len(poisoned) else result.tokens
-        seen = self._scheduler.update(plan, tokens)
+        seen = self._scheduler.update(plan, result.tokens)
         outputs = EngineOutputs(
             handles=seen.handles,
             choices=seen.choices,
@@ -199,15 +207,14 @@ class Engine:
             logprobs=[result.logprobs.get(slot) for slot in seen.slots.tolist()] if result.logprobs else [],
             prompt_logprobs=self._new_prompt_logprobs(result) if result.prompt_logprobs else [],
         )
-        if len(poisoned):
-            self._end_poisoned(outputs, np.isin(seen.slots, poisoned))
         for index in np.flatnonzero(outputs.finish).tolist():
             handle = int(outputs.handles[index])
-            live = self._live.get(handle)
-            if live is not None:
-                live.running -= 1
-                if not live.running:
-                    self._forget(handle)
+            if outputs.finish[index] == FinishReason.ERROR:
+                outputs.errors[handle] = POISON_MESSAGE
+            live = self._live[handle]
+            live.running -= 1
+            if not live.running:
+                self._forget(handle)
         return outputs
 
     def _first_outputs(self, seen: StepOutputs) -> NDArray[np.int32]:
@@ -231,14 +238,6 @@ class Engine:
             news.append(PromptLogprobs(handle, live.next_prompt_position, positions[known:]))
             live.next_prompt_position = start + len(positions)
         return news
-
-    def _end_poisoned(self, outputs: EngineOutputs, is_poisoned: NDArray[np.bool_]) -> None:
-        for handle in set(outputs.handles[is_poisoned].tolist()):
-            self.abort(handle)
-            outputs.errors[handle] = POISON_MESSAGE
-            entries = outputs.handles == handle
-            outputs.tokens[entries] = -1
-            outputs.finish[entries] = FinishReason.ERROR
 
     def _forget(self, handle: int) -> bool:
         live = self._live.pop(handle, None)

@@ -47,6 +47,7 @@ REJECTION_CODES = {
     "QueueFull": "queue_full",
     "PromptTooLong": "context_length_exceeded",
     "KVTooSmall": "kv_cache_too_small",
+    "Draining": "draining",
 }
 
 
@@ -96,7 +97,6 @@ class Loop:
     def __init__(self, engine: "Engine", carrier: Carrier) -> None:  # noqa: F821
         self._engine = engine
         self._carrier = carrier
-        self._is_draining = False
         self._sequence = 0
         self._last_post = 0.0
         self._guarded_at = 0.0
@@ -144,12 +144,9 @@ class Loop:
                 for handle in handles:
                     self._engine.abort(handle)
             case Drain():
-                self._is_draining = True
+                self._engine.drain()
 
     def _add(self, message: AddRequest) -> None:
-        if self._is_draining:
-            self._reject(message.handle, "draining", "This engine is shutting down. Send the request again.")
-            return
         try:
             token_ids = np.frombuffer(message.token_ids, "<u4").tolist()
             self._engine.add(message.handle, token_ids, message.params, message.priority, message.cache_salt)
