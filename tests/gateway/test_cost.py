@@ -1,0 +1,120 @@
+"""The choice of a replica: arithmetic, bounds, ties."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire_gateway.cost import Candidate, LoadBound, pick_lowest_cost
+from quire_gateway.policies import POLICIES, Random
+
+
+def candidate(replica, in_flight=0, queued=0, cached=0, last_used=0):
+    return Candidate(replica, in_flight, queued, cached, last_used)
+
+
+def choose(prompt, *candidates, bound=None):
+    return pick_lowest_cost(prompt, candidates, bound or LoadBound())
+
+
+def test_the_cost_is_queued_and_own_uncached_tokens_times_in_flight_and_one():
+    pick = choose(100, candidate("a", in_flight=3, queued=50, cached=64), candidate("b", in_flight=1, queued=10))
+    costs = {score.replica: score.cost for score in pick.scores}
+    assert costs == {"a": (50 + 36) * 4, "b": (10 + 100) * 2}  # 344 and 220
+    assert (pick.replica, pick.reason) == ("b", "lowest-cost")
+
+
+def test_a_warm_replica_wins_until_its_load_outweighs_the_prefix():
+    cold = candidate("cold", in_flight=0)
+    assert choose(1000, candidate("warm", in_flight=3, cached=800), cold).replica == "warm"  # 200 x 4 < 1000 x 1
+    assert choose(1000, candidate("warm", in_flight=5, cached=800), cold).replica == "cold"  # 200 x 6 > 1000 x 1
+
+
+def test_a_prefix_hit_says_so():
+    pick = choose(1000, candidate("warm", cached=800), candidate("cold"))
+    assert (pick.reason, pick.cached_tokens, pick.uncached_tokens) == ("prefix-hit", 800, 200)
+
+
+def test_a_whole_prompt_in_the_cache_still_costs_one_token():
+    busy, idle = candidate("busy", in_flight=2, cached=64), candidate("idle", cached=64)
+    pick = choose(64, busy, idle)
+    assert pick.replica == "idle"
+    assert {score.cost for score in pick.scores} == {3.0, 1.0}
+
+
+def test_far_busier_than_the_mean_is_no_candidate_however_warm():
+    # mean (40 + 0 + 0 + 1) / 3 = 13.7, bound 1.5 x mean = 20.5 < 41
+    pick = choose(100_000, candidate("warm", in_flight=40, cached=99_999), candidate("b"), candidate("c", last_used=1))
+    assert (pick.replica, pick.reason) == ("b", "load-bound")
+    assert [score.is_over_bound for score in pick.scores] == [True, False, False]
+
+
+def test_small_counts_are_not_bounded():
+    pick = choose(10_000, candidate("warm", in_flight=7, cached=9_990), candidate("b"))  # 7 + 1 <= floor 8
+    assert (pick.replica, pick.reason) == ("warm", "prefix-hit")
+
+
+def test_ties_go_to_the_least_recently_used():
+    pick = choose(10, candidate("a", last_used=3), candidate("b", last_used=1), candidate("c", last_used=2))
+    assert (pick.replica, pick.reason) == ("b", "least-recent")
+
+
+def test_one_replica_is_the_only_choice():
+    assert choose(10, candidate("a", in_flight=1000)).reason == "only-replica"
+
+
+some_candidates = st.lists(
+    st.builds(
+        Candidate,
+        replica=st.uuids().map(str),
+        in_flight=st.integers(0, 500),
+        queued_tokens=st.integers(0, 100_000),
+        cached_tokens=st.integers(0, 5_000),
+        last_used=st.integers(0, 100),
+    ),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda each: each.replica,
+)
+
+
+@given(st.integers(0, 10_000), some_candidates, st.floats(1.0, 4.0), st.integers(1, 32))
+def test_the_pick_is_the_cheapest_within_the_bound_and_never_over_it(prompt, candidates, factor, floor):
+    bound = LoadBound(factor, floor)
+    pick = pick_lowest_cost(prompt, candidates, bound)
+    scores = {score.replica: score for score in pick.scores}
+    assert scores.keys() == {each.replica for each in candidates}
+    within = [score for score in pick.scores if not score.is_over_bound]
+    if within:
+        assert not scores[pick.replica].is_over_bound
+        assert scores[pick.replica].cost == min(score.cost for score in within)
+    assert all(score.cost >= 1 for score in pick.scores)
+
+
+@given(st.integers(1, 10_000), some_candidates)
+def test_the_same_numbers_give_the_same_pick_in_any_order(prompt, candidates):
+    distinct = [
+        Candidate(each.replica, each.in_flight, each.queued_tokens, each.cached_tokens, last_used)
+        for last_used, each in enumerate(candidates)
+    ]
+    picks = {choose(prompt, *order).replica for order in (distinct, distinct[::-1])}
+    assert len(picks) == 1
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(prompt=st.integers(1, 100), candidates=some_candidates)
+def test_every_policy_picks_a_candidate_and_shows_its_numbers(name, prompt, candidates):
+    pick = POLICIES[name]().pick(prompt, candidates)
+    chosen = next(each for each in candidates if each.replica == pick.replica)
+    assert pick.cached_tokens == chosen.cached_tokens
+    assert len(pick.scores) == len(candidates)
+
+
+def test_policies_by_name():
+    busy = candidate("busy", in_flight=4, cached=900, last_used=1)
+    idle = candidate("idle", in_flight=0, last_used=2)
+    picked = {name: POLICIES[name]().pick(1000, [busy, idle]).replica for name in POLICIES if name != "random"}
+    assert picked == {"prefixCost": "busy", "leastLoad": "idle", "roundRobin": "busy"}
+    rng = Random(random.Random(0))
+    assert {rng.pick(1, [busy, idle]).replica for _ in range(20)} == {"busy", "idle"}

@@ -1,0 +1,169 @@
+"""HTTP/1.1 on the raw socket: framing, limits, pipelining, and what a smuggler would try."""
+
+import asyncio
+import re
+
+import pytest
+
+BODY = b'{"model": "m", "prompt": "w1"}'
+
+
+def post(body=BODY, *headers, path=b"/v1/completions"):
+    lines = [b"POST " + path + b" HTTP/1.1", b"host: x", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+async def talk(world, data, *, parts=1):
+    """All that comes back until the gateway closes; `data` is sent in so many parts."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    step = -(-len(data) // parts)
+    for start in range(0, len(data), step):
+        writer.write(data[start : start + step])
+        await writer.drain()
+        if parts > 1:
+            await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def statuses(answer):
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d+)", answer)]
+
+
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("parts", [1, 7, 400])
+async def test_pipelined_requests_are_answered_in_order(world, parts):
+    world.engines["r0"].first_delay_s = 0.1
+    answer = await talk(world, post() + GET + post(b"{") + post() + LAST, parts=parts)
+    assert statuses(answer) == [200, 200, 400, 200, 200]
+
+
+async def test_a_hundred_pipelined_requests_all_get_their_answer(world):
+    assert statuses(await talk(world, GET * 100 + LAST)) == [200] * 101
+
+
+async def test_chunked_request_bodies(world):
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5], BODY[5:9], BODY[9:]))
+    answer = await talk(world, head + chunks + b"0\r\ntrailer: x\r\n\r\n", parts=60)
+    assert statuses(answer) == [200]
+    (seen,) = [seen for engine in world.engines.values() for seen in engine.seen]
+    assert seen.body == BODY
+    assert "transfer-encoding" not in seen.headers
+    assert "trailer" not in seen.headers
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"host: x\r\ncontent-length: 4\r\ntransfer-encoding: chunked",
+        b"host: x\r\ntransfer-encoding: chunked\r\ncontent-length: 4",
+        b"host: x\r\ncontent-length: 4\r\ncontent-length: 5",
+        b"host: x\r\ncontent-length: +4",
+        b"host: x\r\ncontent-length: -1",
+        b"host: x\r\ncontent-length: 4, 4",
+        b"host: x\r\ncontent-length: 99999999999999999999",
+        b"host: x\r\ntransfer-encoding: gzip, chunked",
+        b"host: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        b"host: x\r\ntransfer-encoding: xchunked",
+        b"host: x\r\ntransfer-encoding : chunked",
+        b"host: x\r\nbad header: 1",
+        b"host: x\r\nname: a\x00b",
+        b"host: x\r\nname: a\r\n folded: b",
+        b"host: x\r\nhost: y\r\ncontent-length: 4",
+        b"content-length: 4",
+    ],
+)
+async def test_ambiguous_or_malformed_heads_are_400_and_reach_no_replica(world, request_head):
+    answer = await talk(world, b"POST /v1/completions HTTP/1.1\r\n" + request_head + b"\r\n\r\n0\r\n\r\n" + post())
+    assert statuses(answer)[:1] == [400]
+    assert len(statuses(answer)) == 1
+    assert b"malformed_http" in answer
+    assert not any(engine.seen for engine in world.engines.values())
+
+
+@pytest.mark.parametrize(
+    "chunks", [b"zz\r\n", b"-1\r\n", b"5\r\nabc", b"3\r\nabcX", b"3\nabc\r\n", b"fffffffffffffffff\r\n"]
+)
+async def test_bad_chunking_is_400(world, chunks):
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = await talk(world, head + chunks + b"0\r\n\r\n" * 3)
+    assert statuses(answer) == [400]
+
+
+@pytest.mark.parametrize("noise", [b"\x16\x03\x01\x02\x00", b"\x00" * 100, b"HELO x\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+async def test_what_is_not_http_is_refused_and_neighbours_are_unharmed(world, noise):
+    async with world.http() as http:
+        await http.get("/health")
+        assert statuses(await talk(world, noise)) == [400]
+        assert (await http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"GET /health HTTP/1.1\r\nhost: x\r\n"
+        + b"".join(b"h%d: %b\r\n" % (n, b"v" * 1000) for n in range(50))
+        + b"\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nlong: " + b"v" * 50_000,
+        b"GET /" + b"v" * 50_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+)
+async def test_header_bombs_are_431(make_world, bomb):
+    world = await make_world(0, max_header_bytes=8192)
+    assert statuses(await talk(world, bomb, parts=20)) == [431]
+
+
+async def test_chunk_extension_bombs_are_refused(make_world):
+    world = await make_world(0, max_header_bytes=8192)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert statuses(await talk(world, head + b"1;" + b"e" * 600_000, parts=3)) == [431]
+
+
+async def test_expect_100_continue_is_answered_before_the_body(world):
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    head, _, body = post(BODY, b"expect: 100-continue", b"connection: close").partition(b"\r\n\r\n")
+    writer.write(head + b"\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert statuses(await reader.read()) == [200]
+    (seen,) = [seen for engine in world.engines.values() for seen in engine.seen]
+    assert "expect" not in seen.headers
+    writer.close()
+
+
+async def test_expect_with_a_body_over_the_limit_is_refused_before_the_body(make_world):
+    world = await make_world(0, max_body_bytes=10)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 11\r\n\r\n"
+    assert statuses(await talk(world, head)) == [413]
+
+
+async def test_http_1_0_gets_an_unchunked_answer_and_a_closed_connection(world):
+    body = b'{"model": "m", "prompt": "w1", "stream": true}'
+    answer = await talk(world, b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    assert statuses(answer) == [200]
+    assert b"transfer-encoding" not in answer
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_offered_upgrade_is_ignored(world):
+    upgrade = [b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABk"]
+    for parts in (1, 30):
+        answer = await talk(world, post(BODY, *upgrade) + LAST, parts=parts)
+        assert statuses(answer) == [200, 200]
+    assert [seen.body for engine in world.engines.values() for seen in engine.seen] == [BODY, BODY]
+
+
+async def test_connect_is_refused(world):
+    assert statuses(await talk(world, b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\nbytes")) == [405]
+
+
+async def test_a_refused_connection_still_answers_what_came_before(world):
+    world.engines["r0"].first_delay_s = world.engines["r1"].first_delay_s = 0.2
+    answer = await talk(world, post() + b"BAD\r\n\r\n")
+    assert statuses(answer) == [200, 400]

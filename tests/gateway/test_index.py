@@ -1,0 +1,113 @@
+"""The prefix index against a plain model of it, and its promises one by one."""
+
+from collections import OrderedDict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from quire_gateway.index import PrefixIndex
+
+REPLICAS = ["a", "b", "c"]
+# Chains over a small alphabet share prefixes often: a key is the path from its root.
+chains = st.lists(st.integers(0, 2), max_size=6).map(lambda path: [bytes(path[: end + 1]) for end in range(len(path))])
+
+
+class AgainstModel(RuleBasedStateMachine):
+    """The model keeps one ordered dict per replica and no bit mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.index = PrefixIndex()
+        self.model = {}
+        self.capacity = {}
+
+    @rule(replica=st.sampled_from(REPLICAS), capacity=st.integers(0, 8))
+    def add(self, replica, capacity):
+        self.index.add_replica(replica, capacity)
+        self.capacity[replica] = capacity
+        self.shrink(replica)
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def remove(self, replica):
+        self.index.remove_replica(replica)
+        self.model.pop(replica, None)
+        self.capacity.pop(replica, None)
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def clear(self, replica):
+        self.index.clear_replica(replica)
+        if replica in self.model:
+            self.model[replica].clear()
+
+    @rule(replica=st.sampled_from(REPLICAS), chain=chains)
+    def insert(self, replica, chain):
+        self.index.insert(replica, chain)
+        if replica in self.capacity:
+            for key in reversed(chain[: self.capacity[replica]]):
+                self.model[replica].pop(key, None)
+                self.model[replica][key] = None
+            self.shrink(replica)
+
+    def shrink(self, replica):
+        blocks = self.model.setdefault(replica, OrderedDict())
+        while len(blocks) > self.capacity[replica]:
+            blocks.popitem(last=False)
+
+    @rule(chain=chains, asked=st.sets(st.sampled_from(REPLICAS)))
+    def match(self, chain, asked):
+        taken = []
+        lengths = self.index.match((taken.append(key) or key for key in chain), asked)
+        expected = {}
+        for replica in asked:
+            held = self.model.get(replica, {})
+            expected[replica] = next((n for n, key in enumerate(chain) if key not in held), len(chain))
+        assert lengths == expected
+        longest = max(expected.values(), default=0)
+        assert len(taken) <= min(len(chain), longest + 1), "no more is hashed than the first block nobody has"
+
+    @invariant()
+    def bounded_and_exact(self):
+        held = [set(blocks) for blocks in self.model.values()]
+        assert len(self.index) == len(set().union(*held))
+        for replica, blocks in self.model.items():
+            assert self.index.blocks_of(replica) == len(blocks) <= self.capacity[replica]
+
+
+AgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAgainstModel = AgainstModel.TestCase
+
+
+def test_a_gap_ends_the_match():
+    index = PrefixIndex()
+    index.add_replica("a", 10)
+    index.insert("a", [b"1", b"2", b"3"])
+    assert index.match([b"1", b"x", b"3"], ["a"]) == {"a": 1}
+
+
+def test_the_tail_of_a_chain_is_forgotten_before_its_head():
+    index = PrefixIndex()
+    index.add_replica("a", 4)
+    index.insert("a", [b"1", b"2", b"3"])
+    index.insert("a", [b"x", b"y"])  # 5 blocks for 4 places: the oldest is the first chain's tail
+    assert index.match([b"1", b"2", b"3"], ["a"]) == {"a": 2}
+    assert index.match([b"x", b"y"], ["a"]) == {"a": 2}
+
+
+@given(st.integers(0, 5), st.integers(0, 12))
+def test_a_chain_longer_than_the_cache_keeps_its_head(capacity, length):
+    index = PrefixIndex()
+    index.add_replica("a", capacity)
+    chain = [bytes([number]) for number in range(length)]
+    index.insert("a", chain)
+    assert index.match(chain, ["a"]) == {"a": min(capacity, length)}
+
+
+def test_a_replica_that_left_leaves_nothing_to_its_successor():
+    index = PrefixIndex()
+    index.add_replica("a", 10)
+    index.insert("a", [b"1"])
+    index.remove_replica("a")
+    index.add_replica("b", 10)
+    assert index.match([b"1"], ["a", "b"]) == {"a": 0, "b": 0}
+    assert len(index) == 0
