@@ -76,6 +76,17 @@ def chat(
     run_chat(question, url=url, model=model, system=system, max_tokens=max_tokens, temperature=temperature, key=api_key)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def serve(context: typer.Context) -> None:
+    """Serve one model over the OpenAI API; flags as `vllm serve` (see `quire serve --help`)."""
+    from quire.serve import main as serve_main
+
+    serve_main(context.args)
+
+
 @app.command()
 def version() -> None:
     """Print the version of Quire."""

@@ -47,8 +47,12 @@ class Setting:
         return f"{self.name:<32} {shown:<28} {self.source}"
 
 
-def add_command(app: typer.Typer) -> None:
-    """Add `serve` to the command tree."""
+def main(arguments: list[str]) -> None:
+    """Parse the command line behind `quire serve` and serve.
+
+    Raises:
+        UserError
+    """
 
     def serve(**given: Any) -> None:
         model, explain, config = given.pop("model"), given.pop("explain"), given.pop("config")
@@ -58,7 +62,9 @@ def add_command(app: typer.Typer) -> None:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     serve.__doc__ = "Serve one model over the OpenAI API. Flags mean what they mean to `vllm serve`."
+    app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
     app.command(cls=_Command, epilog="Example:  quire serve models/quire-tiny --port 8000 --max-model-len 2k")(serve)
+    app(arguments, prog_name="quire serve")
 
 
 class _Command(typer.core.TyperCommand):
