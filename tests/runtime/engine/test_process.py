@@ -1,0 +1,197 @@
+"""The engine process, real sockets and real signals."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from quire_api.sampling import SamplingParams
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.client import AsyncEngineClient, ChoiceDelta, EngineDied, EngineStartFailed, RequestRefused
+from quire_runtime.scheduler.request import FinishReason
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+DEADLINE_S = 60
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir: Callable[..., Path]) -> EngineConfig:
+    return EngineConfig.of(
+        model=str(tiny_model_dir("llama")),
+        device="cpu",
+        dtype="float32",
+        max_num_seqs=8,
+        max_model_len=256,
+        num_gpu_blocks_override=64,
+        max_num_queued_reqs=20,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
+    client = AsyncEngineClient(config)
+    await client.ready()
+    yield client
+    await client.close()
+
+
+async def collect(client: AsyncEngineClient, prompt: list[int], params: SamplingParams) -> list[ChoiceDelta]:
+    return [delta async for deltas in client.generate(prompt, params, "test") for delta in deltas]
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not is_true():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def idle(client: AsyncEngineClient) -> None:
+    await until(lambda: client.stats.kv_blocks_used == client.stats.num_running == client.stats.num_waiting == 0)
+
+
+async def test_ready_says_what_was_loaded(client):
+    info = await client.ready()
+    assert (info.num_blocks, info.block_size, info.max_model_len, info.max_num_seqs) == (64, 16, 256, 8)
+    assert len(info.model_revision) == 32
+    assert {"import", "weights", "warmup", "total"} <= set(info.startup_s)
+
+
+async def test_concurrent_answers_equal_transformers(client, greedy, prompts):
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    answers = await asyncio.gather(*(collect(client, prompt, params) for prompt in prompts))
+    for prompt, deltas in zip(prompts, answers, strict=True):
+        assert [token for delta in deltas for token in delta.token_ids] == greedy("llama", prompt, 12)
+        assert [delta.finish for delta in deltas] == [FinishReason.NONE] * 11 + [FinishReason.LENGTH]
+        assert deltas[0].cached_tokens is not None
+        assert all(delta.cached_tokens is None for delta in deltas[1:])
+
+
+async def test_choices_and_logprobs_arrive(client, prompts):
+    params = SamplingParams(n=3, seed=1, max_tokens=4, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+    deltas = await collect(client, prompts[3], params)
+    assert sorted(delta.choice for delta in deltas) == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(len(delta.logprobs[0].token_ids) == 3 for delta in deltas)
+    assert deltas[0].prompt_logprobs[0] is None
+    assert [entry.token_ids[0] for entry in deltas[0].prompt_logprobs[1:]] == prompts[3][1:]
+
+
+async def test_closing_the_iterator_frees_everything(client, prompts):
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    async with aclosing(client.generate(prompts[2], params, "left early")) as stream:
+        async for _ in stream:
+            break
+    await idle(client)
+    assert client.num_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "code"),
+    [
+        ([5] * 256, SamplingParams(), "context_length_exceeded"),
+        ([], SamplingParams(), "invalid"),
+        ([400], SamplingParams(), "invalid"),
+        ([2**40], SamplingParams(), "invalid"),
+        ([5], SamplingParams(logit_bias={9999: 1.0}), "invalid"),
+    ],
+)
+async def test_refusals_have_a_code_and_a_sentence(client, prompt, params, code):
+    with pytest.raises(RequestRefused) as refusal:
+        await collect(client, prompt, params)
+    assert refusal.value.code == code
+    assert str(refusal.value).endswith(".")
+    assert client.is_alive
+
+
+async def test_a_full_queue_refuses(client, prompts):
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    results = await asyncio.gather(*(collect(client, prompts[0], params) for _ in range(60)), return_exceptions=True)
+    refused = [result for result in results if isinstance(result, RequestRefused)]
+    assert {refusal.code for refusal in refused} == {"queue_full"}
+    assert len(refused) < len(results)
+    await idle(client)
+
+
+async def test_an_idle_engine_beats_and_sleeps(client):
+    await idle(client)
+    seconds = cpu_seconds(client.pid)
+    await asyncio.sleep(2.5)
+    assert client.heartbeat_age_s < 2.5
+    assert cpu_seconds(client.pid) - seconds < 0.5
+
+
+async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prompts):
+    client = AsyncEngineClient(config)
+    await client.ready()
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    with pytest.raises(EngineDied, match="killed by signal 9"):
+        async with asyncio.timeout(DEADLINE_S), aclosing(client.generate(prompts[0], params, "doomed")) as stream:
+            async for _ in stream:
+                os.kill(client.pid, signal.SIGKILL)
+    assert not client.is_alive
+    with pytest.raises(EngineDied):
+        await collect(client, prompts[0], params)
+    directory = Path(client._directory)
+    await client.close()
+    assert not directory.exists()
+
+
+async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
+    client = AsyncEngineClient(config)
+    await client.ready()
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    running = asyncio.create_task(collect(client, prompts[0], params))
+    await until(lambda: client.stats.num_running == 1)
+    drained = asyncio.create_task(client.drain(DEADLINE_S))
+    await asyncio.sleep(0)
+    with pytest.raises(RequestRefused) as refusal:
+        await collect(client, prompts[1], params)
+    assert refusal.value.code == "draining"
+    assert await drained
+    assert len(await running) == 150
+    await client.close()
+
+
+async def test_a_model_that_is_not_there_is_the_users_error(tmp_path):
+    client = AsyncEngineClient(EngineConfig.of(model=str(tmp_path / "nothing")))
+    with pytest.raises(EngineStartFailed, match="nothing"):
+        await client.ready()
+    await client.close()
+
+
+async def test_the_engine_ends_with_its_parent(config):
+    program = (
+        "import asyncio, sys, time\n"
+        "from quire_runtime.config import EngineConfig\n"
+        "from quire_runtime.engine.client import AsyncEngineClient\n"
+        "async def main():\n"
+        "    client = AsyncEngineClient(EngineConfig.model_validate_json(sys.argv[1]))\n"
+        "    await client.ready()\n"
+        "    print(client.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, config.model_dump_json()], stdout=subprocess.PIPE)
+    engine = int(await asyncio.to_thread(parent.stdout.readline))
+    assert is_running(engine)
+    parent.kill()
+    parent.wait()
+    await until(lambda: not is_running(engine))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
