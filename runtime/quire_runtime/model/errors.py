@@ -15,5 +15,9 @@ class WeightsMismatch(UserError):
     """The checkpoint's tensors are not those that config.json describes."""
 
 
+class TooLargeForDevice(UserError):
+    """The device cannot hold the weights that config.json describes."""
+
+
 class PickleRefused(UserError):
     """The weights are Python pickles, which can run code when they are opened."""

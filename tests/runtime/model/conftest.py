@@ -20,20 +20,33 @@ class PagedModel:
     """Runs a loaded model step by step; each sequence owns `blocks_per_sequence` shuffled blocks."""
 
     def __init__(
-        self, directory: Path, sequences: int = 1, max_model_len: int | None = None, blocks_per_sequence: int = 16
+        self,
+        directory: Path,
+        sequences: int = 1,
+        max_model_len: int | None = None,
+        blocks_per_sequence: int = 16,
+        device: str = "cpu",
     ) -> None:
         config = ModelConfig.from_directory(directory)
-        self.model = build_model(config, torch.float32, "cpu", max_model_len)
+        self.model = build_model(config, torch.float32, device, max_model_len)
         load_weights(self.model, directory)
+        self.device = torch.device(device)
         blocks = list(range(1, 1 + sequences * blocks_per_sequence))
         random.Random(0).shuffle(blocks)
-        self.tables = torch.tensor(blocks, dtype=torch.int32).view(sequences, blocks_per_sequence)
+        self.tables = torch.tensor(blocks, dtype=torch.int32, device=device).view(sequences, blocks_per_sequence)
         shape = (1 + len(blocks), config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        self.kv = [(torch.full(shape, 1e4), torch.full(shape, 1e4)) for _ in range(config.num_layers)]
+        self.kv = [
+            (torch.full(shape, 1e4, device=device), torch.full(shape, 1e4, device=device))
+            for _ in range(config.num_layers)
+        ]
         self.lengths = [0] * sequences
 
     def step(self, tokens: dict[int, list[int]]) -> dict[int, Tensor]:
         """New tokens of each sequence (single ones come first) -> logits [tokens, vocab_size] of each."""
+        with self.device:
+            return self._step(tokens)
+
+    def _step(self, tokens: dict[int, list[int]]) -> dict[int, Tensor]:
         order = sorted(tokens, key=lambda sequence: len(tokens[sequence]) > 1)
         positions, slots, starts, lengths = [], [], [0], []
         for sequence in order:
@@ -58,7 +71,7 @@ class PagedModel:
         )
         token_ids = torch.tensor([token for sequence in order for token in tokens[sequence]])
         logits = self.model.compute_logits(self.model.forward(token_ids, self.kv, batch))
-        return dict(zip(order, logits.split([len(tokens[sequence]) for sequence in order]), strict=True))
+        return dict(zip(order, logits.cpu().split([len(tokens[sequence]) for sequence in order]), strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quire_runtime.model.config import ModelConfig
-from quire_runtime.model.errors import MalformedModel, PickleRefused, WeightsMismatch
+from quire_runtime.model.errors import MalformedModel, PickleRefused, TooLargeForDevice, WeightsMismatch
 from quire_runtime.model.loader import load_weights
-from quire_runtime.model.registry import Model, build_model
+from quire_runtime.model.registry import Model, build_model, weights_nbytes
 
 
 @pytest.fixture
@@ -197,7 +197,14 @@ def test_an_unknown_load_format_is_refused(llama: Path):
         built(llama, load_format="gguf")
 
 
-def test_a_model_on_meta_allocates_nothing(llama: Path):
-    model = build_model(ModelConfig.from_directory(llama), torch.bfloat16, "meta")
+def test_the_size_of_the_weights_is_known_before_they_are_allocated(llama: Path):
     held = load_file(llama / "model.safetensors")
-    assert model.weights.nbytes == sum(tensor.numel() for tensor in held.values()) * 2
+    expected = sum(tensor.numel() for tensor in held.values()) * 2
+    assert weights_nbytes(ModelConfig.from_directory(llama), torch.bfloat16) == expected
+
+
+def test_a_model_that_no_machine_can_hold_is_refused(llama: Path):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "vocab_size": 2**31, "hidden_size": 2**20}))
+    with pytest.raises(TooLargeForDevice, match=r"GiB in float32, which cpu could not give"):
+        built(llama)

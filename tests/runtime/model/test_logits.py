@@ -65,9 +65,25 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("chunks", [[70], [33, 1, 30, 6], [1] * 70], ids=["prefill", "chunked", "decode"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_sequence(tiny_model_dir: Any, paged_model: Any, expected_logits: Any, variant: str, chunks: list[int]):
+    check_one_sequence(tiny_model_dir, paged_model, expected_logits, variant, chunks, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("chunks", [[70], [33, 1, 30, 6], [1] * 70], ids=["prefill", "chunked", "decode"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_sequence_on_a_gpu(
+    tiny_model_dir: Any, paged_model: Any, expected_logits: Any, variant: str, chunks: list[int]
+):
+    check_one_sequence(tiny_model_dir, paged_model, expected_logits, variant, chunks, "cuda")
+
+
+def check_one_sequence(
+    tiny_model_dir: Any, paged_model: Any, expected_logits: Any, variant: str, chunks: list[int], device: str
+) -> None:
     family, config, max_model_len = VARIANTS[variant]
     directory = tiny_model_dir(family, **config)
-    model = paged_model(directory, max_model_len=max_model_len)
+    model = paged_model(directory, max_model_len=max_model_len, device=device)
     ours, start = [], 0
     for chunk in chunks:
         ours.append(model.step({0: PROMPT[start : start + chunk]})[0])

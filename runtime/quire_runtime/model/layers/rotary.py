@@ -13,6 +13,8 @@ def cos_sin_table(rope: RopeConfig, positions: int, device: torch.device) -> Ten
 
     Computed on the CPU as Transformers computes them, so that the tables are the same on every device.
     """
+    if device.type == "meta":
+        return torch.empty(positions, rope.rotary_dim, device=device)
     frequencies, scale = inverse_frequencies(rope, positions)
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies
     return torch.cat([angles.cos() * scale, angles.sin() * scale], dim=1).to(device)
