@@ -1,0 +1,224 @@
+"""Start, keys, hang-ups, overload, drain and death of a server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+LONG = {"model": "tiny", "prompt": "block", "max_tokens": 3000, "stream": True, "ignore_eos": True}
+DEADLINE_S = 120.0
+
+
+def eventually(is_so) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def is_quiet(server) -> bool:
+    """Nothing runs and no block is held."""
+    names = ("quire:http_requests_in_flight", "vllm:num_requests_running", "quire:kv_blocks_used")
+    return all(server.metric(name) == 0 for name in names)
+
+
+def events(lines) -> list:
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_that_hangs_up_frees_its_blocks(server, is_streamed):
+    aborted = server.metric("quire:request_success_total", finished_reason="abort")
+    with server.http() as http:
+        if is_streamed:
+            with http.stream("POST", "/v1/completions", json=LONG) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/completions", json={**LONG, "stream": False, "n": 3}, timeout=0.5)
+    eventually(lambda: server.metric("quire:request_success_total", finished_reason="abort") > aborted)
+    eventually(lambda: is_quiet(server))
+
+
+def test_a_stop_string_frees_the_blocks(server):
+    answer = server.client().completions.create(
+        model="tiny", prompt="block", max_tokens=3000, stop=list("aeinost.,# "), extra_body={"ignore_eos": True}
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    eventually(lambda: is_quiet(server))
+
+
+def test_keys_are_needed_once_set(start_server):
+    server = start_server(
+        "--num-gpu-blocks-override",
+        "40",
+        *("--api-key", "alpha", "beta"),
+        environment={"QUIRE_INTERNAL_KEY": "inner"},
+    )
+    for key in ("alpha", "beta"):
+        assert server.client(key).completions.create(model="tiny", prompt="a", max_tokens=1)
+    for key in ("gamma", "alph", "inner"):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            server.client(key).models.list()
+        assert caught.value.code == "invalid_api_key"
+    with server.http() as http:
+        for path in ("/health", "/ready", "/metrics", "/version"):
+            assert http.get(path).status_code == 200
+        for path in ("/v1/models", "/nothing", "/docs", "/tokenize"):
+            assert http.get(path).status_code == 401
+        assert http.get("/v1/models", headers={"authorization": "alpha"}).status_code == 401
+        assert http.get("/internal/v1/model").status_code == 403
+        assert http.get("/internal/v1/model", headers={"authorization": "Bearer alpha"}).status_code == 403
+    with server.http(**{"x-quire-internal-key": "inner"}) as http:
+        assert http.get("/internal/v1/model").status_code == 200
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_the_caches_of_two_keys_are_apart(start_server):
+    server = start_server("--num-gpu-blocks-override", "40", "--api-key", "alpha", "beta")
+
+    def cached(key: str) -> int:
+        answer = server.client(key).completions.create(model="tiny", prompt="one two three " * 8, max_tokens=1)
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    assert [cached("alpha"), cached("beta"), cached("alpha") > 0, cached("beta") > 0] == [0, 0, True, True]
+
+
+def test_more_than_the_queue_holds_is_429_with_retry_after(start_server):
+    server = start_server(
+        "--num-gpu-blocks-override", "300", "--max-num-queued-reqs", "1", "--max-num-seqs", "1", wait=True
+    )
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with server.http() as http:
+            answers.append(http.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 300}))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert len(refused) < 6
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert refused[0].json()["error"]["code"] == "queue_full"
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert server.metric("vllm:admission_rejections_total", reason="queue_full") == len(refused)
+
+
+def test_a_prompt_that_memory_can_never_hold_is_400(start_server):
+    server = start_server("--num-gpu-blocks-override", "8", "--max-model-len", "100")
+    with pytest.raises(openai.BadRequestError):
+        server.client().completions.create(model="tiny", prompt="a " * 400, max_tokens=1)
+    assert server.client().completions.create(model="tiny", prompt="a", max_tokens=1)
+
+
+def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
+    server = start_server("--num-gpu-blocks-override", "600", wait=False)
+
+    def probe(path: str) -> int:
+        try:
+            return httpx.get(f"{server.url}{path}", timeout=30).status_code
+        except httpx.ConnectError:
+            return 0
+
+    eventually(lambda: probe("/health") == 200)
+    if probe("/ready") == 503:
+        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=30)
+        assert refused.status_code in (200, 503)
+    server.wait_ready()
+    with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 400}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: probe("/ready") == 503)
+        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=30)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        assert probe("/health") == 200
+        rest = events(lines)
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_what_does_not_end_in_time_is_told_so(start_server):
+    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", "0")
+    with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        rest = events(lines)
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["error"]["code"] == "engine_dead"
+    assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_the_death_of_the_engine_ends_the_server(start_server):
+    server = start_server("--num-gpu-blocks-override", "600")
+    [engine] = [
+        child
+        for child in psutil.Process(server.process.pid).children(recursive=True)
+        if "quire_runtime.engine.process" in child.cmdline()
+    ]
+    with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        engine.kill()
+        rest = events(lines)
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["error"]["type"] == "service_unavailable"
+    assert server.process.wait(DEADLINE_S) == 1
+
+
+def start_and_wait(*arguments: str, log: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "quire", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_TERMINATION_LOG": str(log)},
+        check=False,
+    )
+
+
+def test_a_port_in_use_is_one_line(server, tmp_path):
+    port = server.url.rsplit(":", 1)[1]
+    ended = start_and_wait("/nowhere", "--host", "127.0.0.1", "--port", port, log=tmp_path / "why")
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines() == [
+        f"quire: port {port} of 127.0.0.1 is in use. Stop the program that uses it, or choose another with --port."
+    ]
+    assert json.loads((tmp_path / "why").read_text())["reason"] == "CannotListen"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: (path / "config.json").unlink(), "config.json"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json"),
+        (lambda path: (path / "config.json").write_text('{"architectures": ["Unheard"]}'), "Unheard"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path, spoil, says):
+    import shutil
+
+    shutil.copytree(model_directory, tmp_path / "model")
+    spoil(tmp_path / "model")
+    ended = start_and_wait(str(tmp_path / "model"), "--host", "127.0.0.1", "--port", "0", log=tmp_path / "why")
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("quire: ")
+    assert says in last
+    assert "Traceback" not in ended.stderr
