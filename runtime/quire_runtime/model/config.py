@@ -83,7 +83,7 @@ class ModelConfig:
 def _read(fields: Fields, generation: Fields) -> ModelConfig:
     architecture = _architecture(fields)
     hidden, layers, heads = (
-        fields.whole("hidden_size"),
+        fields.whole("hidden_size", high=2**20),
         fields.whole("num_hidden_layers", high=4096),
         fields.whole("num_attention_heads", high=65536),
     )
@@ -106,12 +106,12 @@ def _read(fields: Fields, generation: Fields) -> ModelConfig:
     return ModelConfig(
         architecture=architecture,
         hidden_size=hidden,
-        intermediate_size=fields.whole("intermediate_size"),
+        intermediate_size=fields.whole("intermediate_size", high=2**22),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=fields.whole("vocab_size"),
+        vocab_size=fields.whole("vocab_size", high=2**24),
         max_position_embeddings=positions,
         rms_norm_eps=fields.real("rms_norm_eps", DEFAULT_EPS.get(architecture, 1e-6)),
         rope=RopeConfig.from_fields(fields, head_dim, positions),

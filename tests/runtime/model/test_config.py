@@ -113,6 +113,7 @@ def test_phi3_reads_longrope_under_its_old_name(tmp_path: Path):
         ({"num_hidden_layers": True}, MalformedModel, "whole number"),
         ({"num_key_value_heads": 5}, MalformedModel, "multiple of num_key_value_heads"),
         ({"vocab_size": -1}, MalformedModel, "vocab_size"),
+        ({"vocab_size": 10**12}, MalformedModel, "vocab_size must be from 1 to 16777216"),
         ({"rms_norm_eps": 0}, MalformedModel, "rms_norm_eps"),
         ({"rope_theta": float("nan")}, MalformedModel, "rope_theta"),
         ({"rope_scaling": {"rope_type": "llama3"}}, MalformedModel, "low_freq_factor"),
