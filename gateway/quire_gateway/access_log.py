@@ -2,11 +2,10 @@
 
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import orjson
+import msgspec
 
 from quire_api.errors import UserError
 
@@ -15,8 +14,7 @@ class BadAccessLog(UserError):
     """The access log cannot be written."""
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """What became of one request. Times are milliseconds from the moment it was whole."""
 
     request_id: str
@@ -38,6 +36,8 @@ class Exchange:
     first_byte_ms: float | None = None
     duration_ms: float = 0.0
     bytes_sent: int = 0
+    time: float = 0.0
+    """Seconds since the epoch when the answer had ended."""
 
 
 class AccessLog:
@@ -52,8 +52,8 @@ class AccessLog:
 
     def write(self, exchange: Exchange) -> None:
         if self._file is not None:
-            line = {"time": round(time.time(), 3), **asdict(exchange)}
-            self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            exchange.time = round(time.time(), 3)
+            self._file.write(msgspec.json.encode(exchange) + b"\n")
             self._file.flush()
 
 

@@ -27,6 +27,7 @@ class Reply:
     """
 
     __slots__ = (
+        "_head",
         "_is_chunked",
         "_is_old",
         "_is_paused",
@@ -57,6 +58,7 @@ class Reply:
         self._is_chunked = False
         self._is_paused = is_paused
         self._on_end = on_end
+        self._head = b""
         self._source: Source | None = None
         self.keeps_alive = keeps_alive
         self.is_started = False
@@ -65,7 +67,7 @@ class Reply:
         self.status = 0
 
     def start(self, status: int, headers: Headers) -> None:
-        """Write the status line and headers; a content-length among them frames the body."""
+        """Status line and headers, sent with the first bytes of the body; a content-length among them frames it."""
         self.is_started = True
         self.status = status
         has_length = any(name == b"content-length" for name, _ in headers)
@@ -83,14 +85,18 @@ class Reply:
         elif self._is_old:
             lines.append(b"connection: keep-alive\r\n")
         lines.append(b"\r\n")
-        self._transport.write(b"".join(lines))
+        self._head = b"".join(lines)
 
     def write(self, data: bytes) -> None:
         """Write the next bytes of the body."""
         if not data or self._is_silent:
             return
         self.bytes_sent += len(data)
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+        if self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
 
     def end(self) -> None:
         """Finish the answer; the connection goes on to its next request or closes."""
@@ -98,8 +104,10 @@ class Reply:
             return
         self.is_ended = True
         self._source = None
-        if self._is_chunked and not self._is_silent:
-            self._transport.write(b"0\r\n\r\n")
+        last = b"0\r\n\r\n" if self._is_chunked and not self._is_silent else b""
+        if self._head or last:
+            self._transport.write(self._head + last)
+        self._head = b""
         self._on_end()
 
     def send(self, status: int, headers: Headers, body: bytes) -> None:

@@ -60,6 +60,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_head_complete = False
         self._is_framed = False
         self._is_complete = False
+        self._keeps_alive = False
         self.has_answer_begun = False
         self._transport.write(data)
 
@@ -104,8 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         if self._sink is not None and self._is_head_complete and not self._is_framed:
-            self._is_complete = True
-            self._finish(is_closing=True)
+            self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
@@ -136,15 +136,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        self._is_complete = self._is_head_complete
+        if self._is_head_complete:
+            self._is_complete = True
+            self._keeps_alive = self._parser.should_keep_alive()  # known only until the parser moves on
 
-    def _finish(self, is_closing: bool = False) -> None:
+    def _finish(self) -> None:
         sink, self._sink = self._sink, None
-        if is_closing or not self._parser.should_keep_alive():
-            self._transport.close()
-        else:
+        if self._keeps_alive:
             self.resume()
             self._pool.put_back(self)
+        else:
+            self._transport.close()
         if sink is not None:
             sink.on_end()
 

@@ -86,6 +86,7 @@ class StubEngine:
     seen: list[Seen] = field(default_factory=list)
     bundle_fetches: int = 0
     hung_up: int = 0
+    connections: int = 0
     written: int = 0
 
     async def start(self) -> None:
@@ -105,6 +106,7 @@ class StubEngine:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.connections += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -244,7 +246,7 @@ class World:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def until_routable(self, *names: str) -> None:

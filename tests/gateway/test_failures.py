@@ -136,6 +136,16 @@ async def test_a_request_that_kills_every_replica_is_given_up_after_three(make_w
     assert sum(len(engine.seen) for engine in world.engines.values()) == 3
 
 
+async def test_connections_to_engines_are_reused(make_world):
+    world = await make_world(1)
+    before = world.engines["r0"].connections
+    for is_streamed in [False, True] * 5:
+        answer = await world.client().chat.completions.create(model="m", messages=ASK, stream=is_streamed)
+        if is_streamed:
+            await read(answer)
+    assert world.engines["r0"].connections == before + 1
+
+
 async def test_idle_connections_that_the_engine_closed_cost_no_attempt(make_world):
     world = await make_world(1)
     world.engines["r0"].closes_idle = True
