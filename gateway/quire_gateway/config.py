@@ -28,7 +28,7 @@ class GatewayConfig(BaseSettings):
     routing_table: Path | None = Field(None, description="File with the RoutingTable (JSON) to follow.")
     internal_key: str = Field(
         "",
-        validation_alias=AliasChoices("internal_key", "QUIRE_INTERNAL_KEY"),
+        validation_alias=AliasChoices("QUIRE_INTERNAL_KEY", "QUIRE_GATEWAY_INTERNAL_KEY"),
         repr=False,
         description="Key that /internal/* asks for; empty leaves it open.",
     )
@@ -58,7 +58,7 @@ class GatewayConfig(BaseSettings):
             BadConfig: a value is out of range or of the wrong type.
             SystemExit: an unknown flag (2), or --help (0).
         """
-        parser = argparse.ArgumentParser("quire-gateway", description="Quire's gateway.")
+        parser = argparse.ArgumentParser("quire-gateway", description="Quire's gateway.", allow_abbrev=False)
         for name, field in cls.model_fields.items():
             default = "" if field.default in ("", None) else f" [{field.default}]"
             parser.add_argument(

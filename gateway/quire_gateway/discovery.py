@@ -76,6 +76,8 @@ def parse_table(data: bytes) -> wire.RoutingTable:
     except msgspec.MsgspecError as error:
         raise MalformedTable(f"{error}.") from None
     for deployment in table.deployments:
+        if not deployment.served_names:
+            raise MalformedTable(f"deployment {deployment.name} has no served name.")
         if deployment.policy not in POLICIES:
             message = (
                 f"deployment {deployment.name} asks for policy {deployment.policy!r}; known are {sorted(POLICIES)}."

@@ -60,9 +60,15 @@ class Follower:
                 log.warning("The routing table is refused, so the last good one stands: %s", error)
                 continue
             self._refused = ""
-            self._models.retain(replica.info.tokenizer_digest for replica in self._fleet.replicas() if replica.info)
+            self._drop_tokenizers()
             for replica in added:
                 self.watch(replica)
+
+    def _drop_tokenizers(self) -> None:
+        infos = [replica.info for replica in self._fleet.replicas()]
+        # A replica that is being probed may have fetched its tokenizer already.
+        if None not in infos:
+            self._models.retain(info.tokenizer_digest for info in infos if info is not None)
 
     async def _open(self, replica: ReplicaState) -> None:
         loop = asyncio.get_running_loop()
@@ -85,4 +91,9 @@ class Follower:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("following the replicas failed", exc_info=error)

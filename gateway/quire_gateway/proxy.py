@@ -73,20 +73,22 @@ class Proxy:
 
     def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
         model = body.get("model")
-        visible = [name for name, served in self._fleet.names().items() if may_use(served, token)]
-        if model is None and route is Route.FORWARD and len(visible) == 1:
+        if model is None and route is Route.FORWARD and len(visible := self._visible(token)) == 1:
             model = visible[0]
         if not isinstance(model, str) or not model:
-            message = f"The body needs `model`, a string. Served here: {_listed(visible)}."
+            message = f"The body needs `model`, a string. Served here: {_listed(self._visible(token))}."
             raise Refusal(400, "missing_model", message, param="model")
         exchange.model = model
         deployment = self._fleet.serving(model)
         if deployment is None:
-            message = f"The model {model[:200]!r} does not exist. Served here: {_listed(visible)}."
+            message = f"The model {model[:200]!r} does not exist. Served here: {_listed(self._visible(token))}."
             raise Refusal(404, "model_not_found", message, param="model")
         exchange.namespace, exchange.deployment = deployment.key
         authorize(deployment, token)
         return deployment
+
+    def _visible(self, token: str) -> list[str]:
+        return [name for name, served in self._fleet.names().items() if may_use(served, token)]
 
 
 class _Life:

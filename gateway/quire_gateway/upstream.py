@@ -164,8 +164,8 @@ class UpstreamConnection(asyncio.Protocol):
 class UpstreamPool:
     """Connections to one replica, most recently used first."""
 
-    def __init__(self, url: str, *, connect_timeout_s: float = 2.0, idle_s: float = 4.0, max_idle: int = 256) -> None:
-        """`url` is http://host[:port]. `idle_s` stays below the keep-alive time of the engines' servers (5 s).
+    def __init__(self, url: str, *, connect_timeout_s: float = 2.0, idle_s: float = 30.0, max_idle: int = 256) -> None:
+        """`url` is http://host[:port]. `idle_s` stays below the keep-alive time of the engines' servers (75 s).
 
         Raises:
             BadReplicaUrl: `url` has another form.

@@ -88,6 +88,7 @@ class StubEngine:
     hung_up: int = 0
     connections: int = 0
     written: int = 0
+    streaming: int = 0
 
     async def start(self) -> None:
         self._writers: set[asyncio.StreamWriter] = set()
@@ -161,7 +162,11 @@ class StubEngine:
         if self.status != 200:
             return self._send(writer, self.status, b'{"error": {"message": "stub says no"}}')
         if seen.json.get("stream"):
-            return await self._stream(seen.json, writer)
+            self.streaming += 1
+            try:
+                return await self._stream(seen.json, writer)
+            finally:
+                self.streaming -= 1
         text = " ".join(WORDS[: self.tokens])
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}, "text": text}
         whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}

@@ -251,6 +251,25 @@ async def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(worl
     assert len(engine.seen) == 1
 
 
+async def test_nothing_is_left_behind_by_clients_that_come_and_go(world):
+    for engine in world.engines.values():
+        engine.tokens, engine.token_delay_s = 1000, 0.01
+    await asyncio.sleep(0)
+    tasks = len(asyncio.all_tasks())
+    body = b'{"model": "m", "prompt": "w1", "stream": true}'
+    data = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    for number in range(40):
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+        writer.write(data[: number * 5] if number % 2 else data)
+        if number % 4 == 0:
+            await reader.readuntil(b"data: ")
+        writer.transport.abort()
+    await world.until(world.is_quiet)
+    await world.until(lambda: all(not engine.streaming for engine in world.engines.values()))
+    await world.until(lambda: len(asyncio.all_tasks()) <= tasks)
+    assert world.routable() == {"r0", "r1"}
+
+
 async def test_a_slow_client_slows_its_engine_and_not_the_gateways_memory(make_world):
     world = await make_world(1)
     engine = world.engines["r0"]
