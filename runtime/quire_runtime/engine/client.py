@@ -198,6 +198,7 @@ class AsyncEngineClient:
         """End the process and fail what still runs."""
         if self._is_closing:
             return
+        self._listen()
         self._is_closing = True
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):

@@ -13,7 +13,6 @@ import uvicorn
 import uvloop
 
 from quire_api.errors import UserError
-from quire_runtime.agent.fetch import fetch_model
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.client import AsyncEngineClient, EngineDied
 from quire_runtime.server.app import create_app
@@ -134,10 +133,9 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
     Raises:
         UserError, EngineDied
     """
-    pickles = config.load_format == "pt"
-    directory = await asyncio.to_thread(
-        fetch_model, config.model, config.revision, cache_dir=config.download_dir, allow_pickle=pickles
-    )
+    directory = Path(config.model)
+    if not directory.is_dir():
+        directory = await asyncio.to_thread(_fetch, config)
     client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}))
     clients.append(client)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
@@ -148,6 +146,13 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
     while client.is_alive:  # noqa: ASYNC110
         await asyncio.sleep(WATCH_S)
     raise EngineDied("The engine process has died; see its last messages above.")
+
+
+def _fetch(config: EngineConfig) -> Path:
+    from quire_runtime.agent.fetch import fetch_model
+
+    pickles = config.load_format == "pt"
+    return fetch_model(config.model, config.revision, cache_dir=config.download_dir, allow_pickle=pickles)
 
 
 def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:
