@@ -1,0 +1,81 @@
+"""Flags, file and environment of `quire serve`, as --explain shows them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quire.serve import BadSetting, main, resolve
+from quire_api.errors import UserError
+from quire_runtime.config import EngineConfig
+from quire_runtime.server.config import ServerConfig
+
+
+def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, tuple[str, str]]:
+    """Setting -> (value, source)."""
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--explain"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0]: (line[33:].split("  ")[0].strip(), line[62:].strip()) for line in lines}
+
+
+def test_every_setting_is_explained_with_its_source(capsys, monkeypatch):
+    monkeypatch.setenv("QUIRE_INTERNAL_KEY", "hidden-word")
+    said = explained(capsys, "m", "--port", "9", "--max-model-len", "2k", "--no-enable-prefix-caching")
+    assert said.keys() == EngineConfig.model_fields.keys() | ServerConfig.model_fields.keys()
+    assert said["port"] == ("9", "flag --port")
+    assert said["max_model_len"] == ("2000", "flag --max-model-len")
+    assert said["enable_prefix_caching"] == ("false", "flag --enable-prefix-caching")
+    assert said["internal_key"] == ("***", "environment QUIRE_INTERNAL_KEY")
+    assert said["host"] == ('"0.0.0.0"', "default")
+
+
+def test_one_flag_takes_several_values(capsys):
+    said = explained(capsys, "--served-model-name", "a", "b", "--device", "cpu", "m")
+    assert said["served_model_name"][0] == '["a", "b"]'
+    assert said["model"][0] == '"m"'
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("port: 1\nmax-num-seqs: 8\ninternal_key: file\n")
+    settings = resolve("m", {"port": 2}, file, {"QUIRE_INTERNAL_KEY": "environment", "QUIRE_API_KEY": "k"})
+    found = {setting.name: setting.value for setting in settings}
+    assert (found["port"], found["max_num_seqs"], found["internal_key"]) == (2, 8, "environment")
+    assert found["api_key"] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("prot: 1", "'prot', which is no setting"), ("[1]", "must hold settings"), ("a: [", "YAML")]
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str):
+    file = tmp_path / "serve.yaml"
+    file.write_text(content)
+    with pytest.raises(BadSetting, match=says):
+        resolve("m", {}, file, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "needs MODEL"),
+        (["m", "--port", "70000"], "port"),
+        (["m", "--dtype", "int3"], "dtype"),
+        (["m", "--max-model-len", "many"], "max_model_len"),
+        (["m", "--default-chat-template-kwargs", "{"], "not JSON"),
+    ],
+)
+def test_wrong_values_are_one_sentence(arguments: list[str], says: str):
+    with pytest.raises(UserError, match=says):
+        main([*arguments, "--explain"])
+
+
+def test_the_command_is_in_the_tree():
+    command = [sys.executable, "-m", "quire", "serve", "--help"]
+    wide = {**os.environ, "COLUMNS": "200"}
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=wide).stdout
+    for flag in ("--served-model-name", "--max-model-len", "--gpu-memory", "--api-key", "--explain", "--config"):
+        assert flag in shown
