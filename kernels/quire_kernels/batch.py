@@ -1,6 +1,7 @@
 """What attention needs to know about a mixed batch of prefills and decodes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ class AttentionBatch:
     seq_lens       int32 [n]        context + query: keys to attend to
     block_tables   int32 [n, >= max(ceil(seq_len / block_size))]
     query_starts_cpu, seq_lens_cpu  the same as plain lists, for launch sizes and the CPU path; no device sync
+    layouts        what the CPU path works out once a step and every layer uses
     """
 
     positions: Tensor
@@ -26,3 +28,4 @@ class AttentionBatch:
     query_starts_cpu: list[int]
     seq_lens_cpu: list[int]
     block_size: int
+    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
