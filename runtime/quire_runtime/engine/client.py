@@ -155,6 +155,8 @@ class AsyncEngineClient:
     ) -> AsyncIterator[list[ChoiceDelta]]:
         """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
 
+        A reader slower than the engine gets the deltas of several steps at once.
+
         Raises:
             RequestRefused: before the first delta.
             EngineDied: the engine process ended.
@@ -177,6 +179,12 @@ class AsyncEngineClient:
                 if isinstance(deltas, Exception):
                     running = 0
                     raise deltas
+                while not stream.deltas.empty():
+                    later = stream.deltas.get_nowait()
+                    if isinstance(later, Exception):
+                        stream.deltas.put_nowait(later)
+                        break
+                    deltas += later
                 running -= sum(delta.finish != FinishReason.NONE for delta in deltas)
                 yield deltas
         finally:

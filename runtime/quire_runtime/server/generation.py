@@ -152,14 +152,12 @@ class Generation:
         first = deltas[0]
         if first.prompt_logprobs is not None:
             self.prompt_logprobs[prompt] = first.prompt_logprobs
-        tokens = 0
-        for delta in deltas:
-            tokens += len(delta.token_ids)
-            if delta.cached_tokens is not None and delta.choice == 0:
-                self.cached_tokens += delta.cached_tokens
+        if first.cached_tokens is not None:
+            self.cached_tokens += first.cached_tokens
         last = self._last_at[prompt]
         if last:
-            self._metrics.itl.observe(now - last, tokens)
+            steps = sum(delta.choice == first.choice for delta in deltas) if len(deltas) > 1 else 1
+            self._metrics.itl.observe((now - last) / steps, len(deltas))
         else:
             self._metrics.ttft.observe(now - self._arrived)
             self._first_at = self._first_at or now
