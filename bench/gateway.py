@@ -2,9 +2,10 @@
 
     .venv/bin/python bench/gateway.py [--seconds 4] [--model models/quire-tiny]
 
-Three processes on this machine: a stub engine that writes one SSE event per stream and step, the gateway, and this
-client. CPU is the gateway process's own (user + system). Delay per token is from the stub's write to the client's read,
-so "added" is the difference of the two rows with the same load. Written to bench/results/gateway.json.
+Processes on this machine: a stub engine that writes one SSE event per stream and step, the gateway, and this client.
+CPU is the gateway process's own (user + system). Delay per token is from the stub's write to the client's read. "floor"
+is the CPU of a forwarder on the same event loop that only copies bytes from socket to socket: what no gateway in Python
+can undercut. Written to bench/results/gateway.json.
 """
 
 import argparse
@@ -74,6 +75,51 @@ class StubEngine(asyncio.Protocol):
     def send(self, body: bytes, status: int) -> None:
         head = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
         self.transport.write(head + body)
+
+
+class Forwarder(asyncio.Protocol):
+    """One client's connection and its twin to the stub; looks at nothing."""
+
+    stub_port: int
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.twin: Any = None
+        self.early = b""
+        self.opening = asyncio.ensure_future(self.open())
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.twin, _ = await loop.create_connection(lambda: Backward(self.transport), "127.0.0.1", self.stub_port)
+        self.twin.write(self.early)
+
+    def data_received(self, data: bytes) -> None:
+        if self.twin is None:
+            self.early += data
+        else:
+            self.twin.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.twin is not None:
+            self.twin.close()
+
+
+class Backward(asyncio.Protocol):
+    """The way back of a forwarder."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def data_received(self, data: bytes) -> None:
+        self.client.write(data)
+
+
+async def serve_forwarder(stub_port: int) -> None:
+    """The forwarder's process: prints its port."""
+    Forwarder.stub_port = stub_port
+    server = await asyncio.get_running_loop().create_server(Forwarder, "127.0.0.1", 0, backlog=2048)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 async def serve_stub(step_s: float, model: str) -> None:
@@ -197,6 +243,11 @@ class Bench:
         self._stub = subprocess.Popen(self._command, stdout=subprocess.PIPE)
         assert self._stub.stdout is not None
         self.stub_port = int(self._stub.stdout.readline())
+        forward = [sys.executable, __file__, "--forward", str(self.stub_port)]
+        self._forwarder = subprocess.Popen(forward, stdout=subprocess.PIPE)
+        assert self._forwarder.stdout is not None
+        self.forwarder_port = int(self._forwarder.stdout.readline())
+        self.forwarder_pid = self._forwarder.pid
         self._folder = tempfile.TemporaryDirectory()
         table = Path(self._folder.name) / "table.json"
         replica = wire.Replica(id="stub", url=f"http://127.0.0.1:{self.stub_port}")
@@ -214,7 +265,7 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in (self._gateway, self._stub):
+        for child in (self._gateway, self._forwarder, self._stub):
             child.kill()
             child.wait()
         self._folder.cleanup()
@@ -232,8 +283,12 @@ async def run_streams(bench: Bench, streams: int, step_s: float, seconds: float)
     direct = await measure_streams(bench.stub_port, streams, max(1, tokens // 2))
     before = cpu_s(bench.pid)
     through = await measure_streams(bench.port, streams, tokens)
+    after = cpu_s(bench.pid)
+    floor_before = cpu_s(bench.forwarder_pid)[0]
+    forwarded = await measure_streams(bench.forwarder_port, streams, tokens)
+    floor = (cpu_s(bench.forwarder_pid)[0] - floor_before) / len(forwarded) * 1e6
     name = f"{streams} streams, a token each {step_s * 1e3:g} ms"
-    return row(name, before, cpu_s(bench.pid), direct, through)
+    return row(name, before, after, direct, through) | {"floor_us": round(floor, 1)}
 
 
 def row(
@@ -281,12 +336,13 @@ async def main(seconds: float, model: str) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    heads = "load", "CPU us", "kernel", "per CPU-s", "direct p50/p99 ms", "gateway p50/p99 ms"
-    line = "{:40} {:>7} {:>7} {:>10} {:>19} {:>19}"
+    heads = "load", "CPU us", "kernel", "floor", "per CPU-s", "direct p50/p99 ms", "gateway p50/p99 ms"
+    line = "{:40} {:>7} {:>7} {:>7} {:>10} {:>19} {:>19}"
     print(line.format(*heads))
     for each in rows:
         delays = [f"{each[way]['p50_ms']:.2f} / {each[way]['p99_ms']:.2f}" for way in ("direct", "gateway")]
-        print(line.format(each["load"], each["cpu_us"], each["kernel_us"], each["per_cpu_second"], *delays))
+        costs = each["cpu_us"], each["kernel_us"], each.get("floor_us", ""), each["per_cpu_second"]
+        print(line.format(each["load"], *costs, *delays))
 
 
 if __name__ == "__main__":
@@ -294,5 +350,11 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--model", default=str(TINY) if (TINY / "tokenizer.json").exists() else "")
     parser.add_argument("--stub", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--forward", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    uvloop.run(serve_stub(given.stub, given.model) if given.stub else main(given.seconds, given.model))
+    if given.stub:
+        uvloop.run(serve_stub(given.stub, given.model))
+    elif given.forward:
+        uvloop.run(serve_forwarder(given.forward))
+    else:
+        uvloop.run(main(given.seconds, given.model))
