@@ -147,9 +147,13 @@ class Scheduler:
         """Forget every cached prefix; False, and nothing is forgotten, while sequences hold blocks."""
         if self._tables.pool.num_held:
             return False
+        self.forget_prefixes()
+        return True
+
+    def forget_prefixes(self) -> None:
+        """Let nobody find a prefix known so far, even while sequences hold blocks: the contents are in doubt."""
         if self._tables.index is not None:
             self._tables.index.clear()
-        return True
 
     def cached_tokens(self, handle: int) -> int:
         """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that and after it.

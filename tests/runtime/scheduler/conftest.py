@@ -13,7 +13,7 @@ from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
 
-VOCABULARY = 50
+VOCABULARY = 4
 NOTHING = -1
 
 

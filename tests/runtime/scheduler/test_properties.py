@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from quire_api.blocks import block_key
 
 PREFIXES = [[1] * 30, [1] * 9 + [2] * 21, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
 
@@ -22,14 +25,15 @@ adds = st.fixed_dictionaries(
         "priority": st.integers(-1, 1),
         "salt": st.sampled_from(["", "a"]),
         "n": st.sampled_from([1, 1, 1, 2, 4]),
-        "stops": st.sets(st.integers(0, 49), max_size=10),
-        "min_tokens": st.integers(0, 1),
+        "stops": st.one_of(st.just([]), st.sampled_from([[3], list(range(3, 20))])),
+        "min_tokens": st.sampled_from([0, 0, 1]),
         "prompt_logprobs": st.sampled_from([None, None, 1]),
     }
 )
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("add"), adds),
+        st.tuples(st.just("follow up"), st.integers(0, 9)),
         st.tuples(st.just("steps"), st.integers(1, 6)),
         st.tuples(st.just("launch"), st.just(0)),
         st.tuples(st.just("abort"), st.integers(0, 9)),
@@ -52,18 +56,29 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=configs, script=actions)
+def weak_key(parent: bytes, tokens: list[int]) -> bytes:
+    return bytes([block_key(parent, tokens)[0] & 3])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs, script=actions, keys_collide=st.booleans())
 def test_every_query_sees_exactly_its_own_tokens(
-    bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]]
+    bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]], keys_collide: bool
 ) -> None:
-    config = dict(config)
+    with mock.patch("quire_runtime.kv.prefix.block_key", weak_key if keys_collide else block_key):
+        play(bench, dict(config), script)
+
+
+def play(bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]]) -> None:
     spare = config.pop("spare_blocks")
     it = bench(**config, num_blocks=1 + -(-64 // config["block_size"]) + spare)
     for name, argument in script:
         match name:
             case "add":
                 it.add(**argument)
+            case "follow up" if argument < len(it.requests):
+                said = it.requests[argument].token_ids + it.outputs[argument, 0]
+                it.add([*said[:40], *PREFIXES[argument % 3][:3]], max_tokens=9)
             case "steps":
                 for _ in range(argument):
                     it.step()
