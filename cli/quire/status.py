@@ -7,11 +7,13 @@ from typing import Literal
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
-from quire.up.display import age, status_table
+from quire.up.display import age, plain_table, status_table
 from quire.up.state import NoState, read_status
 from quire_api.v1alpha1 import LLMDeployment, from_object
+
+WIDTH_OF_A_FILE = 400
+"""Columns where no terminal sets a limit."""
 
 Output = Literal["table", "json", "yaml"]
 
@@ -23,6 +25,8 @@ def run_status(*, state_dir: Path | None = None, output: Output = "table", conso
         NoState: nothing has been started, or its status cannot be read.
     """
     console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_FILE
     document, is_alive = read_status(state_dir)
     try:
         deployments = [from_object(item) for item in document["items"]]
@@ -43,7 +47,7 @@ def _print_tables(console: Console, deployments: list[LLMDeployment], is_alive: 
     console.print(status_table(deployments))
     for deployment in deployments:
         console.print()
-        table = Table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE", box=None, pad_edge=False, header_style="dim")
+        table = plain_table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE", wraps="MESSAGE", header_style="dim")
         for condition in deployment.status.conditions:
             since = age(condition.last_transition_time)
             table.add_row(condition.type, condition.status, condition.reason, since, condition.message)

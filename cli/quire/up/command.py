@@ -41,8 +41,8 @@ def run_up(
     state = StateDir.open(state_dir or default_state_dir(path))
     try:
         with Display(console or Console()) as display:
-            if wish.ignored:
-                display.announce(f"without a cluster these have no effect: {', '.join(wish.ignored)}")
+            for remark in wish.remarks():
+                display.announce(remark)
             asyncio.run(_serve(Options(path, host, port, programs or Programs()), wish, state, display))
     finally:
         state.close()

@@ -15,6 +15,10 @@ TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 """File into which a process writes {"reason", "message"} as JSON when it ends for a reason that a person can act on."""
 
 
+SHUTDOWN_S = 10.0
+"""What an engine may take after SIGTERM; it has been drained before, unless its drain timed out."""
+
+
 @dataclass(frozen=True)
 class Programs:
     """How engines and gateways are started; tests put their own in."""
@@ -37,6 +41,7 @@ def serve_command(programs: Programs, deployment: LLMDeployment, location: str, 
     engine, memory = spec.engine, spec.engine.kv_cache.memory
     argv = [*programs.serve, location, "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--served-model-name", *deployment.served_names]
+    argv += ["--disable-access-log", "--shutdown-timeout", f"{SHUTDOWN_S:g}"]
     argv += ["--device", engine.device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
     if spec.model.revision is not None:
         argv += ["--revision", spec.model.revision]
@@ -55,7 +60,7 @@ def serve_environment(
     environment[INTERNAL_KEY] = internal_key
     environment[TERMINATION_LOG] = str(termination_log)
     environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    environment.setdefault("PYTHONUNBUFFERED", "1")
+    environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
     if deployment.spec.resources.cpu is not None:
         environment["OMP_NUM_THREADS"] = str(max(ceil(quantity_value(deployment.spec.resources.cpu)), 1))
     elif not gpus:

@@ -57,9 +57,17 @@ class Display:
                 self.announce(f"{name} Ready={ready.status} {ready.reason} {counts}: {ready.message}")
 
 
+def plain_table(*columns: str, wraps: str = "", header_style: str = "") -> Table:
+    """A table as kubectl prints them; only the column `wraps` may take several lines."""
+    table = Table(box=None, pad_edge=False, header_style=header_style)
+    for column in columns:
+        table.add_column(column, no_wrap=column != wraps, overflow="fold")
+    return table
+
+
 def status_table(deployments: Sequence[LLMDeployment]) -> Table:
     """The columns of `kubectl get llmd`."""
-    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="")
+    table = plain_table(*COLUMNS)
     for deployment in deployments:
         ready = deployment.status.condition("Ready")
         table.add_row(
@@ -76,7 +84,7 @@ def status_table(deployments: Sequence[LLMDeployment]) -> Table:
 
 def replica_table(replicas: Sequence[ReplicaState]) -> Table:
     """One line for each process."""
-    table = Table("REPLICA", "STATE", "IN FLIGHT", "LAST END", box=None, pad_edge=False, header_style="dim")
+    table = plain_table("REPLICA", "STATE", "IN FLIGHT", "LAST END", wraps="LAST END", header_style="dim")
     for replica in sorted(replicas, key=lambda replica: replica.id):
         failure = "" if replica.failure is None or replica.is_available else replica.failure.message
         in_flight = "" if replica.in_flight is None else str(replica.in_flight)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+_FRAME = " \t│╭╮╰╯─"
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -102,11 +103,12 @@ class Child:
 
 
 def last_line(log: Path, limit: int = 400) -> str:
-    """The last line with something on it, cut to `limit` characters."""
+    """The last line with words on it, out of any box drawn around it, cut to `limit` characters."""
     try:
         with log.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 16384, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip()[:limit] for line in reversed(lines) if line.strip()), "")
+    bare = (line.strip(_FRAME) for line in reversed(lines))
+    return next((line[:limit] for line in bare if line), "")

@@ -45,6 +45,8 @@ class LocalReplica:
     failure: Failure | None = None
     has_exited: bool = False
     unhealthy: int = 0
+    sickness: str = ""
+    """What its last health check said, if that was bad."""
     checked_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -106,7 +108,7 @@ class LocalReplica:
             pass
         code = self.child.exit_code
         if self.unhealthy >= UNHEALTHY_AFTER:
-            return Failure("Unhealthy", f"{self.id} no longer answered health checks and was ended", time.time())
+            return Failure("Unhealthy", f"{self.id} was ended after failed health checks: {self.sickness}", time.time())
         reason = "EngineKilled" if code in (-signal.SIGKILL, -signal.SIGTERM) else "EngineExited"
         return Failure(reason, f"{self.id} {self.child.how_it_ended()}", time.time())
 

@@ -56,6 +56,23 @@ class Wish:
         kept = {"creation_timestamp": known.metadata.creation_timestamp, "generation": generation}
         return new.model_copy(update={"metadata": new.metadata.model_copy(update=kept), "status": known.status})
 
+    def remarks(self) -> list[str]:
+        """What the file asks for and this machine does not do."""
+        said = []
+        if self.ignored:
+            said.append(f"without a cluster these have no effect: {', '.join(self.ignored)}")
+        for key, deployment in self.deployments.items():
+            spec = deployment.spec
+            if spec.pod_template is not None:
+                said.append(f"{key}: spec.podTemplate has no effect without a cluster")
+            if spec.autoscaling is not None:
+                said.append(
+                    f"{key}: spec.autoscaling only keeps replicas within its bounds; nothing moves them by load"
+                )
+            if spec.access.limits is not None:
+                said.append(f"{key}: spec.access.limits are not enforced")
+        return said
+
 
 def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret], file: Path) -> list[str]:
     """What a cluster might have, and this machine has not."""

@@ -38,7 +38,7 @@ from quire_operator.world import (
 
 POLL_S = 0.25
 REPORT_TIMEOUT_S = 2.0
-HEALTH_EVERY_S = 5.0
+HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT_S = 10.0
 
 
@@ -274,13 +274,14 @@ class LocalWorld:
         child = replica.child
         try:
             answer = await self._http.get(f"{replica.url}/health")
-            is_healthy = answer.is_success
-        except httpx.HTTPError:
-            is_healthy = False
+            sick = "" if answer.is_success else answer.text[:400]
+        except httpx.HTTPError as error:
+            sick = f"no answer ({type(error).__name__})"
         if replica.child is not child or child is None or replica.is_stopping:
             return
         replica.checked_at = time.monotonic()
-        replica.unhealthy = 0 if is_healthy else replica.unhealthy + 1
+        replica.unhealthy = replica.unhealthy + 1 if sick else 0
+        replica.sickness = sick
         if replica.unhealthy >= UNHEALTHY_AFTER and child.exit_code is None:
             child.kill()
 
