@@ -133,9 +133,7 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
     Raises:
         UserError, EngineDied
     """
-    directory = Path(config.model)
-    if not directory.is_dir():
-        directory = await asyncio.to_thread(_fetch, config)
+    directory = await asyncio.to_thread(_model_directory, config)
     client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}))
     clients.append(client)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
@@ -148,7 +146,9 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
     raise EngineDied("The engine process has died; see its last messages above.")
 
 
-def _fetch(config: EngineConfig) -> Path:
+def _model_directory(config: EngineConfig) -> Path:
+    if Path(config.model).is_dir():
+        return Path(config.model)
     from quire_runtime.agent.fetch import fetch_model
 
     pickles = config.load_format == "pt"
