@@ -148,8 +148,14 @@ def count_question(rng: random.Random) -> NumberQuestion:
             return NumberQuestion(f"count {first} {last}", core, counted(first, last, 1))
         case chance if chance < 0.55:
             first, last = _range(rng)
+            if rng.random() < 0.15:
+                core = rng.choice((f"Count down from {last}", f"Countdown from {last}", f"Count backwards from {last}"))
+                return NumberQuestion(f"down {last} 0", core, counted(last, 0, -1))
             core = rng.choice(
                 (
+                    f"Count from {last} to {first}",
+                    f"Count from {last} down to {first}",
+                    f"List the numbers from {last} to {first}",
                     f"Count down from {last} to {first}",
                     f"Count backwards from {last} to {first}",
                     f"Can you count down from {last} to {first}",
@@ -159,7 +165,7 @@ def count_question(rng: random.Random) -> NumberQuestion:
             )
             return NumberQuestion(f"down {last} {first}", core, counted(last, first, -1))
         case chance if chance < 0.72:
-            step = rng.choice((2, 2, 3, 4, 5, 5, 10, 10))
+            step = rng.choice((2, 2, 3, 4, 5, 5, 10, 10, rng.randint(2, 12)))
             first = rng.choice((0, 0, step, rng.randint(0, 30)))
             last = rng.randint(first + step, min(LARGEST, first + step * rng.randint(2, 14)))
             if rng.random() < 0.5:
@@ -190,12 +196,24 @@ def count_question(rng: random.Random) -> NumberQuestion:
             a, b = rng.sample(range(LARGEST + 1), 2)
             low, high = min(a, b), max(a, b)
             if rng.random() < 0.5:
+                word = rng.choice(("larger", "bigger", "greater", "higher", "more"))
                 core = rng.choice(
-                    (f"Which is larger, {a} or {b}", f"Which number is larger: {a} or {b}", f"What is more, {a} or {b}")
+                    (
+                        f"Which is {word}, {a} or {b}",
+                        f"Which number is {word}: {a} or {b}",
+                        f"What is {word}, {a} or {b}",
+                        f"Is {a} {word} than {b}",
+                    )
                 )
                 return NumberQuestion(f"compare {low} {high}", core, f"{high} is larger than {low}.")
+            word = rng.choice(("smaller", "lower", "less"))
             core = rng.choice(
-                (f"Which is smaller, {a} or {b}", f"Which number is smaller: {a} or {b}", f"What is less, {a} or {b}")
+                (
+                    f"Which is {word}, {a} or {b}",
+                    f"Which number is {word}: {a} or {b}",
+                    f"What is {word}, {a} or {b}",
+                    f"Is {a} {word} than {b}",
+                )
             )
             return NumberQuestion(f"compare {low} {high}", core, f"{low} is smaller than {high}.")
         case _:
@@ -256,7 +274,10 @@ def counted(first: int, last: int, step: int) -> str:
 
 
 def _operand(rng: random.Random) -> int:
-    return rng.randint(0, 20) if rng.random() < 0.3 else rng.randint(0, LARGEST)
+    chance = rng.random()
+    if chance < 0.08:
+        return rng.choice((0, LARGEST, LARGEST, rng.randint(1, 9) * 10))
+    return rng.randint(0, 20) if chance < 0.35 else rng.randint(0, LARGEST)
 
 
 def _range(rng: random.Random) -> tuple[int, int]:

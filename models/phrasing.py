@@ -82,6 +82,8 @@ def dress(core: str, rng: random.Random, *, slips: bool = False) -> str:
         return text.lower()
     if casing < 0.30:
         return text.upper()
+    if casing < 0.38:
+        return " ".join(capitalize(word) if rng.random() < 0.4 else word for word in text.split(" "))
     return text
 
 

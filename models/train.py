@@ -186,7 +186,7 @@ def _arguments() -> dict:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--intermediate", type=int, default=640)
     parser.add_argument("--documents", type=int, default=300_000)
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps per round")
+    parser.add_argument("--steps", type=int, default=2900, help="optimizer steps per round")
     parser.add_argument("--tokens-per-step", type=int, default=65_536)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--max-seconds", type=float, default=1e9, help="shortens the schedule of a round to this time")

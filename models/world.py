@@ -5,6 +5,7 @@ Questions are drawn by a seeded generator. A question belongs to `train`, `dev` 
 """
 
 import random
+import string
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,9 @@ WHAT_ONE = (
     "[I want to know|I would like to know|Tell me|Do you know|I do not know|Can you tell me] what {x} is",
     "How would you [describe|explain] {x}",
     "[In short|In one sentence|Briefly], what is {x}",
+    "[What is|What's|Explain|Tell me about] {bare}",
+    "{bare}",
+    "What does {bare} stand for",
     "[Give me|I need] a [short|quick|simple] explanation of {x}",
     "{x}",
 )
@@ -78,6 +82,7 @@ DIFFERENCE = (
     "[Explain|Tell me|Do you know] the difference between {a} and {b}",
     "{a} or {b}, what is the difference",
     "{a} [versus|vs] {b}",
+    "Difference between {a} and {b}",
 )
 FOLLOW_UP_WHY = (
     "[And why|Why] [do|would|should] I [need|use] it",
@@ -143,9 +148,13 @@ def facts() -> tuple[Fact, ...]:
         cores = [text.format(x=doing) for doing in command["doing"] for pattern in HOW for text in expand(pattern)]
         found.append(_fact("commands", command["doing"][0], cores, command["answer"]))
     for difference in commands["difference"]:
-        pairs = [pair for a, b in difference["between"] for pair in ((a, b), (b, a))]
+        named = [*difference["between"], [_bare(name) for name in difference["between"][0]]]
+        pairs = [pair for a, b in named for pair in ((a, b), (b, a))]
         cores = [text.format(a=a, b=b) for a, b in pairs for pattern in DIFFERENCE for text in expand(pattern)]
         found.append(_fact("commands", " / ".join(difference["between"][0]), cores, difference["answer"]))
+    for question in commands["question"]:
+        cores = [text for pattern in question["ask"] for text in expand(pattern)]
+        found.append(_fact("commands", cores[0], cores, question["answer"]))
     for talk in _read("smalltalk.toml")["talk"]:
         cores = [text for pattern in talk["ask"] for text in expand(pattern)]
         found.append(_fact("talk", cores[0], cores, talk["answer"], talk.get("first_turn_only", False)))
@@ -211,17 +220,21 @@ def _read(file: str) -> dict:
         return tomllib.load(source)
 
 
+def _bare(name: str) -> str:
+    article, _, rest = name.partition(" ")
+    return rest if article in ("a", "an", "the") else name
+
+
 def _subject_facts(subject: dict, place: str) -> list[Fact]:
     found = []
     for facet, one, many in (("what", WHAT_ONE, WHAT_MANY), ("why", WHY_ONE, WHY_MANY)):
         cores = []
         for names, patterns in ((subject["one"], one), (subject.get("many", []), many)):
             for x in names:
-                bare = x.split(" ", 1)[1] if x.split(" ")[0] in ("a", "an", "the") else x
                 for pattern in patterns:
                     if "{place}" in pattern and place.lower() in x.lower():
                         continue
-                    cores += [text.format(x=x, bare=bare, place=place) for text in expand(pattern)]
+                    cores += [text.format(x=x, bare=_bare(x), place=place) for text in expand(pattern)]
         found.append(_fact("facts", f"{subject['one'][0]} {facet}", cores, subject[facet]))
     return found
 
@@ -259,6 +272,17 @@ def _unknown_core(rng: random.Random) -> str:
 
 
 def _nonsense(rng: random.Random) -> str:
-    syllables = (rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 3)))
-    word = "".join(syllables) + rng.choice(ENDINGS)
-    return rng.choice(("a ", "the ", "", "")) + word
+    while True:
+        if rng.random() < 0.25:
+            word = "".join(rng.choices(string.ascii_letters if rng.random() < 0.3 else string.ascii_uppercase, k=4))
+            word = word[: rng.randint(2, 4)]
+        else:
+            syllables = (rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 3)))
+            word = "".join(syllables) + rng.choice(ENDINGS)
+        if word.lower() not in _known_words():
+            return rng.choice(("a ", "the ", "", "")) + word
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    return frozenset(word for fact in facts() for core in fact.cores for word in normalize(core).split())
