@@ -5,9 +5,9 @@
 
 Workload: the first 64 requests of W1 (bench/workloads.py) with all lengths divided by 4, greedy, end-of-sequence
 ignored, exactly the asked number of tokens each. Transformers runs them one by one ("sequential"), and in left-padded
-static batches in arrival order ("static"): of several batch sizes its best counts. Tokens beyond a request's own length,
-which a static batch computes while it waits for its longest, are not counted. Without models/quire-tiny a random model
-of the same shape is made.
+static batches in arrival order ("static"): of several batch sizes its best counts. Tokens beyond a request's own
+length, which a static batch computes while it waits for its longest, are not counted. Without models/quire-tiny a
+random model of the same shape is made.
 """
 
 import argparse
@@ -141,9 +141,8 @@ def measure(args: argparse.Namespace, model: Path) -> dict[str, list[float]]:
         if not args.skip_sequential:
             equal = sum(a == b for a, b in zip(mine, theirs, strict=True))
             console.print(f"round {rep + 1}: {equal} of {len(work)} outputs are token-equal to Transformers'")
-        console.print(
-            {name: round(values[-1], 2) for name, values in seconds.items()}, f"(warm prefixes: {again:.2f} s)"
-        )
+        last = {name: round(values[-1], 2) for name, values in seconds.items()}
+        console.print(last, f"(quire once more, prefixes cached: {again:.2f} s)")
     return seconds
 
 

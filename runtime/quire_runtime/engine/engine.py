@@ -13,6 +13,7 @@ from quire_runtime.config import EngineConfig
 from quire_runtime.engine.load import Loaded, load
 from quire_runtime.engine.messages import EngineStats, PromptLogprobs, TokenLogprobs
 from quire_runtime.execute.output import PendingStep, StepResult
+from quire_runtime.execute.sampler import POISONED
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -197,6 +198,10 @@ class Engine:
             )
 
     def _read(self, plan: StepPlan, result: StepResult) -> EngineOutputs:
+        poisoned = result.tokens == POISONED
+        if poisoned.any():
+            self._runner.scrub(plan.rows[poisoned])
+            self._scheduler.forget_prefixes()
         seen = self._scheduler.update(plan, result.tokens)
         outputs = EngineOutputs(
             handles=seen.handles,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """One allocation [layers, 2, num_blocks, kv_heads, block_size, head_dim]; `layers[i]` is layer i's (keys, values)."""
+    """One tensor [layers, 2, num_blocks, kv_heads, block_size, head_dim]; `layers[i]` is layer i's (keys, values)."""
 
     def __init__(
         self,

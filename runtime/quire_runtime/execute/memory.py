@@ -88,10 +88,11 @@ def plan_memory(
             window = (num_blocks - 1) * size - 1
             per_sequence = num_blocks - 1
         if num_blocks < per_sequence + 1:
+            need, left = (per_sequence + 1) * block, max(room, 0)
             raise DoesNotFit(
                 f"{config.model}: weights need {weights / GiB:.2f} GiB and one sequence of {window} tokens "
-                f"{(per_sequence + 1) * block / GiB:.2f} GiB of KV cache, but {max(room, 0) / GiB:.2f} GiB are left for it "
-                f"of {total / GiB:.1f} GiB. Lower max_model_len, raise kv_cache_memory or use a machine with more memory."
+                f"{need / GiB:.2f} GiB of KV cache, but {left / GiB:.2f} of {total / GiB:.1f} GiB are left for it. "
+                "Lower max_model_len, raise kv_cache_memory or use a machine with more memory."
             )
     return MemoryPlan(total, weights, workspace, reserve, block, num_blocks, window, size)
 

@@ -89,7 +89,7 @@ class Runner:
             )
             hidden = self.model.forward(token_ids, self.kv.layers, batch)
             prompt = self._prompt_logprobs(plan, starts, hidden)
-            logits = self.model.compute_logits(hidden[last]) if len(draw_slots) else None
+            logits = self.model.compute_logits(hidden.index_select(0, last)) if len(draw_slots) else None
         if logits is None:
             tokens, logprobs = torch.empty(0, dtype=torch.int32, device=self.device), None
         else:
@@ -114,6 +114,13 @@ class Runner:
         if self._graphs is not None:
             for size in self._graphs.sizes[:4]:
                 self._graphs.capture(size)
+
+    @torch.inference_mode()
+    def scrub(self, rows: NDArray[np.int32]) -> None:
+        """Clear what is not a number from the blocks of these rows: attention multiplies even masked values."""
+        blocks = self.tables.blocks[torch.from_numpy(rows).to(self.device).long()].unique().long()
+        cleaned = self.kv.data.index_select(2, blocks).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self.kv.data.index_copy_(2, blocks, cleaned)
 
     def _write(self, writes: list[Tensor]) -> None:
         table_places, table_blocks, copy_sources, copy_targets, param_rows, params, token_places, tokens = writes

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -130,16 +129,16 @@ async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prom
     client = AsyncEngineClient(config)
     await client.ready()
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    doomed = asyncio.create_task(collect(client, prompts[0], params))
+    await until(lambda: client.stats.num_running == 1)
+    os.kill(client.pid, signal.SIGKILL)
     with pytest.raises(EngineDied, match="killed by signal 9"):
-        async with asyncio.timeout(DEADLINE_S), aclosing(client.generate(prompts[0], params, "doomed")) as stream:
-            async for _ in stream:
-                os.kill(client.pid, signal.SIGKILL)
+        await asyncio.wait_for(doomed, DEADLINE_S)
     assert not client.is_alive
     with pytest.raises(EngineDied):
         await collect(client, prompts[0], params)
-    directory = Path(client._directory)
     await client.close()
-    assert not directory.exists()
+    assert not os.path.exists(client._directory)  # noqa: ASYNC240
 
 
 async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
@@ -177,11 +176,13 @@ async def test_the_engine_ends_with_its_parent(config):
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, config.model_dump_json()], stdout=subprocess.PIPE)
-    engine = int(await asyncio.to_thread(parent.stdout.readline))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, config.model_dump_json(), stdout=asyncio.subprocess.PIPE
+    )
+    engine = int(await parent.stdout.readline())
     assert is_running(engine)
     parent.kill()
-    parent.wait()
+    await parent.wait()
     await until(lambda: not is_running(engine))
 
 
