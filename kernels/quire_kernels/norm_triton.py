@@ -21,7 +21,7 @@ def _launch(x: Tensor, residual: Tensor, out: Tensor, weight: Tensor, eps: float
     tokens, width = x.shape
     _rms_norm_kernel[(tokens,)](
         x, residual, out, weight, x.stride(0), residual.stride(0), out.stride(0), eps, width,
-        BLOCK=triton.next_power_of_2(width), ADD=add, num_warps=min(16, max(1, width // 512)),
+        BLOCK=triton.next_power_of_2(width), ADD=add, num_warps=min(16, max(1, triton.next_power_of_2(width) // 1024)),
     )  # fmt: skip
 
 
@@ -33,10 +33,12 @@ def _rms_norm_kernel(
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     values = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
-    if ADD:
-        values += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0)
-        tl.store(residual + row * residual_stride + columns, values, mask=inside)
     wide = values.to(tl.float32)
+    if ADD:
+        wide += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        values = wide.to(values.dtype)
+        tl.store(residual + row * residual_stride + columns, values, mask=inside)
+        wide = values.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
     weights = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * out_stride + columns, (wide * scale * weights).to(values.dtype), mask=inside)

@@ -1,0 +1,201 @@
+"""The attention cases of `quire_kernels.check`, against a plain softmax in fp64."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quire_kernels.attention import paged_attention
+from quire_kernels.batch import AttentionBatch
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+"""Relative to max(1, |expected|): the dtype's rounding, with room for sums in another order."""
+
+
+class Mismatch(Exception):
+    """A kernel's result is not its reference's."""
+
+
+def expect_close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> float:
+    """The largest error relative to max(1, |expected|).
+
+    Raises:
+        Mismatch: shapes or dtypes differ, or the error is above the tolerance of the dtype.
+    """
+    actual = actual.detach().cpu()
+    if actual.shape != expected.shape:
+        raise Mismatch(f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
+    limit = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    actual, expected = actual.double(), expected.double()
+    difference = ((actual - expected).abs() / expected.abs().clamp_min(1)).nan_to_num(torch.inf)
+    worst = float(difference.max()) if difference.numel() else 0.0
+    if worst > limit:
+        where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        raise Mismatch(f"error {worst:.2e} above {limit:.0e} at {where}; {(difference > limit).sum()} values off")
+    return worst
+
+
+def make_batch(
+    spans: list[tuple[int, int]], block_size: int, device: torch.device, spare_columns: int = 2
+) -> tuple[AttentionBatch, int]:
+    """Sequences of (context, queries) tokens, single queries first, over shuffled blocks; and the number of blocks.
+
+    Table entries behind a sequence's end name block 0, as the engine's do.
+    """
+    spans = sorted(spans, key=lambda span: span[1] != 1)
+    lens = [context + queries for context, queries in spans]
+    counts = [-(-length // block_size) for length in lens]
+    order = (torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)) + 1).int()
+    tables = torch.zeros(len(spans), max(counts) + spare_columns, dtype=torch.int32)
+    for row, blocks in enumerate(order.split(counts)):
+        tables[row, : len(blocks)] = blocks
+    starts = [0, *itertools.accumulate(queries for _, queries in spans)]
+    positions = torch.cat([torch.arange(context, context + queries) for context, queries in spans])
+    rows = torch.repeat_interleave(torch.tensor([queries for _, queries in spans]))
+    slots = tables[rows, positions // block_size].long() * block_size + positions % block_size
+    batch = AttentionBatch(
+        positions=positions.to(device),
+        slots=slots.to(device),
+        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
+        block_tables=tables.to(device),
+        num_decodes=sum(queries == 1 for _, queries in spans),
+        query_starts_cpu=starts,
+        seq_lens_cpu=lens,
+        block_size=block_size,
+    )
+    return batch, sum(counts) + 1
+
+
+def plain_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
+) -> Tensor:
+    """What attention means, sequence by sequence in fp64 on the tensors' device."""
+    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    group = q.shape[1] // k_cache.shape[1]
+    for row, length in enumerate(batch.seq_lens_cpu):
+        start, end = batch.query_starts_cpu[row : row + 2]
+        blocks = batch.block_tables[row, : -(-length // batch.block_size)].long()
+        keys, values = (
+            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].double().repeat_interleave(group, dim=0)
+            for cache in (k_cache, v_cache)
+        )
+        scores = torch.einsum("qhd,hkd->hqk", q[start:end].double(), keys) * scale
+        i = torch.arange(length - (end - start), length, device=q.device).unsqueeze(1)
+        j = torch.arange(length, device=q.device)
+        is_visible = (j <= i) & (j > i - (window or length + 1))
+        weights = scores.masked_fill(~is_visible, -torch.inf).softmax(dim=-1)
+        out[start:end] = torch.einsum("hqk,hkd->qhd", weights, values)
+    return out
+
+
+def tensors(
+    batch: AttentionBatch, blocks: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q as a view of a fused projection, and caches whose unused slots hold NaN."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = batch.query_starts_cpu[-1]
+    fused = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=generator)
+    caches = torch.randn(2, blocks, kv_heads, batch.block_size, dim, generator=generator)
+    used = torch.zeros(blocks, batch.block_size, dtype=torch.bool)
+    for table, length in zip(batch.block_tables.cpu(), batch.seq_lens_cpu, strict=True):
+        places = torch.arange(length)
+        used[table[places // batch.block_size].long(), places % batch.block_size] = True
+    caches.masked_fill_(~used[:, None, :, None], torch.nan)
+    q = fused.to(device, dtype)[:, :heads]
+    k_cache, v_cache = caches.to(device, dtype)
+    return q, k_cache, v_cache
+
+
+def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
+    # The interpreter's products know no bfloat16.
+    fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+    decodes = [(0, 1), (4, 1), (15, 1), (16, 1), (255, 1), (256, 1), (300, 1), (63, 1)]
+    prefills = [(0, 2), (0, 33), (20, 7), (40, 70), (0, 16), (3, 130)]
+    mixes = {"decode": decodes, "prefill": prefills, "mixed": decodes[2:5] + prefills[1:4]}
+    if full:
+        mixes["decode"] = decodes + [(1000 + 37 * i, 1) for i in range(40)] + [(9000, 1), (20000, 1)]
+        mixes["prefill"] = [*prefills, (0, 1024), (777, 513), (5000, 300)]
+        mixes["mixed"] = mixes["decode"][:20] + mixes["prefill"]
+    heads = [(4, 4, 32), (4, 2, 64), (8, 2, 80), (7, 1, 64), (8, 1, 128), (3, 3, 96)]
+    windows = [None, 24]
+    if full:
+        heads += [(32, 8, 128), (14, 2, 64), (32, 32, 96), (16, 8, 128), (12, 2, 128), (8, 1, 256), (4, 2, 16)]
+        windows += [1, 300]
+    for number, ((kind, spans), (q_heads, kv_heads, dim)) in enumerate(itertools.product(mixes.items(), heads)):
+        dtypes = [fp32, bf16, fp16] if full else [fp32, fp32, fp16][number % 3 : number % 3 + 1]
+        blocks = [16, 32, 64, 8] if full and kind == "mixed" else [[16, 32, 16, 8][number % 4]]
+        for dtype, window, block_size in itertools.product(dtypes, windows, blocks):
+            name = f"{kind} attention {q_heads}/{kv_heads}x{dim} window {window} blocks of {block_size} {dtype}"
+            yield (
+                name.replace("torch.", ""),
+                partial(_run, spans, q_heads, kv_heads, dim, dtype, window, block_size),
+            )
+    yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
+    if full:
+        yield "decode attention in a CUDA graph, replayed at other lengths", _run_graph
+
+
+def _run(
+    spans: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+    block_size: int,
+    device: torch.device,
+) -> float:
+    batch, blocks = make_batch(spans, block_size, device)
+    q, k_cache, v_cache = tensors(batch, blocks, heads, kv_heads, dim, dtype, device)
+    out = torch.full(q.shape, torch.nan, dtype=dtype, device=device)
+    _attend(q, k_cache, v_cache, batch, dim**-0.5, window, out)
+    return expect_close(out, plain_attention(q, k_cache, v_cache, batch, dim**-0.5, window).cpu())
+
+
+def _attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
+) -> None:
+    """The Triton kernels, on a CPU too."""
+    from quire_kernels.decode_attention_triton import decode_attention
+    from quire_kernels.prefill_attention_triton import prefill_attention
+
+    if batch.num_decodes:
+        decode_attention(q, k_cache, v_cache, batch, scale, window, out)
+    if batch.num_decodes < len(batch.seq_lens_cpu):
+        prefill_attention(q, k_cache, v_cache, batch, scale, window, out)
+
+
+def _run_alone(spans: list[tuple[int, int]], device: torch.device) -> float:
+    batch, blocks = make_batch(spans, 16, device)
+    q, k_cache, v_cache = tensors(batch, blocks, 8, 2, 64, torch.float32, device)
+    together = torch.empty(q.shape, device=device)
+    _attend(q, k_cache, v_cache, batch, 0.125, None, together)
+    for row, length in enumerate(batch.seq_lens_cpu):
+        own, _ = make_batch([(length - 1, 1)], 16, device)
+        own.block_tables[:, :] = batch.block_tables[row, : own.block_tables.shape[1]]
+        alone = torch.empty(1, 8, 64, device=device)
+        _attend(q[row : row + 1], k_cache, v_cache, own, 0.125, None, alone)
+        if not torch.equal(alone[0], together[row]):
+            raise Mismatch(f"row {row} of length {length} depends on its neighbours")
+    return 0.0
+
+
+def _run_graph(device: torch.device) -> float:
+    width, capacity = 24, 4096
+    longest, blocks = make_batch([(capacity - 1, 1)] * width, 16, device, spare_columns=0)
+    q, k_cache, v_cache = tensors(longest, blocks, 16, 4, 128, torch.bfloat16, device)
+    paged_attention(q, k_cache, v_cache, longest, 0.1, None)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = paged_attention(q, k_cache, v_cache, longest, 0.1, None)
+    worst = 0.0
+    for seed in range(3):
+        lens = torch.randint(1, capacity, (width,), generator=torch.Generator().manual_seed(seed)).int()
+        longest.seq_lens.copy_(lens)
+        graph.replay()
+        longest.seq_lens_cpu[:] = lens.tolist()
+        worst = max(worst, expect_close(out, plain_attention(q, k_cache, v_cache, longest, 0.1, None).cpu()))
+    return worst
