@@ -35,6 +35,7 @@ class BlockPool:
         self.ref_counts = np.zeros(num_blocks, np.int32)
         self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
         self._is_kept = np.zeros(num_blocks, np.bool_)
+        self._kept_of = self._is_kept.data
         self._next = np.zeros(num_blocks, np.int32)
         self._previous = np.zeros(num_blocks, np.int32)
         self._next_of = self._next.data
@@ -88,7 +89,7 @@ class BlockPool:
 
     def keep(self, block: int) -> None:
         """The contents of a held block are worth keeping: it becomes cached, not free, when it is given back."""
-        self._is_kept[block] = True
+        self._kept_of[block] = True
 
     def drop(self, block: int) -> None:
         """The contents of a block are of no more use: a cached one becomes free at once."""

@@ -40,11 +40,12 @@ class PrefixChain:
         twin.keys = self.keys[: len(twin.identities)]
         return twin
 
-    def key(self, i: int, contents: Ints) -> bytes:
-        """Key of block `i` (at most one beyond those known); contents int32 [blocks, block_size] of the sequence."""
-        if i == len(self.keys):
-            self.keys.append(block_key(self.parent_key(i), contents[i].tolist()))
-        return self.keys[i]
+    def key(self, i: int, tokens: Ints) -> bytes:
+        """Key of block `i`, at most one beyond those known, which holds `tokens` (int32 [block_size])."""
+        keys = self.keys
+        if i == len(keys):
+            keys.append(block_key(keys[-1] if keys else self.root, tokens.tolist()))
+        return keys[i]
 
     def parent_key(self, i: int) -> bytes:
         return self.keys[i - 1] if i else self.root
@@ -71,6 +72,7 @@ class PrefixIndex:
         self._tokens = np.zeros((pool.num_blocks, block_size), np.int32)
         self._identity: NDArray[np.int64] = np.zeros(pool.num_blocks, np.int64)
         self._parent: NDArray[np.int64] = np.zeros(pool.num_blocks, np.int64)
+        self._identity_of, self._parent_of = self._identity.data, self._parent.data
         self._last_identity = 0
         pool.on_evict = self._evicted
 
@@ -84,7 +86,7 @@ class PrefixIndex:
         """
         found: list[int] = []
         for i in range(len(contents)):
-            block = self._blocks.get(chain.key(i, contents))
+            block = self._blocks.get(chain.key(i, contents[i]))
             if block is None:
                 break
             found.append(block)
@@ -98,31 +100,32 @@ class PrefixIndex:
         return blocks[:length]
 
     def register(self, chain: PrefixChain, blocks: Ints, contents: Ints) -> None:
-        """Make the sequence's next full blocks findable.
+        """Make the sequence's next full blocks findable: those behind the ones registered before.
 
-        blocks int32 [n], contents int32 [n, block_size]: all full blocks of the sequence so far, registered ones
-        included; the blocks from `len(chain.identities)` on must be held.
+        blocks int32 [n], held; contents int32 [n, block_size].
         """
-        for i in range(len(chain.identities), len(blocks)):
-            key, parent, tokens = chain.key(i, contents), chain.parent_identity(i), contents[i]
+        first = len(chain.identities)
+        parent = chain.parent_identity(first)
+        for i, block in enumerate(blocks.tolist()):
+            tokens = contents[i]
+            key = chain.key(first + i, tokens)
             known = self._blocks.get(key)
             if known is not None:
-                if self._parent[known] == parent and np.array_equal(self._tokens[known], tokens):
-                    chain.identities.append(int(self._identity[known]))
+                if self._parent_of[known] == parent and np.array_equal(self._tokens[known], tokens):
+                    parent = self._identity_of[known]
+                    chain.identities.append(parent)
                     continue
                 self._remove(known)
                 self._pool.drop(known)
-            block = int(blocks[i])
-            self._last_identity += 1
+            self._tokens[block] = tokens
+            self._parent_of[block] = parent
+            self._identity_of[block] = parent = self._last_identity = self._last_identity + 1
             self._blocks[key] = block
             self._keys[block] = key
-            self._tokens[block] = tokens
-            self._identity[block] = self._last_identity
-            self._parent[block] = parent
             self._pool.keep(block)
-            chain.identities.append(self._last_identity)
+            chain.identities.append(parent)
             if self._listener is not None:
-                self._listener.stored(key, chain.parent_key(i), tokens)
+                self._listener.stored(key, chain.parent_key(first + i), tokens)
 
     def clear(self) -> None:
         """Forget every prefix; cached blocks become free. Held blocks stay with their sequences."""

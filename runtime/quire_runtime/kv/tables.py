@@ -137,9 +137,11 @@ class BlockTables:
         """Tell the index the full blocks of `tokens`, the sequence's first ones: known, and stored or planned to be."""
         if self.index is None:
             return
-        contents = self._full_blocks(tokens)
-        self.index.register(chain, self.table[row, : len(contents)], contents)
-        self.registered[row] = len(contents)
+        size, first = self.block_size, len(chain.identities)
+        full = max(len(tokens) // size, first)
+        contents = tokens[first * size : full * size].reshape(full - first, size)
+        self.index.register(chain, self.table[row, first:full], contents)
+        self.registered[row] = full
 
     def release(self, row: int) -> None:
         """Give back all blocks of a row, its last one first."""

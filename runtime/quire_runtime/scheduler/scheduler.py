@@ -368,11 +368,11 @@ class Scheduler:
             return
         state, size = self._rows, self.config.block_size
         full = np.minimum(computed, state.received[rows]) // size
-        for i in (full > self._tables.registered[rows]).nonzero()[0]:
-            row = int(rows[i])
+        grown = full > self._tables.registered[rows]
+        for row, count in zip(rows[grown].tolist(), full[grown].tolist(), strict=True):
             sequence = state.sequences[row]
             assert sequence is not None
-            self._tables.register(row, sequence.chain, state.tokens[row, : full[i] * size])
+            self._tables.register(row, sequence.chain, state.tokens[row, : count * size])
 
     def _vacate(self, row: int) -> Sequence:
         """Take row and blocks from a sequence; what it computed stays in the prefix cache."""

@@ -45,7 +45,7 @@ class Cache:
         hits = self.index.lookup(links, contents(tokens))
         self.pool.share(hits)
         blocks = np.concatenate((hits, self.pool.take(len(tokens) // SIZE - len(hits))))
-        self.index.register(links, blocks, contents(tokens))
+        self.index.register(links, blocks[len(hits) :], contents(tokens)[len(hits) :])
         return blocks
 
 
