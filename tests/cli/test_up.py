@@ -307,6 +307,10 @@ class TestRefusedAtTheStart:
         up.file.write_text(up.file.read_text().replace("file://models/tiny", "pvc://claim/model"))
         assert "pvc:// needs a cluster; here file:// and hf:// can be served" in self.refusal(up)
 
+    def test_a_policy_that_the_gateway_does_not_know(self, up):
+        up.write(more="routing: {policy: consistentHash}")
+        assert "spec.routing.policy: this gateway does not know consistentHash" in self.refusal(up)
+
     def test_a_secret_that_is_not_in_the_file(self, up):
         up.write(more="access: {apiKeysSecretRef: {name: keys}}")
         assert "spec.access.apiKeysSecretRef: add the Secret keys to the file" in self.refusal(up)
@@ -363,3 +367,39 @@ def test_status_without_any_run_says_how_to_start_one(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"start one with: quire up FILE\.yaml"):
         run_status()
+
+
+def test_an_edit_made_before_anybody_watches_is_seen(up):
+    up.write(replicas=1)
+    up.start()
+    up.wait(lambda: "gateway at" in up.output())
+    up.write(replicas=2)
+    up.wait(lambda: up.serves(2))
+
+
+def test_a_terminal_shows_a_table_that_is_kept_current(up):
+    import pty
+
+    up.write(replicas=1)
+    ours, theirs = pty.openpty()
+    up.process = subprocess.Popen(
+        [sys.executable, STAND_INS, "up", str(up.file), "0", str(up.state)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "XDG_STATE_HOME": str(up.folder / "xdg"), "TERM": "xterm", "COLUMNS": "160"},
+    )
+    os.close(theirs)
+    shown = b""
+    deadline = time.monotonic() + DEADLINE_S
+    while not re.search(rb"tiny-[0-9a-f]+-0 +serving", shown):
+        assert time.monotonic() < deadline, shown
+        shown += os.read(ours, 65536)
+    assert re.search(rb"NAME +MODEL +READY +REPLICAS +REASON +URL +AGE", shown)
+    up.process.send_signal(signal.SIGINT)
+    try:
+        while os.read(ours, 65536):
+            pass
+    except OSError:
+        pass
+    assert up.process.wait(DEADLINE_S) == 0

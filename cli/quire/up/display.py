@@ -22,16 +22,18 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.has_shown = False
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        self._shown: tuple[Sequence[LLMDeployment], Sequence[ReplicaState]] = ((), ())
+        self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=2)
+        self._is_live = console.is_terminal
         self._said: dict[str, tuple[str, ...]] = {}
 
     def __enter__(self) -> "Display":
-        if self._live:
+        if self._is_live:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
+        if self._is_live:
             self._live.stop()
 
     def announce(self, event: str) -> None:
@@ -42,8 +44,8 @@ class Display:
     def show(self, deployments: Sequence[LLMDeployment], replicas: Sequence[ReplicaState]) -> None:
         """How everything stands now."""
         self.has_shown = True
-        if self._live:
-            self._live.update(Group(status_table(deployments), replica_table(replicas)))
+        self._shown = (deployments, replicas)
+        if self._is_live:
             return
         for deployment in deployments:
             ready = deployment.status.condition("Ready")
@@ -55,6 +57,10 @@ class Display:
                 self._said[name] = now
                 counts = f"{status.ready_replicas}/{status.replicas}"
                 self.announce(f"{name} Ready={ready.status} {ready.reason} {counts}: {ready.message}")
+
+    def _picture(self) -> Group:
+        deployments, replicas = self._shown
+        return Group(status_table(deployments), replica_table(replicas))
 
 
 def plain_table(*columns: str, wraps: str = "", header_style: str = "") -> Table:

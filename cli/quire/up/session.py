@@ -22,6 +22,8 @@ from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.decide import Decision, decide
 
 LONGEST_NAP_S = 5.0
+LOOK_AGAIN_MS = 2000
+"""The file is looked at this often even if no change was reported, as on network file systems."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -84,9 +86,13 @@ class Session:
     async def _reconcile_for_ever(self) -> None:
         while True:
             self.world.changed.clear()
-            decision = await self._reconcile()
-            now = time.time()
-            nap = LONGEST_NAP_S if decision.wake_at is None else min(decision.wake_at - now, LONGEST_NAP_S)
+            nap = LONGEST_NAP_S
+            try:
+                decision = await self._reconcile()
+                if decision.wake_at is not None:
+                    nap = min(decision.wake_at - time.time(), nap)
+            except OSError as error:
+                self._display.announce(f"{self._state.path} cannot be written: {error.strerror}; trying again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.world.changed.wait(), max(nap, 0.01))
 
@@ -106,9 +112,17 @@ class Session:
 
     async def _follow_edits(self) -> None:
         file = self._options.file
-        async for _ in awatch(
-            file.parent, watch_filter=lambda _, path: Path(path).name == file.name, recursive=False, step=100
-        ):
+        wakes = awatch(
+            file.parent,
+            watch_filter=lambda _, path: Path(path).name == file.name,
+            recursive=False,
+            step=100,
+            rust_timeout=LOOK_AGAIN_MS,
+            yield_on_timeout=True,
+        )
+        async for _ in wakes:
+            if self._wish.is_current():
+                continue
             try:
                 changed = self._wish.read()
             except UserError as error:

@@ -8,6 +8,7 @@ from quire.up.commands import model_location
 from quire_api.errors import UserError
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_documents import InvalidResource, Manifest, Secret, parse_manifest
+from quire_gateway.policies import POLICIES
 from quire_operator.world import Key
 
 LOCAL_SCHEMES = ("file://", "hf://")
@@ -21,6 +22,11 @@ class Wish:
         self.deployments: dict[Key, LLMDeployment] = {}
         self.secrets: Mapping[tuple[str, str], Secret] = {}
         self.ignored: list[str] = []
+        self._seen: tuple[int, int, int] | None = None
+
+    def is_current(self) -> bool:
+        """Whether the file is the one that `read` saw last."""
+        return self._signature() == self._seen
 
     def read(self) -> bool:
         """Take over what the file says now; True if that differs from before.
@@ -28,6 +34,7 @@ class Wish:
         Raises:
             UserError: the file cannot be read, understood or run here; nothing was taken over.
         """
+        self._seen = self._signature()
         try:
             text = self.file.read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -45,6 +52,13 @@ class Wish:
         }
         self.secrets, self.ignored = secrets, manifest.ignored
         return before != (self.deployments, self.secrets)
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self.file.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _with_metadata(self, new: LLMDeployment, now: datetime) -> LLMDeployment:
         known = self.deployments.get(Key.of(new))
@@ -90,6 +104,11 @@ def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret
         if source.startswith("file://") and not location.is_dir():
             what = "is no directory" if location.exists() else "does not exist"
             problems.append(f"{where}, spec.model.source: {location} {what}; paths are relative to the file's folder")
+        if spec.routing.policy not in POLICIES:
+            known = ", ".join(POLICIES)
+            problems.append(
+                f"{where}, spec.routing.policy: this gateway does not know {spec.routing.policy}; it knows {known}"
+            )
         for path, reference in (
             ("spec.access.apiKeysSecretRef", spec.access.api_keys_secret_ref),
             ("spec.model.auth.secretRef", spec.model.auth.secret_ref if spec.model.auth else None),
