@@ -42,7 +42,13 @@ def _rows(node: Schema, path: str) -> Iterator[str]:
     for name, child in node.get("properties", {}).items():
         here = f"{path}.{name}"
         default = child.get("default")
-        shown = "required" if name in required else "" if default in (None, "") or isinstance(default, dict | list) else f"`{default}`"
+        shown = (
+            "required"
+            if name in required
+            else ""
+            if default in (None, "") or isinstance(default, dict | list)
+            else f"`{default}`"
+        )
         meaning = child.get("description", "").replace("|", "\\|")
         yield f"| `{here}` | {_type(child)} | {shown} | {meaning} |"
         yield from _rows(child, here)

@@ -4,6 +4,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from quire.up.commands import Programs, serve_command, serve_environment
 from quire.up.display import age
 from quire.up.gpus import Gpus, devices_of_this_machine
