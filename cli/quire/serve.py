@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> None:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     serve.__doc__ = "Serve one model over the OpenAI API. Flags mean what they mean to `vllm serve`."
-    app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app = typer.Typer(
+        pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+    )
     app.command(cls=_Command, epilog="Example:  quire serve models/quire-tiny --port 8000 --max-model-len 2k")(serve)
     app(arguments, prog_name="quire serve")
 
@@ -101,16 +103,16 @@ def run_serve(model: str | None, *, explain: bool, config_file: Path | None, fla
             print(Setting(setting.name, resolved[setting.name], setting.source))
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    from quire_runtime.engine.client import EngineDied
+    from quire_runtime.engine.client import EngineDied, EngineStartFailed
     from quire_runtime.server.run import serve
 
     try:
         serve(engine, server)
     except UserError as error:
-        _leave_word(error)
+        _leave_word(error.reason if isinstance(error, EngineStartFailed) else type(error).__name__, error)
         raise
     except EngineDied as error:
-        _leave_word(error)
+        _leave_word("EngineDied", error)
         print(f"quire: {error}", file=sys.stderr)
         sys.exit(FAILED)
 
@@ -145,10 +147,10 @@ def resolve(
     return settings
 
 
-def _leave_word(error: Exception) -> None:
+def _leave_word(reason: str, error: Exception) -> None:
     """Say why this process ends, for whoever started it."""
     if path := os.environ.get(TERMINATION_LOG):
-        Path(path).write_text(json.dumps({"reason": type(error).__name__, "message": str(error)}))
+        Path(path).write_text(json.dumps({"reason": reason, "message": str(error)}))
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -48,7 +48,11 @@ class EngineDied(Exception):
 
 
 class EngineStartFailed(UserError):
-    """The engine could not start because of something the user can change."""
+    """The engine could not start because of something the user can change; `reason` names the error's class."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or type(self).__name__
 
 
 class RequestRefused(UserError):
@@ -152,7 +156,7 @@ class AsyncEngineClient:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> AsyncIterator[list[ChoiceDelta]]:
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
 
         A reader slower than the engine gets the deltas of several steps at once.
@@ -267,8 +271,8 @@ class AsyncEngineClient:
                 case EngineReady():
                     self.info = message
                     self._is_ready.set()
-                case EngineFailed(message=text, is_user_error=is_user_error):
-                    self._fail(EngineStartFailed(text) if is_user_error else EngineDied(text))
+                case EngineFailed(message=text, is_user_error=is_user_error, reason=reason):
+                    self._fail(EngineStartFailed(text, reason) if is_user_error else EngineDied(text))
 
     def _spread(self, step: Step) -> None:
         """One message of a step to the queues of its requests."""

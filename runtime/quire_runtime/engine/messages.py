@@ -48,6 +48,8 @@ class EngineFailed(msgspec.Struct, tag=True, array_like=True, gc=False):
 
     message: str
     is_user_error: bool
+    reason: str = ""
+    """Name of the error's class, for machines."""
 
 
 class RequestRejected(msgspec.Struct, tag=True, array_like=True, gc=False):

@@ -218,7 +218,7 @@ def main() -> None:
         gc.freeze()
         Loop(engine, carrier).run()
     except UserError as error:
-        carrier.post(EngineFailed(str(error), is_user_error=True))
+        carrier.post(EngineFailed(str(error), is_user_error=True, reason=type(error).__name__))
     except Exception as error:
         log.exception("the engine stopped")
         carrier.post(EngineFailed(f"The engine stopped: {type(error).__name__}: {error}", is_user_error=False))

@@ -6,7 +6,7 @@ from quire_runtime.server import chat, completions, errors, status, tokenize
 from quire_runtime.server.auth import Auth
 from quire_runtime.server.client import EngineClient
 from quire_runtime.server.config import ServerConfig
-from quire_runtime.server.request import RequestIds
+from quire_runtime.server.ids import RequestIds
 from quire_runtime.server.service import Service
 from quire_text.tokenizer import Tokenizer
 

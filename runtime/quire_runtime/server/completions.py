@@ -17,9 +17,10 @@ from quire_runtime.server.body import read_json, unless_gone
 from quire_runtime.server.choices import Choice
 from quire_runtime.server.errors import RequestFailed, describe
 from quire_runtime.server.generation import Generation
+from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import checked, text_prompt
-from quire_runtime.server.request import begin, request_id_of, warnings
+from quire_runtime.server.request import begin, warnings
 from quire_runtime.server.service import Service, service_of
 from quire_runtime.server.stream import DONE, EventStream, EventWriter, error_event
 from quire_runtime.server.usage import usage_of

@@ -15,7 +15,9 @@ from quire_api.errors import UserError
 from quire_api.openai import InvalidRequest
 from quire_api.openai_responses import error_object
 from quire_api.sampling import InvalidSampling
+from quire_api.wire import HEADER_REQUEST_ID
 from quire_runtime.engine.client import EngineDied, RequestRefused
+from quire_runtime.server.ids import request_id_of
 from quire_text.errors import ChatTemplateError
 
 log = logging.getLogger(__name__)
@@ -123,13 +125,21 @@ def respond(error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Have every error of the app's handlers answered by `respond`."""
-    for kind in (UserError, EngineDied, RequestFailed, HTTPException, Exception):
+    for kind in (UserError, EngineDied, RequestFailed, HTTPException):
         app.add_exception_handler(kind, _handle)
+    app.add_exception_handler(Exception, _crashed)
     app.add_exception_handler(ClientGone, _nobody_reads)
 
 
 async def _handle(request: Request, error: Exception) -> Response:
     return respond(error)
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
+    """Answers outside of all middleware, so that it sets the request's id itself."""
+    response = respond(error)
+    response.headers[HEADER_REQUEST_ID] = request_id_of(request.scope)
+    return response
 
 
 async def _nobody_reads(request: Request, error: Exception) -> Response:

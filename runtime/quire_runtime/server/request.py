@@ -1,54 +1,20 @@
 """What every generation request needs before its prompts are known: body, id, caller, sampling, answer's headers."""
 
-import re
-import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire_api.openai import ChatCompletionRequest, CompletionRequest, InvalidRequest
 from quire_api.sampling import SamplingParams
-from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY, HEADER_REQUEST_ID
+from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY
 from quire_runtime.server.auth import caller_of
 from quire_runtime.server.generation import Generation
+from quire_runtime.server.ids import arrived_at, request_id_of
 from quire_runtime.server.prompts import require_known
 from quire_runtime.server.service import Service
 
 HEADER_WARNING = "x-quire-warning"
-_REQUEST_ID = "quire.request_id"
-_ARRIVED = "quire.arrived"
-_USABLE_ID = re.compile(rb"[!-~]{1,128}")
-
-
-class RequestIds:
-    """ASGI middleware: every request has an id, the client's own where it sent one, and every answer says it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(HEADER_REQUEST_ID.encode(), b"")
-        request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        scope[_REQUEST_ID] = request_id.decode()
-        scope[_ARRIVED] = time.monotonic()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (HEADER_REQUEST_ID.encode(), request_id)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
-def request_id_of(scope: Scope) -> str:
-    request_id: str = scope[_REQUEST_ID]
-    return request_id
 
 
 def begin(
@@ -78,7 +44,7 @@ def begin(
         prompts,
         params,
         request_id=request_id_of(request.scope),
-        arrived=request.scope[_ARRIVED],
+        arrived=arrived_at(request.scope),
         priority=priority,
         cache_salt=salt,
     )

@@ -211,13 +211,17 @@ def test_a_port_in_use_is_one_line(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "says", "reason"),
     [
-        (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json"),
-        (lambda path: (path / "config.json").write_text('{"architectures": ["Unheard"]}'), "Unheard"),
+        (lambda path: (path / "tokenizer.json").write_text("{"), "tokenizer.json", "MalformedTokenizer"),
+        (
+            lambda path: (path / "config.json").write_text('{"architectures": ["Unheard"]}'),
+            "Unheard",
+            "UnsupportedArchitecture",
+        ),
     ],
 )
-def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path, spoil, says):
+def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path, spoil, says, reason):
     shutil.copytree(model_directory, tmp_path / "model")
     spoil(tmp_path / "model")
     ended = start_and_wait(str(tmp_path / "model"), "--host", "127.0.0.1", "--port", "0", log=tmp_path / "why")
@@ -226,3 +230,4 @@ def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path,
     assert last.startswith("quire: ")
     assert says in last
     assert "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "why").read_text())["reason"] == reason
