@@ -15,6 +15,7 @@ from quire_api.sampling import InvalidSampling, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 2048
+MAX_CHOICES_IN_ALL = 4096
 
 # Extensions and OpenAI fields that change what comes back, each with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -216,6 +217,8 @@ class CompletionRequest(_Generation):
             raise InvalidRequest("prompt is empty. Send a text or token ids.", "prompt")
         if len(self.prompts) > MAX_PROMPTS:
             raise InvalidRequest(f"prompt holds more than {MAX_PROMPTS} prompts. Send several requests.", "prompt")
+        if len(self.prompts) * (self.n or 1) > MAX_CHOICES_IN_ALL:
+            raise InvalidRequest(f"n times the number of prompts is above {MAX_CHOICES_IN_ALL}. Ask for fewer.", "n")
         if self.stream and self.echo and self.logprobs is not None:
             raise InvalidRequest("echo with logprobs needs stream to be false.", "echo")
 

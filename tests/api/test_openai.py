@@ -158,6 +158,13 @@ def test_what_is_refused_names_its_field(fields, param):
     assert caught.value.param == param
 
 
+def test_more_choices_than_one_request_may_ask_for():
+    for body, param in (({"prompt": ["a"] * 2049}, "prompt"), ({"prompt": ["a"] * 100, "n": 100}, "n")):
+        with pytest.raises(InvalidRequest) as caught:
+            CompletionRequest.parse(body)
+        assert caught.value.param == param
+
+
 def test_values_out_of_range_name_their_field():
     for fields, param in (({"temperature": float("nan")}, "temperature"), ({"max_tokens": -1}, "max_tokens")):
         with pytest.raises(InvalidSampling) as caught:

@@ -16,6 +16,7 @@ from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.client import AsyncEngineClient, EngineDied
 from quire_runtime.server.app import create_app
+from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.drain import StopSignal, drain
 from quire_runtime.server.service import Service
@@ -74,6 +75,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class NoProbes(logging.Filter):
+    """Keeps probes and scrapes out of the access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        arguments = record.args
+        path = str(arguments[2]) if isinstance(arguments, tuple) and len(arguments) > 2 else ""
+        return path.partition("?")[0] not in OPEN_PATHS
+
+
 class HttpServer(uvicorn.Server):
     """Leaves signals to us, so that a first SIGTERM drains instead of closing the door."""
 
@@ -102,6 +112,7 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
             server_header=False,
         )
     )
+    logging.getLogger("uvicorn.access").addFilter(NoProbes())
     answering = asyncio.create_task(http.serve(sockets=[listener]), name="http")
     address, port = listener.getsockname()[:2]
     log.info("listening on %s port %d", address, port)
