@@ -35,7 +35,7 @@ def parse_length(value: Any) -> Any:
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Length = Annotated[int | Literal["auto"], BeforeValidator(parse_length)]
+Length = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_length)]
 
 
 class EngineConfig(BaseModel):
@@ -83,7 +83,8 @@ class EngineConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise InvalidConfig(" ".join(_sentence(problem) for problem in error.errors())) from None
+            first_of_each = {problem["loc"][:1]: problem for problem in reversed(error.errors())}
+            raise InvalidConfig(" ".join(_sentence(problem) for problem in first_of_each.values())) from None
 
 
 def _sentence(problem: Any) -> str:

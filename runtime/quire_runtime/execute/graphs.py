@@ -41,7 +41,7 @@ class DecodeGraphs:
         self._contexts = torch.zeros(self.sizes[-1], dtype=torch.int32, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._asked: set[int] = set()
-        self._pool: tuple[int, int] | None = None
+        self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, rows: Tensor, contexts: Tensor) -> Tensor | None:
         """Logits [n, V] of a decode of n rows; None where no graph of that size stands yet (run it eagerly)."""
@@ -72,7 +72,6 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             logits = self._decode(*arguments)
-        self._pool = self._pool or graph.pool()
         self._graphs[size] = (graph, logits)
 
     def _fill(self, rows: Tensor, contexts: Tensor, size: int) -> None:

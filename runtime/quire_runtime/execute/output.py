@@ -1,6 +1,7 @@
 """A launched step: its results travel to the host on a stream of their own while the next step runs."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Copied:
     copies: list[Tensor]
     event: torch.cuda.Event | None
 
-    def wait(self) -> list[NDArray]:
+    def wait(self) -> list[NDArray[Any]]:
         if self.event is not None:
             self.event.synchronize()
         return [tensor.numpy() for tensor in self.copies]

@@ -78,10 +78,10 @@ class Runner:
             ]
         )
         self._write(writes)
-        all_draw = len(draw_slots) == len(plan.rows)
-        if len(plan.rows) == plan.num_decodes and all_draw:
+        logits: Tensor | None
+        prompt: list[tuple[int, int, PositionLogprobs]] = []
+        if len(plan.rows) == plan.num_decodes == len(draw_slots):
             logits = self._decode_step(plan, rows, contexts)
-            prompt: list[tuple[int, int, PositionLogprobs]] = []
         else:
             seq_lens = (plan.context_lens + plan.query_lens).tolist()
             token_ids, batch = mixed_inputs(

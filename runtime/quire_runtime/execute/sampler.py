@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_api.sampling import SamplingParams
 from quire_kernels.sampling import apply_penalties, sample
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
 from quire_runtime.execute.rows import (
@@ -23,6 +24,7 @@ from quire_runtime.execute.rows import (
     Rows,
     Wants,
 )
+from quire_runtime.scheduler.request import Request
 
 POISONED = -2
 """In place of a token: the row's logits held a NaN."""
@@ -149,10 +151,10 @@ class Sampler:
         )
         logits[index] = chosen
 
-    def _request(self, row: int):
+    def _request(self, row: int) -> Request:
         request = self.tables.requests[row]
         assert request is not None
         return request
 
-    def _params(self, row: int):
+    def _params(self, row: int) -> SamplingParams:
         return self._request(row).params
