@@ -92,7 +92,9 @@ class LLM:
             )
             for conversation in conversations
         ]
-        prompts = [(text, tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        prompts: list[tuple[str | None, list[int]]] = [
+            (text, tokenizer.encode(text, add_special_tokens=False)) for text in texts
+        ]
         return self._run(prompts, self._params(sampling_params, len(prompts)), use_tqdm)
 
     def get_tokenizer(self) -> Tokenizer:
@@ -105,7 +107,7 @@ class LLM:
         defaults = self.engine.loaded.model_config.sampling_defaults
         if self.config.generation_config == "vllm":
             return SamplingParams()
-        named = {
+        named: dict[str, Any] = {
             "temperature": defaults.temperature,
             "top_p": defaults.top_p,
             "top_k": defaults.top_k,
@@ -166,7 +168,7 @@ class LLM:
         if isinstance(prompts, str | Mapping):
             return [prompts]
         listed = list(prompts)
-        return [listed] if listed and isinstance(listed[0], int) else listed  # type: ignore[list-item]
+        return [listed] if listed and isinstance(listed[0], int) else listed  # type: ignore[list-item, return-value]
 
     def _params(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -37,6 +38,9 @@ from quire_runtime.engine.messages import (
     Step,
     ToEngine,
 )
+
+if TYPE_CHECKING:
+    from quire_runtime.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +98,7 @@ class Carrier:
 class Loop:
     """Drains the inbox, steps the engine, posts one message per step; a heartbeat while idle."""
 
-    def __init__(self, engine: "Engine", carrier: Carrier) -> None:  # noqa: F821
+    def __init__(self, engine: "Engine", carrier: Carrier) -> None:
         self._engine = engine
         self._carrier = carrier
         self._sequence = 0
