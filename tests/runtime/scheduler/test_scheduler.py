@@ -200,7 +200,7 @@ def test_the_least_urgent_is_preempted_though_it_came_first(bench: Benches) -> N
 
 def test_urgent_requests_overtake_in_the_queue(bench: Benches) -> None:
     it = bench(max_num_seqs=1)
-    for priority in (0, 3, -1, 3, -1):
+    for priority in (0, 3, -(10**12), 3, -(10**12)):
         it.add([1] * 3, max_tokens=2, priority=priority)
     it.run()
     assert [admission.request.handle for plan in it.plans for admission in plan.admissions] == [2, 4, 0, 1, 3]
@@ -316,6 +316,18 @@ def test_refusals_say_what_to_do_and_change_nothing(bench: Benches) -> None:
     it.run()
     it.check_answers()
     it.add([1])
+
+
+def test_an_aborted_request_gives_its_place_in_the_queue_back(bench: Benches) -> None:
+    it = bench(max_num_queued_reqs=1)
+    handle = it.add([1] * 4, n=3)
+    it.abort(handle, 1)
+    with pytest.raises(QueueFull):
+        it.add([2] * 4)
+    it.abort(handle)
+    it.add([2] * 4)
+    it.run()
+    it.check_answers()
 
 
 def test_draining_finishes_what_was_taken(bench: Benches) -> None:
