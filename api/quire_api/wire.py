@@ -1,7 +1,7 @@
-"""What crosses a process border between gateway, engines and the operator: headers, model facts, the routing table.
+"""What crosses a process border between gateway, engines and operator: headers, model facts, the routing table.
 
-All types are msgspec structs, sent as JSON unless said otherwise; unknown fields are ignored, so that either side may be
-newer.
+All types are msgspec structs, sent as JSON unless said otherwise; unknown fields are ignored, so that either side may
+be newer.
 """
 
 import msgspec
