@@ -133,6 +133,12 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
                 name.replace("torch.", ""),
                 partial(_run, spans, q_heads, kv_heads, dim, dtype, window, block_size),
             )
+    long = [(4095, 1), (4096, 1), (8300, 1), (0, 1)]
+    for window in (None, 5000):
+        yield (
+            f"decode attention of long sequences window {window}",
+            partial(_run, long, 2, 1, 16, fp32, window, 16),
+        )
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
     if full:
         yield "decode attention in a CUDA graph, replayed at other lengths", _run_graph

@@ -1,8 +1,11 @@
-"""Norm, rotation and store on the GPU: one program a token and head."""
+"""Norm, rotation and store on the GPU: one program a token and a few heads."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+HEADS = 8
+WARPS = 1
 
 
 def rope_and_store(
@@ -19,64 +22,95 @@ def rope_and_store(
     eps: float,
 ) -> None:
     tokens, query_heads, dim = q.shape
-    kv_heads = k.shape[1]
-    _rope_and_store_kernel[(tokens, query_heads + 2 * kv_heads)](
+    kv_heads, half = k.shape[1], cos_sin.shape[1] // 2
+    query_tiles, kv_tiles = triton.cdiv(query_heads, HEADS), triton.cdiv(kv_heads, HEADS)
+    _rope_and_store_kernel[(tokens, query_tiles + 2 * kv_tiles)](
         q, k, v, positions, cos_sin, k_cache, v_cache, slots,
         q if q_norm is None else q_norm, k if k_norm is None else k_norm, eps,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2), query_heads, kv_heads,
-        DIM=dim, ROTARY=cos_sin.shape[1], BLOCK=triton.next_power_of_2(dim), SIZE=k_cache.shape[2],
-        Q_NORM=q_norm is not None, K_NORM=k_norm is not None, num_warps=1,
+        DIM=dim, HALF=half, BLOCK_HALF=triton.next_power_of_2(half), REST=dim - 2 * half,
+        BLOCK_REST=triton.next_power_of_2(max(dim - 2 * half, 1)), BLOCK=triton.next_power_of_2(dim),
+        SIZE=k_cache.shape[2], HEADS=HEADS, Q_TILES=query_tiles, KV_TILES=kv_tiles,
+        Q_NORM=q_norm is not None, K_NORM=k_norm is not None, num_warps=WARPS,
     )  # fmt: skip
 
 
 @triton.jit
 def _turned(
-    x, weight, cos_sin, position, eps, dims, inside, DIM: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr
-):
-    """The head at x, normed and rotated, in fp32; each dimension's partner is read from memory a second time."""
-    half: tl.constexpr = ROTARY // 2
-    rotates = dims < ROTARY
-    partners = tl.where(dims < half, dims + half, tl.where(rotates, dims - half, dims))
-    own = tl.load(x + dims, mask=inside, other=0.0).to(tl.float32)
-    partner = tl.load(x + partners, mask=inside, other=0.0).to(tl.float32)
+    at, weight, angles, eps, live,
+    DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, REST: tl.constexpr, BLOCK_REST: tl.constexpr,
+    NORM: tl.constexpr,
+):  # fmt: skip
+    """The heads at `at` [H, 1], normed and rotated, in fp32: both turning halves and the dimensions that stay."""
+    dims = tl.arange(0, BLOCK_HALF)
+    still = 2 * HALF + tl.arange(0, BLOCK_REST)
+    inside = live & (dims < HALF)[None, :]
+    first = tl.load(at + dims[None, :], mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF + dims[None, :], mask=inside, other=0.0).to(tl.float32)
+    rest = tl.load(at + still[None, :], mask=live & (still < DIM)[None, :], other=0.0).to(tl.float32)
     if NORM:
-        scale = tl.rsqrt(tl.sum(own * own, axis=0) / DIM + eps)
-        own = own * scale * tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)
-        partner = partner * scale * tl.load(weight + partners, mask=inside, other=0.0).to(tl.float32)
-    angles = cos_sin + position * ROTARY + tl.where(dims < half, dims, dims - half)
-    cos = tl.load(angles, mask=rotates, other=1.0)
-    sin = tl.load(angles + half, mask=rotates, other=0.0)
-    return own * cos + tl.where(dims < half, -partner, partner) * sin
+        squares = tl.sum(first * first + second * second, axis=1) + tl.sum(rest * rest, axis=1)
+        scale = tl.rsqrt(squares / DIM + eps)[:, None]
+        held = dims < HALF
+        first = first * scale * tl.load(weight + dims, mask=held, other=0.0).to(tl.float32)[None, :]
+        second = second * scale * tl.load(weight + HALF + dims, mask=held, other=0.0).to(tl.float32)[None, :]
+        if REST:
+            rest = rest * scale * tl.load(weight + still, mask=still < DIM, other=0.0).to(tl.float32)[None, :]
+    cos = tl.load(angles + dims, mask=dims < HALF, other=1.0)[None, :]
+    sin = tl.load(angles + HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+    return first * cos - second * sin, second * cos + first * sin, rest
+
+
+@triton.jit
+def _put(
+    at, first, second, rest, live,
+    DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, REST: tl.constexpr, BLOCK_REST: tl.constexpr,
+):  # fmt: skip
+    dims = tl.arange(0, BLOCK_HALF)
+    inside = live & (dims < HALF)[None, :]
+    element = at.dtype.element_ty
+    tl.store(at + dims[None, :], first.to(element), mask=inside)
+    tl.store(at + HALF + dims[None, :], second.to(element), mask=inside)
+    if REST:
+        still = 2 * HALF + tl.arange(0, BLOCK_REST)
+        tl.store(at + still[None, :], rest.to(element), mask=live & (still < DIM)[None, :])
 
 
 @triton.jit
 def _rope_and_store_kernel(
     q, k, v, positions, cos_sin, k_cache, v_cache, slots, q_norm, k_norm, eps,
     q_token, q_head, k_token, k_head, v_token, v_head, cache_block, cache_head, cache_slot, query_heads, kv_heads,
-    DIM: tl.constexpr, ROTARY: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
+    DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, REST: tl.constexpr, BLOCK_REST: tl.constexpr,
+    BLOCK: tl.constexpr, SIZE: tl.constexpr, HEADS: tl.constexpr, Q_TILES: tl.constexpr, KV_TILES: tl.constexpr,
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Heads: queries, keys, values. One warp, so that every partner dimension is read before it is written."""
+    """Tiles of heads: queries, keys, values. A thread holds both halves of a pair, so nothing is read after a write."""
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    dims = tl.arange(0, BLOCK)
-    inside = dims < DIM
-    position = tl.load(positions + token)
-    if head < query_heads:
-        at = q + token * q_token + head * q_head
-        turned = _turned(at, q_norm, cos_sin, position, eps, dims, inside, DIM, ROTARY, Q_NORM)
-        tl.store(at + dims, turned.to(q.dtype.element_ty), mask=inside)
+    tile = tl.program_id(1)
+    angles = cos_sin + tl.load(positions + token) * (2 * HALF)
+    if tile < Q_TILES:
+        heads = tile * HEADS + tl.arange(0, HEADS)[:, None]
+        live = heads < query_heads
+        at = q + token * q_token + heads * q_head
+        first, second, rest = _turned(at, q_norm, angles, eps, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST, Q_NORM)
+        _put(at, first, second, rest, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST)
     else:
         slot = tl.load(slots + token)
         place = (slot // SIZE) * cache_block + (slot % SIZE) * cache_slot
-        if head < query_heads + kv_heads:
-            which = head - query_heads
-            at = k + token * k_token + which * k_head
-            turned = _turned(at, k_norm, cos_sin, position, eps, dims, inside, DIM, ROTARY, K_NORM)
-            tl.store(at + dims, turned.to(k.dtype.element_ty), mask=inside)
-            tl.store(k_cache + place + which * cache_head + dims, turned.to(k_cache.dtype.element_ty), mask=inside)
+        if tile < Q_TILES + KV_TILES:
+            heads = (tile - Q_TILES) * HEADS + tl.arange(0, HEADS)[:, None]
+            live = heads < kv_heads
+            at = k + token * k_token + heads * k_head
+            first, second, rest = _turned(
+                at, k_norm, angles, eps, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST, K_NORM
+            )
+            _put(at, first, second, rest, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST)
+            cell = k_cache + place + heads * cache_head
+            _put(cell, first, second, rest, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST)
         else:
-            which = head - query_heads - kv_heads
-            values = tl.load(v + token * v_token + which * v_head + dims, mask=inside, other=0.0)
-            tl.store(v_cache + place + which * cache_head + dims, values, mask=inside)
+            heads = (tile - Q_TILES - KV_TILES) * HEADS + tl.arange(0, HEADS)[:, None]
+            dims = tl.arange(0, BLOCK)[None, :]
+            held = (heads < kv_heads) & (dims < DIM)
+            values = tl.load(v + token * v_token + heads * v_head + dims, mask=held, other=0.0)
+            tl.store(v_cache + place + heads * cache_head + dims, values, mask=held)

@@ -1,0 +1,61 @@
+"""One tile of keys in an online softmax (FlashAttention-2, arXiv 2307.08691), over the paged cache.
+
+Scores are in base 2: `scale` holds log2(e).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend_tile(
+    queries, position, highest, total, acc, first, end, table, k_cache, v_cache, cache_block, cache_slot, scale, window,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
+):  # fmt: skip
+    """Add keys first .. first + KEYS - 1 (those below `end`) to the rows' maximum, sum and weighted values.
+
+    queries [ROWS, BLOCK_D] at `position` [ROWS]; highest, total [ROWS] and acc [ROWS, BLOCK_D] fp32; k_cache, v_cache
+    point at the KV head. MASKED False promises that every row sees every key of the tile.
+    """
+    at = first + tl.arange(0, KEYS)
+    dims = tl.arange(0, BLOCK_D)
+    if MASKED:
+        inside = at < end
+        blocks = tl.load(table + at // SIZE, mask=inside, other=0).to(tl.int64)
+    else:
+        blocks = tl.load(table + at // SIZE).to(tl.int64)
+    cells = (blocks * cache_block + (at % SIZE) * cache_slot)[:, None] + dims[None, :]
+    if MASKED:
+        held = inside[:, None] & (dims < DIM)[None, :]
+        keys = tl.load(k_cache + cells, mask=held, other=0.0)
+        values = tl.load(v_cache + cells, mask=held, other=0.0)
+    elif DIM < BLOCK_D:
+        keys = tl.load(k_cache + cells, mask=(dims < DIM)[None, :], other=0.0)
+        values = tl.load(v_cache + cells, mask=(dims < DIM)[None, :], other=0.0)
+    else:
+        keys = tl.load(k_cache + cells)
+        values = tl.load(v_cache + cells)
+    if IEEE:
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+    else:
+        scores = tl.dot(queries, tl.trans(keys)) * scale
+    if MASKED:
+        seen = at[None, :] <= position[:, None]
+        if WINDOWED:
+            seen = seen & (at[None, :] > position[:, None] - window)
+        scores = tl.where(seen, scores, float("-inf"))
+    above = tl.maximum(highest, tl.max(scores, axis=1))
+    if MASKED:
+        # A row may see nothing of this tile.
+        base = tl.where(above == float("-inf"), 0.0, above)
+    else:
+        base = above
+    weights = tl.exp2(scores - base[:, None])
+    fade = tl.exp2(highest - base)
+    acc = acc * fade[:, None]
+    if IEEE:
+        acc += tl.dot(weights, values, input_precision="ieee")
+    else:
+        acc += tl.dot(weights.to(values.dtype), values)
+    return above, total * fade + tl.sum(weights, axis=1), acc

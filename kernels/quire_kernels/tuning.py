@@ -1,0 +1,79 @@
+"""Launch shapes by GPU, as data; nothing is tuned while serving.
+
+Architectures are named as in `quire_kernels.aot.TARGETS` ("cuda:90", "hip:gfx942"). A shape is looked up for the
+architecture, then for its kind ("cuda", "hip").
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """rows: query rows of a program (tokens times the heads of a group); keys: keys read at once."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By (kind of GPU, bytes of an element, largest padded head dimension).
+PREFILL = {
+    ("cuda", 2, 64): Tile(128, 64, 4, 3),
+    ("cuda", 2, 128): Tile(128, 64, 8, 2),
+    ("cuda", 2, 256): Tile(64, 32, 4, 2),
+    ("cuda", 4, 64): Tile(64, 32, 4, 1),
+    ("cuda", 4, 128): Tile(32, 32, 4, 1),
+    ("cuda", 4, 256): Tile(16, 16, 4, 1),
+    ("hip", 2, 128): Tile(128, 32, 4, 1),
+    ("hip", 2, 256): Tile(64, 32, 4, 1),
+    ("hip", 4, 128): Tile(32, 32, 4, 1),
+    ("hip", 4, 256): Tile(16, 16, 4, 1),
+}
+# Rows are the heads of a group, padded to 16.
+DECODE = {
+    ("cuda", 2, 128): Tile(16, 64, 4, 3),
+    ("cuda", 2, 256): Tile(16, 32, 4, 2),
+    ("cuda", 4, 128): Tile(16, 32, 4, 2),
+    ("cuda", 4, 256): Tile(16, 16, 4, 1),
+    ("hip", 2, 128): Tile(16, 64, 4, 1),
+    ("hip", 2, 256): Tile(16, 32, 4, 1),
+    ("hip", 4, 128): Tile(16, 32, 4, 1),
+    ("hip", 4, 256): Tile(16, 16, 4, 1),
+}
+TABLES = {"prefill": PREFILL, "decode": DECODE}
+
+
+@cache
+def architecture() -> str:
+    """Of the current GPU; Triton's interpreter counts as "cuda"."""
+    if not torch.cuda.is_available():
+        return "cuda"
+    if torch.version.hip:
+        return f"hip:{torch.cuda.get_device_properties().gcnArchName.split(':')[0]}"
+    major, minor = torch.cuda.get_device_capability()
+    return f"cuda:{major}{minor}"
+
+
+@cache
+def processors() -> int:
+    """Streaming multiprocessors of the current GPU."""
+    return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 1
+
+
+def tile(kernel: str, dtype: torch.dtype, block_d: int) -> Tile:
+    """The shape for "prefill" or "decode", a dtype and a head dimension that was padded to a power of two."""
+    return _tile(kernel, architecture(), dtype.itemsize, block_d)
+
+
+@cache
+def _tile(kernel: str, where: str, itemsize: int, block_d: int) -> Tile:
+    table = TABLES[kernel]
+    for kind in (where, where.split(":")[0]):
+        fitting = [limit for known, size, limit in table if (known, size) == (kind, itemsize) and limit >= block_d]
+        if fitting:
+            return table[kind, itemsize, min(fitting)]
+    raise KeyError(f"no launch shape for {where}, {itemsize} bytes an element, head dimension {block_d}")
