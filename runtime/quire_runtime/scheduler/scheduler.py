@@ -89,6 +89,7 @@ class Scheduler:
         self._flights: deque[_Flight] = deque()
         self._num_queued = 0
         self._arrivals = 0
+        self._num_steps = 0
         self._is_draining = False
         self._num_preemptions = 0
         self._prefix_queries_tokens = 0
@@ -198,6 +199,7 @@ class Scheduler:
             if state.computed[family.sequences[0].row] >= family.prompt_len:
                 self._spawn(family)
         plan = draft.plan(samples)
+        self._num_steps += 1
         self._flights.append(_Flight(plan, state.epoch[rows]))
         return plan
 
@@ -304,6 +306,7 @@ class Scheduler:
             self._waiting.discard(sequence)
             self._count_first_run(sequence, context if source is None else 0)
             row = state.put(sequence, context)
+            sequence.first_step = self._num_steps
             if source is None:
                 tables.adopt(row, hits)
             else:
@@ -337,11 +340,16 @@ class Scheduler:
             self._prefix_hits_tokens += hit_tokens
 
     def _fork_source(self, sequence: Sequence) -> Sequence | None:
-        """A running sibling whose prompt earlier steps have computed, for a sequence that has no output yet."""
+        """A running sibling whose prompt earlier steps have computed, for a sequence that has no output yet.
+
+        One that came in with this very step will not do, though it found its prompt in the cache: this step may be
+        the one that computes it, and blocks are copied before.
+        """
         if sequence.choice == 0 or len(sequence.tokens) > sequence.family.prompt_len:
             return None
         for sibling in sequence.family.sequences.values():
-            if sibling.row >= 0 and self._rows.computed[sibling.row] >= sequence.family.prompt_len:
+            is_settled = sibling.row >= 0 and sibling.first_step < self._num_steps
+            if is_settled and self._rows.computed[sibling.row] >= sequence.family.prompt_len:
                 return sibling
         return None
 

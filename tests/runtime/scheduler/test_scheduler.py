@@ -175,6 +175,17 @@ def test_a_choice_whose_siblings_are_gone_computes_its_prompt_itself(bench: Benc
     it.check_answers()
 
 
+def test_a_choice_does_not_fork_from_one_whose_prompt_is_computed_in_the_same_step(bench: Benches) -> None:
+    """An urgent request evicts two choices, prompt and all; they come back with the third, which never ran."""
+    it = bench(depth=2, max_num_seqs=3, num_blocks=13)
+    it.add([1] * 8, max_tokens=40, priority=-1)
+    handle = it.add([2] * 8, max_tokens=30, n=3)
+    it.run()
+    together = [plan for plan in it.plans if len(plan.admissions) == 3]
+    assert [admission.request.handle for admission in together[0].admissions] == [handle] * 3
+    it.check_answers()
+
+
 def test_running_out_of_blocks_preempts_the_latest_and_its_answer_stays_the_same(bench: Benches) -> None:
     it = bench(depth=2, num_blocks=13)
     first, second = it.add([1] * 8, max_tokens=32), it.add([2] * 8, max_tokens=32)
