@@ -1,11 +1,12 @@
 import random
+from itertools import pairwise
 
 import pytest
 
 from models import numbers
-from models.conversations import training_document
+from models.conversations import TURN_END, TURN_START, training_document
 from models.phrasing import dress, expand, normalize, split_of
-from models.world import HELD_OUT, UNKNOWN, draw, facts, held_out
+from models.world import FOLLOW_UP_WHAT, FOLLOW_UP_WHY, HELD_OUT, REPEAT, UNKNOWN, draw, facts, held_out
 
 
 def test_the_same_seed_writes_the_same_text():
@@ -24,12 +25,22 @@ def test_held_out_questions_are_200_and_differ_from_each_other():
 
 
 def test_no_held_out_question_appears_in_training():
-    held = {normalize(example.core) for split in ("dev", "test") for example in held_out(split)}
+    held = {normalize(text) for example in held_out() for text in (example.core, example.question)}
     rng = random.Random("training")
     for _ in range(30_000):
         example = draw(rng, "train")
         assert normalize(example.core) not in held, example
-        assert normalize(example.question) not in held, example
+    for _ in range(5_000):
+        document = training_document(rng)
+        for (opening, _), (content, _) in pairwise(document):
+            if opening == f"{TURN_START}user\n":
+                assert normalize(content.removesuffix(TURN_END)) not in held, content
+
+
+def test_no_follow_up_is_worded_like_a_held_out_question():
+    held = {normalize(example.core) for example in held_out()}
+    patterns = (*FOLLOW_UP_WHY, *FOLLOW_UP_WHAT, *REPEAT)
+    assert held.isdisjoint(normalize(text) for pattern in patterns for text in expand(pattern))
 
 
 def test_a_held_out_sum_is_held_out_in_every_wording():
