@@ -1,12 +1,43 @@
-"""CUDA graphs for decode steps: one full graph, from row numbers to logits, for each of a few padded batch sizes."""
+"""CUDA graphs for decode steps: one full graph, from row numbers to tokens, for each of a few padded batch sizes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Decode = Callable[[Tensor, Tensor, list[int], int], Tensor]
-"""(rows int32 [b], contexts int32 [b], seq_lens_cpu, block-table columns) -> logits [b, V]"""
+from quire_runtime.execute.rows import Rows
+from quire_runtime.scheduler.plan import StepPlan
+
+HEADER = 4
+"""Words before the first array of a step's inputs; word 0 says which of the token buffers the step fills."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """A padded decode batch on the device: rows, contexts, new_blocks int32 [b] (-1: no new block); turn int32 [1]."""
+
+    rows: Tensor
+    contexts: Tensor
+    new_blocks: Tensor
+    turn: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Of n sequences: logits [n, V] and the likeliest tokens int32 [n], which later steps overwrite; rows int32 [n] and
+    positions int32 [n] of the new tokens."""
+
+    logits: Tensor
+    tokens: Tensor
+    rows: Tensor
+    positions: Tensor
+
+
+Decode = Callable[[Slots, Tensor], tuple[Tensor, Tensor]]
+"""(padded batch, token buffers int32 [turns, >= b] of which row `turn` is filled) -> logits [b, V], positions of the
+new tokens int32 [b]"""
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -19,33 +50,31 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 class DecodeGraphs:
     """Replays a captured decode where one fits; a size is captured the second time it is asked for, or by `capture`.
 
-    Padding slots use the spare row, whose block table names block 0 only. The longest sequence is assumed at capture,
-    so that launch sizes hold for every replay.
+    Padding slots use the spare row, whose block table names block 0 only. Launch sizes are those of the longest
+    sequence, so that they hold for every replay. At most `depth` steps may be unread: tokens of the last `depth` steps
+    and their inputs stay where they are.
     """
 
-    def __init__(
-        self,
-        decode: Decode,
-        max_num_seqs: int,
-        max_seq_len: int,
-        num_columns: int,
-        spare_row: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, decode: Decode, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
         self._decode = decode
-        self._max_seq_len = max_seq_len
-        self._num_columns = num_columns
-        self._spare_row = spare_row
+        self._tables = tables
         self.sizes = graph_sizes(max_num_seqs)
-        self._rows = torch.full((self.sizes[-1],), spare_row, dtype=torch.int32, device=device)
-        self._contexts = torch.zeros(self.sizes[-1], dtype=torch.int32, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        words = HEADER + 3 * self.sizes[-1]
+        self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
+        self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
+        self._tokens = torch.zeros(depth + 1, self.sizes[-1], dtype=torch.int32, device=device)
+        self._stream = torch.cuda.Stream(device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._asked: set[int] = set()
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: tuple[int, int] | None = None
+        self._turn = 0
+        self._slot_of_row = np.zeros(max_num_seqs + 1, np.int64)
 
-    def run(self, rows: Tensor, contexts: Tensor) -> Tensor | None:
-        """Logits [n, V] of a decode of n rows; None where no graph of that size stands yet (run it eagerly)."""
-        n = len(rows)
+    def run(self, plan: StepPlan) -> Decoded | None:
+        """Carry out a plan of nothing but decodes that draw; None where no graph fits (run it eagerly)."""
+        n = len(plan.rows)
+        if n != plan.num_decodes or plan.admissions or len(plan.copy_sources) or not plan.samples.all():
+            return None
         size = next((size for size in self.sizes if size >= n), None)
         if size is None:
             return None
@@ -54,29 +83,48 @@ class DecodeGraphs:
                 self._asked.add(size)
                 return None
             self.capture(size)
-        self._fill(rows, contexts, size)
-        graph, logits = self._graphs[size]
+        self._turn = (self._turn + 1) % len(self._hosts)
+        pinned = self._hosts[self._turn]
+        self._fill(plan, pinned.numpy(), size)
+        words = HEADER + 3 * size
+        self._inputs[:words].copy_(pinned[:words], non_blocking=True)
+        graph, logits, positions = self._graphs[size]
         graph.replay()
-        return logits[:n]
+        return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size).rows[:n], positions[:n])
 
     def capture(self, size: int) -> None:
         """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
-        self._rows[:size] = self._spare_row
-        self._contexts[:size] = 0
-        arguments = (self._rows[:size], self._contexts[:size], [self._max_seq_len] * size, self._num_columns)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._decode(*arguments)
-        torch.cuda.current_stream().wait_stream(side)
+        inputs = np.full(HEADER + 3 * size, -1, np.int32)
+        inputs[:HEADER] = 0
+        inputs[HEADER : HEADER + size] = self._tables.spare
+        inputs[HEADER + size : HEADER + 2 * size] = 0
+        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
+        slots = self._slots(size)
+        self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._decode(*arguments)
-        self._graphs[size] = (graph, logits)
+        with torch.cuda.stream(self._stream):
+            self._decode(slots, self._tokens)
+            graph.capture_begin(*([] if self._pool is None else [self._pool]), capture_error_mode="thread_local")
+            try:
+                logits, positions = self._decode(slots, self._tokens)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._pool = self._pool or graph.pool()
+        self._graphs[size] = (graph, logits, positions)
 
-    def _fill(self, rows: Tensor, contexts: Tensor, size: int) -> None:
-        n = len(rows)
-        self._rows[:n] = rows
-        self._contexts[:n] = contexts
-        self._rows[n:size] = self._spare_row
-        self._contexts[n:size] = 0
+    def _slots(self, size: int) -> Slots:
+        arrays = self._inputs[HEADER : HEADER + 3 * size].view(3, size)
+        return Slots(arrays[0], arrays[1], arrays[2], self._inputs[:1])
+
+    def _fill(self, plan: StepPlan, host: np.ndarray, size: int) -> None:
+        n = len(plan.rows)
+        host[0] = self._turn
+        rows, contexts, new_blocks = host[HEADER : HEADER + 3 * size].reshape(3, size)
+        rows[:n], rows[n:] = plan.rows, self._tables.spare
+        contexts[:n], contexts[n:] = plan.context_lens, 0
+        new_blocks[:] = -1
+        if len(plan.table_rows):
+            # A decode grows by the block of its query token, if at all.
+            self._slot_of_row[plan.rows] = np.arange(n)
+            new_blocks[self._slot_of_row[plan.table_rows]] = plan.table_blocks

@@ -3,28 +3,30 @@
 import torch
 from torch import Tensor
 
+from quire_kernels import inputs as kernels
 from quire_kernels.batch import AttentionBatch
 from quire_runtime.execute.rows import Rows
 
 
 def decode_inputs(
-    tables: Rows, rows: Tensor, contexts: Tensor, seq_lens_cpu: list[int], num_columns: int
+    tables: Rows, rows: Tensor, contexts: Tensor, new_blocks: Tensor, seq_lens_cpu: list[int], num_columns: int
 ) -> tuple[Tensor, AttentionBatch]:
     """One query token for each of n rows.
 
-    rows, contexts: int32 [n]; num_columns: block-table columns to carry, >= ceil(max(seq_lens) / block_size).
+    rows, contexts, new_blocks: int32 [n]; new_blocks is written to the block table first where it is not negative.
+    num_columns: block-table columns to carry, >= ceil(max(seq_lens) / block_size).
     Returns the token ids int64 [n] and the batch. Safe under graph capture: no host value depends on the device.
     """
     n = len(rows)
-    positions = contexts.long()
-    block_tables = tables.blocks[:, :num_columns].index_select(0, rows)
-    blocks = block_tables.gather(1, (positions // tables.block_size).unsqueeze(1)).squeeze(1)
-    return tables.tokens[rows, positions].long(), AttentionBatch(
-        positions=positions,
-        slots=blocks.long() * tables.block_size + positions % tables.block_size,
-        query_starts=torch.arange(n + 1, dtype=torch.int32, device=rows.device),
-        seq_lens=contexts + 1,
-        block_tables=block_tables,
+    made = kernels.decode_inputs(
+        tables.tokens, tables.blocks, rows, contexts, new_blocks, num_columns, tables.block_size
+    )
+    return made.token_ids, AttentionBatch(
+        positions=made.positions,
+        slots=made.slots,
+        query_starts=tables.counting[: n + 1],
+        seq_lens=made.seq_lens,
+        block_tables=made.block_tables,
         num_decodes=n,
         query_starts_cpu=list(range(n + 1)),
         seq_lens_cpu=seq_lens_cpu,

@@ -42,6 +42,7 @@ class Rows:
     tokens  int32 [rows + 1, max_model_len + 1]  every token known, drawn ones included
     blocks  int32 [rows + 1, max_blocks]         block table
     params  int32 [rows + 1, PARAM_WORDS]        sampling parameters; floats and the 64-bit seed by their bits
+    counting int32 [rows + 2]                    0, 1, 2, ...
 
     The numpy mirrors (`wants`, `prompt_lens`, `min_tokens`, `requests`) let the host decide what a step needs without
     asking the device.
@@ -56,6 +57,7 @@ class Rows:
         self.tokens = torch.zeros(shape, self.width, dtype=torch.int32, device=device)
         self.blocks = torch.zeros(shape, self.max_blocks, dtype=torch.int32, device=device)
         self.params = torch.zeros(shape, PARAM_WORDS, dtype=torch.int32, device=device)
+        self.counting = torch.arange(shape + 1, dtype=torch.int32, device=device)
         self.wants = np.zeros(shape, np.int32)
         self.prompt_lens = np.zeros(shape, np.int32)
         self.min_tokens = np.zeros(shape, np.int32)

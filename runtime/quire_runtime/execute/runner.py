@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_kernels.batch import AttentionBatch
-from quire_runtime.execute.graphs import DecodeGraphs
+from quire_kernels.greedy import likeliest
+from quire_runtime.execute.graphs import Decoded, DecodeGraphs, Slots
 from quire_runtime.execute.inputs import decode_inputs, mixed_inputs
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
 from quire_runtime.execute.output import OutputCopy, PendingStep
 from quire_runtime.execute.rows import Rows, Wants
-from quire_runtime.execute.sampler import Draws, Sampler
+from quire_runtime.execute.sampler import POISONED, Draws, Sampler
 from quire_runtime.execute.staging import Staging
 from quire_runtime.scheduler.plan import StepPlan
 
@@ -27,7 +28,7 @@ class Model(Protocol):
 
     def forward(self, token_ids: Tensor, kv: list[tuple[Tensor, Tensor]], batch: AttentionBatch) -> Tensor: ...
 
-    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+    def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor: ...
 
 
 class Runner:
@@ -49,13 +50,15 @@ class Runner:
         self._sampler = Sampler(tables, vocab_size)
         self._graphs: DecodeGraphs | None = None
         if graphs and device.type == "cuda":
-            self._graphs = DecodeGraphs(
-                self._decode, tables.spare, tables.width - 1, tables.max_blocks, tables.spare, device
-            )
+            self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, device)
+            self._logits = torch.empty(self._graphs.sizes[-1], vocab_size, dtype=kv.data.dtype, device=device)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Queue one step on the device; never waits for it."""
+        decoded = self._graphs.run(plan) if self._graphs is not None else None
+        if decoded is not None:
+            return self._draw(plan, decoded)
         starts = np.zeros(len(plan.rows) + 1, np.int32)
         np.cumsum(plan.query_lens, out=starts[1:])
         draw_slots = np.flatnonzero(plan.samples)
@@ -100,12 +103,22 @@ class Runner:
                 tensors += asked.tensors
         return PendingStep(len(plan.rows), draw_slots, logprobs, prompt, self._output.start(tensors))
 
+    def _draw(self, plan: StepPlan, decoded: Decoded) -> PendingStep:
+        """After a replayed graph: its tokens are the draws, unless a row asks for more than the likeliest one."""
+        slots = np.arange(len(plan.rows))
+        tokens, logprobs = decoded.tokens, None
+        if self.tables.wants[plan.rows].any():
+            draws = Draws(plan.rows, plan.context_lens + 1, decoded.rows, decoded.positions)
+            tokens, logprobs = self._sampler.draw(decoded.logits, draws)
+        tensors = [tokens, *(logprobs.tensors if logprobs is not None else [])]
+        return PendingStep(len(plan.rows), slots, logprobs, [], self._output.start(tensors))
+
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run one decode and one short prefill on the spare row, so that the first request finds kernels compiled."""
         spare = torch.full((1,), self.tables.spare, dtype=torch.int32, device=self.device)
         zero = torch.zeros_like(spare)
-        self._decode(spare, zero, [1], 1)
+        self._decode(spare, zero, zero - 1, [1], 1)
         length = min(16, self.tables.width - 1)
         lens = torch.full_like(spare, length)
         starts = torch.cat((zero, lens))
@@ -130,16 +143,27 @@ class Runner:
             self.kv.copy_blocks(copy_sources, copy_targets)
 
     def _decode_step(self, plan: StepPlan, rows: Tensor, contexts: Tensor) -> Tensor:
-        if self._graphs is not None:
-            logits = self._graphs.run(rows, contexts)
-            if logits is not None:
-                return logits
         seq_lens = (plan.context_lens + 1).tolist()
-        return self._decode(rows, contexts, seq_lens, -(-max(seq_lens) // self.tables.block_size))
+        columns = -(-max(seq_lens) // self.tables.block_size)
+        hidden, _ = self._decode(rows, contexts, torch.full_like(rows, -1), seq_lens, columns)
+        return self.model.compute_logits(hidden)
 
-    def _decode(self, rows: Tensor, contexts: Tensor, seq_lens: list[int], num_columns: int) -> Tensor:
-        token_ids, batch = decode_inputs(self.tables, rows, contexts, seq_lens, num_columns)
-        return self.model.compute_logits(self.model.forward(token_ids, self.kv.layers, batch))
+    def _decode(
+        self, rows: Tensor, contexts: Tensor, new_blocks: Tensor, seq_lens: list[int], num_columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, hidden] and lengths int32 [n] of the sequences, the query token included."""
+        token_ids, batch = decode_inputs(self.tables, rows, contexts, new_blocks, seq_lens, num_columns)
+        return self.model.forward(token_ids, self.kv.layers, batch), batch.seq_lens
+
+    def _decode_slots(self, slots: Slots, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """A decode as graphs record it: `tokens` and the rows' token tables take the likeliest ones."""
+        size = len(slots.rows)
+        hidden, seq_lens = self._decode(
+            slots.rows, slots.contexts, slots.new_blocks, [self.tables.width - 1] * size, self.tables.max_blocks
+        )
+        logits = self.model.compute_logits(hidden, out=self._logits[:size])
+        likeliest(logits, POISONED, tokens, slots.turn, slots.rows, seq_lens, self.tables.tokens)
+        return logits, seq_lens
 
     def _prompt_logprobs(
         self, plan: StepPlan, starts: NDArray[np.int32], hidden: Tensor

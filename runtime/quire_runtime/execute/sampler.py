@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_api.sampling import SamplingParams
+from quire_kernels.greedy import likeliest
 from quire_kernels.sampling import apply_penalties, sample
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
 from quire_runtime.execute.rows import (
@@ -49,11 +50,16 @@ class Sampler:
     def __init__(self, tables: Rows, vocab_size: int) -> None:
         self.tables = tables
         self.vocab_size = vocab_size
+        self._first = torch.zeros(1, dtype=torch.int32, device=tables.tokens.device)
 
     def draw(self, logits: Tensor, draws: Draws) -> tuple[Tensor, PositionLogprobs | None]:
         """logits [m, vocab_size] (may be changed) -> tokens int32 [m], and the logprobs of the rows that want them."""
         wants = self.tables.wants[draws.rows_cpu]
         any_wants = Wants(int(np.bitwise_or.reduce(wants)))
+        if any_wants == Wants(0) and logits.is_cuda:
+            drawn = torch.empty(1, len(logits), dtype=torch.int32, device=logits.device)
+            likeliest(logits, POISONED, drawn, self._first, draws.rows, draws.positions, self.tables.tokens)
+            return drawn[0], None
         if any_wants == Wants(0):
             best, tokens = logits.max(dim=-1)
             return self._record(tokens, best, draws), None

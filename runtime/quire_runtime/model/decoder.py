@@ -76,9 +76,9 @@ class Decoder(ABC):
             add_rms_norm(x, residual, next_norm, eps)
         return x
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [n, hidden_size] -> logits [n, vocab_size] in the model's dtype."""
-        return linear(hidden, self.lm_head)
+    def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """hidden [n, hidden_size] -> logits [n, vocab_size] in the model's dtype, written to `out` if given."""
+        return linear(hidden, self.lm_head, out=out)
 
     def _layer(self, index: int) -> Layer:
         config, weights, prefix = self.config, self.weights, f"model.layers.{index}"
