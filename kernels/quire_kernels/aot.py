@@ -99,6 +99,9 @@ def launchers() -> dict[str, Callable[[], object]]:
             found[f"norms {width} {name}"] = lambda a=(width, dtype): _norms(*a)
         found[f"silu_and_mul {name}"] = lambda d=dtype: _silu(d)
         found[f"logprobs {name}"] = lambda d=dtype: _logprobs(d)
+        found[f"one_row {name}"] = lambda d=dtype: _one_row(d)
+        found[f"likeliest {name}"] = lambda d=dtype: _likeliest(d)
+    found["decode_inputs"] = _decode_inputs
     found["sample"] = lambda: _sample(False)
     found["sample filters"] = lambda: _sample(True)
     return found
@@ -155,6 +158,30 @@ def _logprobs(dtype: torch.dtype) -> None:
 
     logits = torch.zeros(3, 32000, dtype=dtype)
     logprobs_triton.normaliser_and_rank(logits, logits[:, :1].contiguous())
+
+
+def _one_row(dtype: torch.dtype) -> None:
+    from quire_kernels import linear_triton
+
+    x, weight = torch.zeros(1, 3072, dtype=dtype), torch.zeros(64, 3072, dtype=dtype)
+    linear_triton.one_row(x, weight, None, None)
+    linear_triton.one_row(x[:, :96], weight[:, :96].contiguous(), weight[:, 0].contiguous(), None)
+
+
+def _likeliest(dtype: torch.dtype) -> None:
+    from quire_kernels import greedy_triton
+
+    whole = torch.zeros(3, dtype=torch.int32)
+    greedy_triton.likeliest(
+        torch.zeros(3, 32000, dtype=dtype), -2, whole.view(1, 3), whole, whole, whole, whole.view(3, 1)
+    )
+
+
+def _decode_inputs() -> None:
+    from quire_kernels import inputs_triton
+
+    whole, tables = torch.zeros(3, dtype=torch.int32), torch.zeros(4, 64, dtype=torch.int32)
+    inputs_triton.decode_inputs(tables, tables, whole, whole, whole, 64, 16)
 
 
 def _sample(any_filter: bool) -> None:
