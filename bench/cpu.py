@@ -13,6 +13,7 @@ random model of the same shape is made.
 import argparse
 import json
 import logging
+import os
 import platform
 import statistics
 import subprocess
@@ -20,8 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+# Spinning threads would fight over the cores of a busy machine; it holds for both sides alike.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
@@ -92,10 +97,19 @@ def ours(llm: LLM, work: Requests) -> list[list[int]]:
     return [result.outputs[0].token_ids for result in results]
 
 
-def timed(run: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    started = time.perf_counter()
-    outputs = run()
-    return time.perf_counter() - started, outputs
+@dataclass(slots=True)
+class Spent:
+    """Seconds on the wall and of all cores together, a value a round."""
+
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    def time(self, run: Callable[[], list[list[int]]]) -> list[list[int]]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        outputs = run()
+        self.wall_s.append(round(time.perf_counter() - wall, 3))
+        self.cpu_s.append(round(time.process_time() - cpu, 3))
+        return outputs
 
 
 def random_model(directory: Path) -> Path:
@@ -116,9 +130,8 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def measure(args: argparse.Namespace, model: Path) -> dict[str, list[float]]:
-    dtype = getattr(torch, args.dtype)
-    reference = Transformers(model, dtype)
+def measure(args: argparse.Namespace, model: Path) -> dict[str, Spent]:
+    reference = Transformers(model, getattr(torch, args.dtype))
     vocab_size = reference.model.config.vocab_size
     llm = LLM(
         model, dtype=args.dtype, device="cpu", skip_tokenizer_init=True, max_num_seqs=args.requests, max_model_len=1024
@@ -127,23 +140,21 @@ def measure(args: argparse.Namespace, model: Path) -> dict[str, list[float]]:
     reference.sequential(warm[:2])
     reference.static(warm, 4)
     ours(llm, warm)
-    seconds: dict[str, list[float]] = {}
+    runs: dict[str, Callable[[Requests], list[list[int]]]] = {"quire": lambda work: ours(llm, work)}
+    for size in STATIC_SIZES:
+        runs[f"transformers static {size}"] = lambda work, size=size: reference.static(work, size)  # type: ignore[misc]
+    if not args.skip_sequential:
+        runs["transformers sequential"] = reference.sequential
+    spent = {name: Spent() for name in runs}
     for rep in range(args.rounds):
         work = requests(vocab_size, args.requests, args.divisor, rep)
-        seconds.setdefault("quire", []).append(timed(lambda: ours(llm, work))[0])  # noqa: B023
-        for size in STATIC_SIZES:
-            spent, _ = timed(lambda: reference.static(work, size))  # noqa: B023
-            seconds.setdefault(f"transformers static {size}", []).append(spent)
+        outputs = {name: spent[name].time(lambda: run(work)) for name, run in runs.items()}  # noqa: B023
+        console.print(f"round {rep + 1}:", {name: round(times.wall_s[-1], 2) for name, times in spent.items()})
         if not args.skip_sequential:
-            spent, theirs = timed(lambda: reference.sequential(work))  # noqa: B023
-            seconds.setdefault("transformers sequential", []).append(spent)
-        again, mine = timed(lambda: ours(llm, work))  # noqa: B023
-        if not args.skip_sequential:
-            equal = sum(a == b for a, b in zip(mine, theirs, strict=True))
-            console.print(f"round {rep + 1}: {equal} of {len(work)} outputs are token-equal to Transformers'")
-        last = {name: round(values[-1], 2) for name, values in seconds.items()}
-        console.print(last, f"(quire once more, prefixes cached: {again:.2f} s)")
-    return seconds
+            pairs = zip(outputs["quire"], outputs["transformers sequential"], strict=True)
+            equal = sum(mine == theirs for mine, theirs in pairs)
+            console.print(f"{equal} of {len(work)} outputs are token-equal to Transformers' sequential ones")
+    return spent
 
 
 def main() -> None:
@@ -163,21 +174,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         is_demo = (args.model / "config.json").exists()
         model = args.model if is_demo else random_model(Path(scratch))
-        seconds = measure(args, model)
-    report(args, seconds, "quire-tiny" if is_demo else "random, Qwen3 shape")
+        spent = measure(args, model)
+    report(args, spent, "quire-tiny" if is_demo else "random, Qwen3 shape")
 
 
-def report(args: argparse.Namespace, seconds: dict[str, list[float]], model: str) -> None:
+def report(args: argparse.Namespace, spent: dict[str, Spent], model: str) -> None:
     work = requests(2**31, args.requests, args.divisor, 0)
     tokens = sum(out for _, out in work)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = {name: statistics.median(times.wall_s) for name, times in spent.items()}
     best_static = min((name for name in medians if "static" in name), key=medians.__getitem__)
     table = Table(title=f"{model}, {args.dtype}, {args.threads} threads: {len(work)} requests, {tokens} output tokens")
-    for heading in ("", "seconds (median)", "output tokens/s", "quire is"):
+    for heading in ("", "seconds (median)", "CPU seconds", "output tokens/s", "quire is"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, spent in medians.items():
-        ratio = "" if name == "quire" else f"{spent / medians['quire']:.2f} x"
-        table.add_row(name, f"{spent:.2f}", f"{tokens / spent:,.0f}", ratio)
+    for name, seconds in medians.items():
+        ratio = "" if name == "quire" else f"{seconds / medians['quire']:.2f} x"
+        cpu = statistics.median(spent[name].cpu_s)
+        table.add_row(name, f"{seconds:.2f}", f"{cpu:.2f}", f"{tokens / seconds:,.0f}", ratio)
     console.print(table)
     now = datetime.now(UTC)
     output = args.output or ROOT / "bench" / "results" / f"cpu-{now:%Y-%m-%d}.json"
@@ -192,7 +204,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], model: str
         "requests": len(work),
         "prompt_tokens": sum(len(prompt) for prompt, _ in work),
         "output_tokens": tokens,
-        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+        "seconds": {name: asdict(times) for name, times in spent.items()},
         "ratio_static": round(medians[best_static] / medians["quire"], 3),
         "best_static": best_static,
         "versions": {

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,8 @@ class AsyncEngineClient:
     def _start(self) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
             [sys.executable, "-m", "quire_runtime.engine.process", self._directory],
+            # Threads that spin while they wait take the cores from other replicas; a setting of the user's stays.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
         )
