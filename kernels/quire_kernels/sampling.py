@@ -13,6 +13,10 @@ from quire_kernels.penalties import apply_penalties
 __all__ = ["apply_penalties", "sample"]
 
 
+HEAD = 256
+"""Likeliest tokens that a top-p looks at first; more only where they hold too little of the mass."""
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -22,15 +26,19 @@ def sample(
     seeds: Tensor,
     positions: Tensor,
     choices: Tensor,
-    *,
     any_filter: bool = True,
+    all_greedy: bool = False,
 ) -> Tensor:
-    """One token a row: int32 [n]. Temperature 0 takes the likeliest.
+    """One token a row, int32 [n]: argmax of logits / temperature + Gumbel noise over the tokens that the filters keep.
 
-    logits fp32 [n, V]; temperature, top_p, min_p fp32 [n]; top_k int32 [n] (<= 0: off); seeds, positions int64 [n];
-    choices int32 [n]. Filters apply after temperature, in the order min_p, top_k, top_p. `any_filter=False` skips them:
-    the caller knows that no row has one.
+    logits: [n, V] of any float dtype, not changed. temperature fp32 [n]: 0 takes the likeliest token.
+    top_k int32 [n] (<= 0: off), top_p, min_p fp32 [n] (1 and 0: off), applied after the temperature in the order
+    min-p, top-k, top-p, each to what the ones before it left; tokens as likely as the last one kept are kept, too.
+    seeds, positions int64 [n], choices int32 [n] decide the noise; any_filter=False promises that no row has a filter,
+    all_greedy=True that every temperature is 0.
     """
+    if all_greedy:
+        return logits.argmax(dim=-1).int()
     if logits.is_cuda:
         from quire_kernels import sampling_triton
 
@@ -49,27 +57,50 @@ def sample_reference(
     choices: Tensor,
     any_filter: bool,
 ) -> Tensor:
-    greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature).unsqueeze(1)
-    lowest = _filter_thresholds(scaled, top_k, top_p, min_p) if any_filter else None
-    noisy = scaled + gumbel(seeds, positions, choices, logits.shape[1])
-    if lowest is not None:
-        noisy.masked_fill_(scaled < lowest.unsqueeze(1), -torch.inf)
-    return torch.where(greedy, logits.argmax(dim=-1), noisy.argmax(dim=-1)).int()
+    noisy = temperature > 0
+    if not noisy.all():
+        tokens = logits.argmax(dim=-1).int()
+        rows = noisy.nonzero().squeeze(1)
+        if len(rows):
+            own = (column[rows] for column in (logits, temperature, top_k, top_p, min_p, seeds, positions, choices))
+            tokens[rows] = sample_reference(*own, any_filter)
+        return tokens
+    wide = logits.float()
+    scores = gumbel(seeds, positions, choices, logits.shape[1]).addcdiv_(wide, temperature.unsqueeze(1))
+    if any_filter:
+        least = _least_kept(wide, temperature, top_k, top_p, min_p)
+        scores.masked_fill_(wide < least.unsqueeze(1), -torch.inf)
+    return scores.argmax(dim=-1).int()
 
 
-def _filter_thresholds(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """The lowest score that each row keeps: fp32 [n]. Tokens that tie with it are kept, too."""
-    lowest = scaled.amax(dim=-1) + min_p.log()
-    sorting = torch.nonzero((top_k > 0) | (top_p < 1)).squeeze(1)
-    if sorting.numel():
-        ordered = scaled[sorting].sort(dim=-1, descending=True).values
-        width = scaled.shape[1]
-        limit = torch.where(top_k[sorting] > 0, top_k[sorting].clamp(max=width), width).long()
-        kth = ordered.gather(1, limit.unsqueeze(1) - 1)
-        floor = torch.maximum(kth.squeeze(1), lowest[sorting])
-        mass = torch.where(ordered >= floor.unsqueeze(1), ordered, -torch.inf).softmax(dim=-1)
-        before = mass.cumsum(dim=-1) - mass
-        kept = ((before < top_p[sorting].unsqueeze(1)) & (mass > 0)).sum(dim=-1).clamp(min=1)
-        lowest[sorting] = torch.maximum(floor, ordered.gather(1, kept.unsqueeze(1) - 1).squeeze(1))
-    return lowest
+def _least_kept(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The lowest logit that each row's filters keep, fp32 [n]; -inf for a row without any. logits: fp32 [n, V]."""
+    vocab = logits.shape[1]
+    least = torch.full_like(temperature, -torch.inf)
+    rows = ((top_p < 1) | (min_p > 0) | ((top_k > 0) & (top_k < vocab))).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return least
+    x, heat, p, k = logits[rows], temperature[rows].unsqueeze(1), top_p[rows], top_k[rows].long()
+    k = torch.where((k > 0) & (k < vocab), k, vocab)
+    has_top_k = k < vocab
+    best = x.amax(dim=-1, keepdim=True)
+    width = min(vocab, max(HEAD, int(torch.where(has_top_k, k, 0).max())))
+    while True:
+        head = x.topk(width, dim=-1).values
+        kth = head.gather(1, k.clamp_max(width).unsqueeze(1) - 1)
+        floor = torch.where(has_top_k.unsqueeze(1), kth, -torch.inf)
+        floor = torch.maximum(floor, best + heat * min_p[rows].log().unsqueeze(1))
+        wanted = p.unsqueeze(1) * _mass(x, best, heat, floor).sum(dim=-1, keepdim=True)
+        mass = _mass(head, best, heat, floor).cumsum(dim=-1)
+        if width == vocab or bool((has_top_k | (p >= 1) | (mass[:, -1:] >= wanted).squeeze(1)).all()):
+            break
+        width = min(vocab, 16 * width)
+    last = (mass < wanted).sum(dim=-1, keepdim=True).clamp_max(width - 1)
+    nucleus = torch.where(p.unsqueeze(1) < 1, head.gather(1, last), -torch.inf)
+    least[rows] = torch.maximum(floor, nucleus).squeeze(1)
+    return least
+
+
+def _mass(x: Tensor, best: Tensor, heat: Tensor, floor: Tensor) -> Tensor:
+    """Unnormalised probabilities, 0 below the floor."""
+    return ((x - best) / heat).exp_().masked_fill_(x < floor, 0)

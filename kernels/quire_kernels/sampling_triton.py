@@ -20,6 +20,7 @@ def sample(
     choices: Tensor,
     any_filter: bool,
 ) -> Tensor:
+    logits = logits.float()
     rows, width = logits.shape
     lowest = logits.new_empty(rows if any_filter else 0)
     if any_filter:
