@@ -27,7 +27,15 @@ _RESOLVED_REASONS = {
     "WeightsNotFound",
     "WeightsUnauthorized",
 }
-_FITS_REASONS = {"DoesNotFit", "GpuUnavailable", "KVTooSmall", "OutOfMemory", "QuotaExceeded"}
+_FITS_REASONS = {
+    "DoesNotFit",
+    "GpuUnavailable",
+    "InsufficientResources",
+    "KVTooSmall",
+    "OutOfMemory",
+    "QuotaExceeded",
+    "Unschedulable",
+}
 
 
 @dataclass(frozen=True)

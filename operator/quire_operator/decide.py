@@ -12,7 +12,7 @@ The arithmetic of a rolling update is that of Kubernetes' Deployment: a new repl
 nothing to the old ones that may go, so a revision that never becomes available stops the rollout by itself.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quire_api.v1alpha1 import LLMDeployment, LLMDeploymentStatus
@@ -52,13 +52,18 @@ class Decision:
     """Unix time of the next restart or drain deadline; None: only a change matters."""
 
 
-def decide(deployments: Sequence[LLMDeployment], observed: Observed, now: float) -> Decision:
+def decide(
+    deployments: Sequence[LLMDeployment],
+    observed: Observed,
+    now: float,
+    conflicts: Mapping[Key, Finding] | None = None,
+) -> Decision:
     """The next steps towards all deployments at once.
 
     Each deployment carries its previous status, from which unchanged conditions keep their times. Replicas whose
-    deployment is gone are drained and stopped.
+    deployment is gone are drained and stopped. Who looks at one deployment alone gives the `conflicts` of all.
     """
-    conflicts = name_conflicts(deployments)
+    conflicts = name_conflicts(deployments) if conflicts is None else conflicts
     intentions: list[Intention] = []
     statuses: dict[Key, LLMDeploymentStatus] = {}
     wakes: list[float] = []

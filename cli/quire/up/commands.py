@@ -8,12 +8,8 @@ from math import ceil
 from pathlib import Path
 
 from quire_api.v1alpha1 import LLMDeployment
-from quire_api.v1alpha1_values import is_fraction, quantity_value
-
-INTERNAL_KEY = "QUIRE_INTERNAL_KEY"
-TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
-"""File into which a process writes {"reason", "message"} as JSON when it ends for a reason that a person can act on."""
-
+from quire_api.v1alpha1_values import quantity_value
+from quire_operator.serving import INTERNAL_KEY, TERMINATION_LOG, serve_flags
 
 SHUTDOWN_S = 10.0
 """What an engine may take after SIGTERM; it has been drained before, unless its drain timed out."""
@@ -37,19 +33,7 @@ def model_location(deployment: LLMDeployment, folder: Path) -> str:
 
 def serve_command(programs: Programs, deployment: LLMDeployment, location: str, port: int) -> list[str]:
     """Command line of one engine replica on a loopback port."""
-    spec = deployment.spec
-    engine, memory = spec.engine, spec.engine.kv_cache.memory
-    argv = [*programs.serve, location, "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--served-model-name", *deployment.served_names]
-    argv += ["--disable-access-log", "--shutdown-timeout", f"{SHUTDOWN_S:g}"]
-    argv += ["--device", engine.device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
-    if spec.model.revision is not None:
-        argv += ["--revision", spec.model.revision]
-    if engine.max_model_len is not None:
-        argv += ["--max-model-len", str(engine.max_model_len)]
-    if memory is not None:
-        argv += ["--gpu-memory-utilization" if is_fraction(memory) else "--kv-cache-memory", memory]
-    return argv + list(engine.extra_args)
+    return [*programs.serve, *serve_flags(deployment, location, "127.0.0.1", port, SHUTDOWN_S)]
 
 
 def serve_environment(

@@ -1,0 +1,133 @@
+"""From a deployment to the manifests of its objects. Pure; golden files in tests/operator/golden show the result.
+
+NAME-REVISION   Deployment, one for each revision
+NAME            Service, ServiceAccount, NetworkPolicy, and from two replicas on a PodDisruptionBudget
+NAME-internal   Secret with the key between gateways and engines
+"""
+
+import base64
+from collections.abc import Mapping
+
+from quire_api.v1alpha1 import API_VERSION, KIND, LABEL_DEPLOYMENT, LLMDeployment
+from quire_operator.build_pod import ENGINE_PORT, Settings, pod_template
+from quire_operator.merge import Manifest
+
+LABEL_REVISION = "quire.dev/revision"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "quire-operator"
+
+
+def labels_of(deployment: LLMDeployment) -> dict[str, str]:
+    """On every object of the deployment."""
+    return {
+        "app.kubernetes.io/name": "quire-engine",
+        "app.kubernetes.io/instance": deployment.metadata.name,
+        LABEL_MANAGED_BY: MANAGER,
+        LABEL_DEPLOYMENT: deployment.metadata.name,
+    }
+
+
+def revision_deployment(deployment: LLMDeployment, revision: str, replicas: int, settings: Settings) -> Manifest:
+    """The Deployment of one revision, built from the spec that the revision was made of.
+
+    Raises:
+        BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
+    """
+    labels = {**labels_of(deployment), LABEL_REVISION: revision}
+    selector = {LABEL_DEPLOYMENT: deployment.metadata.name, LABEL_REVISION: revision}
+    manifest = _object("apps/v1", "Deployment", f"{deployment.metadata.name}-{revision}", deployment)
+    manifest["metadata"]["labels"] = labels
+    manifest["spec"] = {
+        "replicas": replicas,
+        "selector": {"matchLabels": selector},
+        "revisionHistoryLimit": 1,
+        "progressDeadlineSeconds": 2**31 - 1,
+        # Only a newer operator changes the template of a revision.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": pod_template(deployment, labels, settings),
+    }
+    return manifest
+
+
+def standing_objects(deployment: LLMDeployment, wanted: int, internal_key: str, settings: Settings) -> list[Manifest]:
+    """Everything but the Deployments; `internal_key` is the one that exists, or a new one."""
+    objects = [
+        _internal_secret(deployment, internal_key),
+        _service_account(deployment),
+        _service(deployment),
+        _network_policy(deployment, settings),
+    ]
+    return objects + ([_disruption_budget(deployment)] if wanted > 1 else [])
+
+
+def owner_reference(deployment: LLMDeployment) -> Manifest:
+    """Deleting the deployment deletes what carries this, without any finalizer."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": deployment.metadata.name,
+        "uid": deployment.metadata.uid or "",
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _object(api_version: str, kind: str, name: str, deployment: LLMDeployment) -> Manifest:
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": deployment.metadata.namespace,
+            "labels": labels_of(deployment),
+            "ownerReferences": [owner_reference(deployment)],
+        },
+    }
+
+
+def _internal_secret(deployment: LLMDeployment, key: str) -> Manifest:
+    data: Mapping[str, str] = {"key": base64.b64encode(key.encode()).decode()}
+    name = f"{deployment.metadata.name}-internal"
+    return {**_object("v1", "Secret", name, deployment), "type": "Opaque", "data": data}
+
+
+def _service_account(deployment: LLMDeployment) -> Manifest:
+    manifest = _object("v1", "ServiceAccount", deployment.metadata.name, deployment)
+    return {**manifest, "automountServiceAccountToken": False}
+
+
+def _service(deployment: LLMDeployment) -> Manifest:
+    return {
+        **_object("v1", "Service", deployment.metadata.name, deployment),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": {LABEL_DEPLOYMENT: deployment.metadata.name},
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"}],
+        },
+    }
+
+
+def _network_policy(deployment: LLMDeployment, settings: Settings) -> Manifest:
+    gateways = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.gateway_namespace}},
+        "podSelector": {"matchLabels": dict(settings.gateway_labels)},
+    }
+    return {
+        **_object("networking.k8s.io/v1", "NetworkPolicy", deployment.metadata.name, deployment),
+        "spec": {
+            "podSelector": {"matchLabels": {LABEL_DEPLOYMENT: deployment.metadata.name}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [gateways], "ports": [{"protocol": "TCP", "port": ENGINE_PORT}]}],
+        },
+    }
+
+
+def _disruption_budget(deployment: LLMDeployment) -> Manifest:
+    return {
+        **_object("policy/v1", "PodDisruptionBudget", deployment.metadata.name, deployment),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": {LABEL_DEPLOYMENT: deployment.metadata.name}},
+        },
+    }

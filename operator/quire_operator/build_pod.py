@@ -1,0 +1,183 @@
+"""The pod template of one revision: the engine under the restricted pod security standard, then `podTemplate`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from quire_api.v1alpha1 import LLMDeployment
+from quire_api.v1alpha1_values import duration_seconds, quantity_value
+from quire_operator.merge import Manifest, merge_template
+from quire_operator.serving import INTERNAL_KEY, TERMINATION_LOG, serve_flags
+
+ENGINE = "engine"
+ENGINE_PORT = 8000
+ROUTABLE_GATE = "quire.dev/routable"
+USER_ID = 65532
+CACHE = "/cache"
+MODELS = "/models"
+NOTICE_S = 5
+"""From a pod's deletion to SIGTERM: gateways and endpoints see it go before it turns requests away."""
+MARGIN_S = 10
+"""From the end of the drain to SIGKILL."""
+STARTUP_S = 3600
+"""What loading may take before the kubelet tries anew."""
+SOURCES_IN_PODS = ("file://", "hf://", "pvc://")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator's own configuration adds to a deployment."""
+
+    engine_image: str
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    gpu_resource: str = "nvidia.com/gpu"
+    gateway_namespace: str = "quire-system"
+    gateway_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "quire-gateway"})
+
+
+def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], settings: Settings) -> Manifest:
+    """
+    Raises:
+        BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
+    """
+    name = deployment.metadata.name
+    drain_s = duration_seconds(deployment.spec.rollout.drain_timeout)
+    gpus = deployment.spec.resources.gpus
+    spec: Manifest = {
+        "serviceAccountName": name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": NOTICE_S + ceil(drain_s) + MARGIN_S,
+        "readinessGates": [{"conditionType": ROUTABLE_GATE}],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_engine(deployment, drain_s, settings)],
+        "volumes": [
+            {"name": "cache", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            *([{"name": "shm", "emptyDir": {"medium": "Memory"}}] if gpus else []),
+            *_model_volume(deployment.spec.model.source),
+        ],
+        "topologySpreadConstraints": [
+            {
+                "topologyKey": "kubernetes.io/hostname",
+                "maxSkew": 1,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": dict(labels)},
+            }
+        ],
+    }
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
+    if gpus:
+        spec["tolerations"] = [{"key": settings.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
+    template: Manifest = {
+        "metadata": {"labels": dict(labels), "annotations": {"kubectl.kubernetes.io/default-container": ENGINE}},
+        "spec": spec,
+    }
+    merged = merge_template(template, deployment.spec.pod_template or {})
+    # The selector of the Deployment matches these.
+    merged["metadata"]["labels"] = {**merged["metadata"].get("labels", {}), **labels}
+    return merged
+
+
+def model_location(source: str) -> str:
+    """What the engine loads: a path in the container, or the hf:// source as it is."""
+    if source.startswith("file://"):
+        return source.removeprefix("file://")
+    if source.startswith("pvc://"):
+        _, path = _claim_and_path(source)
+        return f"{MODELS}/{path}".rstrip("/")
+    return source
+
+
+def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Manifest:
+    spec = deployment.spec
+    flags = serve_flags(deployment, model_location(spec.model.source), "0.0.0.0", ENGINE_PORT, max(drain_s, 1.0))
+    probe = {"periodSeconds": 2, "timeoutSeconds": 5}
+    mounts = [{"mountPath": CACHE, "name": "cache"}, {"mountPath": "/tmp", "name": "tmp"}]
+    if spec.resources.gpus:
+        mounts.append({"mountPath": "/dev/shm", "name": "shm"})
+    if spec.model.source.startswith("pvc://"):
+        mounts.append({"mountPath": MODELS, "name": "model", "readOnly": True})  # type: ignore[dict-item]
+    return {
+        "name": ENGINE,
+        "image": settings.engine_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["quire", "serve"],
+        "args": flags,
+        "env": _environment(deployment),
+        "ports": [{"containerPort": ENGINE_PORT, "name": "http", "protocol": "TCP"}],
+        "startupProbe": {
+            "httpGet": {"path": "/ready", "port": "http"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": STARTUP_S,
+        },
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": "http"}, **probe, "failureThreshold": 2},
+        "livenessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 10},
+        "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
+        "resources": _resources(deployment, settings.gpu_resource),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _environment(deployment: LLMDeployment) -> list[Manifest]:
+    spec = deployment.spec
+    key = {"secretKeyRef": {"name": f"{deployment.metadata.name}-internal", "key": "key"}}
+    environment: list[Manifest] = [
+        {"name": INTERNAL_KEY, "valueFrom": key},
+        {"name": TERMINATION_LOG, "value": "/dev/termination-log"},
+        {"name": "HOME", "value": CACHE},
+        {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
+        {"name": "TRITON_CACHE_DIR", "value": f"{CACHE}/triton"},
+        {"name": "PYTHONUNBUFFERED", "value": "1"},
+    ]
+    if spec.resources.cpu is not None:
+        cores = max(ceil(quantity_value(spec.resources.cpu)), 1)
+        environment.append({"name": "OMP_NUM_THREADS", "value": str(cores)})
+    if spec.model.auth is not None and spec.model.source.startswith("hf://"):
+        token = {"secretKeyRef": {"name": spec.model.auth.secret_ref.name, "key": "token"}}
+        environment.append({"name": "HF_TOKEN", "valueFrom": token})
+    return environment
+
+
+def _resources(deployment: LLMDeployment, gpu_resource: str) -> Manifest:
+    """Requests; limits only where exceeding would hurt others (memory) or where Kubernetes demands them (GPUs)."""
+    wanted = deployment.spec.resources
+    requests: Manifest = {}
+    limits: Manifest = {}
+    if wanted.cpu is not None:
+        requests["cpu"] = str(wanted.cpu)
+    if wanted.memory is not None:
+        requests["memory"] = limits["memory"] = str(wanted.memory)
+    if wanted.gpus:
+        requests[gpu_resource] = limits[gpu_resource] = str(wanted.gpus)
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _model_volume(source: str) -> list[dict[str, Any]]:
+    if not source.startswith("pvc://"):
+        return []
+    claim, _ = _claim_and_path(source)
+    return [{"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
+
+
+def _claim_and_path(source: str) -> tuple[str, str]:
+    claim, _, path = source.removeprefix("pvc://").partition("/")
+    return claim, path.strip("/")

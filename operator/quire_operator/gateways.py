@@ -1,0 +1,124 @@
+"""What the gateways say: found by their label (or named), asked every second, summed up for each pod."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import httpx
+import msgspec
+
+from quire_api import wire
+from quire_api.v1alpha1 import ModelFacts
+from quire_operator.kube import ApiError, ApiUnavailable, Kube
+from quire_operator.metrics import GATEWAYS
+from quire_operator.pods import GatewayWord
+from quire_operator.world import Key
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_S = 1.0
+FIND_EVERY_S = 5.0
+TIMEOUT_S = 2.0
+FORGET_AFTER_S = 10.0
+"""A gateway that was heard this long ago still counts: one lost answer closes nothing."""
+
+
+class Gateways:
+    """Words and facts as of the last round; `on_change` gets the deployments whose words have changed."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        on_change: Callable[[Iterable[Key]], None],
+        *,
+        namespace: str,
+        labels: Mapping[str, str],
+        port: int,
+        internal_key: str,
+        addresses: Sequence[str] = (),
+    ) -> None:
+        self.words: dict[Key, dict[str, GatewayWord]] = {}
+        self.facts: dict[Key, ModelFacts] = {}
+        self.count = 0
+        self._kube = kube
+        self._on_change = on_change
+        self._namespace = namespace
+        self._labels = ",".join(f"{name}={value}" for name, value in labels.items())
+        self._port = port
+        self._headers = {wire.HEADER_INTERNAL_KEY: internal_key} if internal_key else {}
+        self._fixed = list(addresses)
+        self._addresses = list(addresses)
+        self._found_at = float("-inf")
+        self._heard: dict[str, tuple[float, wire.GatewayReport]] = {}
+        self._http = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S)
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        try:
+            while True:
+                await self._round()
+                await asyncio.sleep(ASK_EVERY_S)
+        finally:
+            await self._http.aclose()
+
+    async def _round(self) -> None:
+        now = time.monotonic()
+        if not self._fixed and now - self._found_at >= FIND_EVERY_S:
+            await self._find()
+            self._found_at = now
+        await asyncio.gather(*(self._ask(address) for address in self._addresses))
+        self._heard = {
+            address: (at, report)
+            for address, (at, report) in self._heard.items()
+            if address in self._addresses and now - at < FORGET_AFTER_S
+        }
+        reports = [report for _, report in self._heard.values()]
+        before, count = self.words, self.count
+        self.words, self.count = words_of(reports), len(reports)
+        GATEWAYS.set(self.count)
+        changed = {key for key in before.keys() | self.words.keys() if before.get(key) != self.words.get(key)}
+        if changed or (count == 0) != (self.count == 0):
+            self._on_change(changed if (count == 0) == (self.count == 0) else ())
+
+    async def _find(self) -> None:
+        try:
+            pods = await self._kube.list("v1", "Pod", self._namespace, self._labels)
+        except (ApiError, ApiUnavailable) as error:
+            log.warning("the gateways' pods cannot be listed: %s", error)
+            return
+        addresses = [
+            pod.get("status", {}).get("podIP") for pod in pods if pod.get("status", {}).get("phase") == "Running"
+        ]
+        self._addresses = [
+            f"http://{f'[{address}]' if ':' in address else address}:{self._port}" for address in addresses if address
+        ]
+
+    async def _ask(self, address: str) -> None:
+        try:
+            answer = await self._http.get(f"{address}/internal/v1/replicas", headers=self._headers)
+            if answer.is_success:
+                report = msgspec.json.decode(answer.content, type=wire.GatewayReport)
+                self._heard[address] = time.monotonic(), report
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            log.debug("gateway %s: %s", address, error)
+
+
+def words_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, dict[str, GatewayWord]]:
+    """All gateways' reports as one word for each pod: routable if any says so, in-flight requests added up."""
+    words: dict[Key, dict[str, GatewayWord]] = {}
+    for report in reports:
+        for entry in report.replicas:
+            mine = words.setdefault(Key(entry.namespace, entry.deployment), {})
+            said = GatewayWord(entry.is_routable, entry.in_flight, entry.reason == "Draining")
+            before = mine.get(entry.replica)
+            mine[entry.replica] = said if before is None else _together(before, said)
+    return words
+
+
+def _together(one: GatewayWord, other: GatewayWord) -> GatewayWord:
+    return GatewayWord(
+        one.is_routable or other.is_routable,
+        one.in_flight + other.in_flight,
+        one.is_drain_seen and other.is_drain_seen,
+    )

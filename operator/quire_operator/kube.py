@@ -1,0 +1,177 @@
+"""The few calls to the API server that an operator makes: JSON over httpx, retried where that is safe.
+
+The official client would cost most of a Python operator's memory.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from quire_operator.connection import Connection
+from quire_operator.merge import Manifest
+from quire_operator.metrics import API_REQUESTS
+
+FIELD_MANAGER = "quire-operator"
+TRIES = 6
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 5.0
+TIMEOUT_S = 30.0
+_RETRIED = frozenset({429, 500, 502, 503, 504})
+
+KINDS = {
+    ("apps/v1", "Deployment"): "deployments",
+    ("coordination.k8s.io/v1", "Lease"): "leases",
+    ("networking.k8s.io/v1", "NetworkPolicy"): "networkpolicies",
+    ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
+    ("quire.dev/v1alpha1", "LLMDeployment"): "llmdeployments",
+    ("storage.k8s.io/v1", "StorageClass"): "storageclasses",
+    ("v1", "Event"): "events",
+    ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
+    ("v1", "Pod"): "pods",
+    ("v1", "Secret"): "secrets",
+    ("v1", "Service"): "services",
+    ("v1", "ServiceAccount"): "serviceaccounts",
+}
+
+
+class ApiError(Exception):
+    """The API server refused; `reason` and `message` are its own."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class ApiUnavailable(Exception):
+    """No answer, or none but errors of its own, after several tries."""
+
+
+class NotLeading(Exception):
+    """A write was asked for by an operator that does not hold the lease."""
+
+
+class Kube:
+    """`may_write` fences writes: it is asked before each one."""
+
+    def __init__(self, connection: Connection, may_write: Callable[[], bool] = lambda: True) -> None:
+        self.connection = connection
+        self._may_write = may_write
+        self._http = httpx.AsyncClient(
+            base_url=connection.server,
+            verify=connection.ssl_context(),
+            timeout=TIMEOUT_S,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=16),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def get(self, api_version: str, kind: str, namespace: str | None, name: str) -> Manifest | None:
+        """The object; None if there is none."""
+        try:
+            return await self._call("GET", path_of(api_version, kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, api_version: str, kind: str, namespace: str | None, labels: str = "") -> list[Manifest]:
+        """All objects with these labels, read from the API server's cache."""
+        parameters = {"resourceVersion": "0"} | ({"labelSelector": labels} if labels else {})
+        answer = await self._call("GET", path_of(api_version, kind, namespace), parameters)
+        return list(answer.get("items", []))
+
+    async def apply(self, manifest: Manifest, *, force: bool) -> Manifest:
+        """Server-side apply. Without `force` a field that another manager set differently is an ApiError 409."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"])
+        parameters = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+        return await self._call("PATCH", path, parameters, manifest, "application/apply-patch+yaml")
+
+    async def patch(
+        self, api_version: str, kind: str, namespace: str, name: str, change: Manifest, subresource: str = ""
+    ) -> Manifest:
+        """Strategic merge patch, or JSON merge patch for our own kind."""
+        path = path_of(api_version, kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        is_own = api_version.startswith("quire.dev/")
+        content_type = "application/merge-patch+json" if is_own else "application/strategic-merge-patch+json"
+        return await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, change, content_type)
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        path = path_of(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["namespace"])
+        return await self._call("POST", path, {"fieldManager": FIELD_MANAGER}, manifest, is_repeatable=False)
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Put the whole object; with a resourceVersion in it, an ApiError 409 if somebody was faster."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"])
+        return await self._call("PUT", path, {"fieldManager": FIELD_MANAGER}, manifest, is_repeatable=False)
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str = "") -> None:
+        """Delete in the background; an object that is gone (or another than `uid`) is fine."""
+        options: Manifest = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
+        try:
+            await self._call("DELETE", path_of(api_version, kind, namespace, name), None, options)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+        *,
+        is_repeatable: bool = True,
+    ) -> Manifest:
+        delay = FIRST_DELAY_S
+        trouble = ""
+        for attempt in range(TRIES if is_repeatable else 1):
+            if attempt:
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, LONGEST_DELAY_S)
+            if method != "GET" and not self._may_write():
+                raise NotLeading(f"{method} {path}")
+            headers = {"content-type": content_type, "accept": "application/json"}
+            if bearer := self.connection.bearer():
+                headers["authorization"] = f"Bearer {bearer}"
+            try:
+                answer = await self._http.request(method, path, params=parameters, json=body, headers=headers)
+            except httpx.HTTPError as error:
+                API_REQUESTS.labels(method, "none").inc()
+                trouble = f"{method} {path}: {error or type(error).__name__}"
+                continue
+            API_REQUESTS.labels(method, str(answer.status_code)).inc()
+            if answer.is_success:
+                result: Manifest = answer.json()
+                return result
+            refusal = _refusal(answer)
+            if answer.status_code not in _RETRIED:
+                raise refusal
+            trouble = f"{method} {path}: {refusal}"
+            if (after := answer.headers.get("retry-after", "")).isdigit():
+                delay = max(delay, min(float(after), LONGEST_DELAY_S))
+        raise ApiUnavailable(trouble)
+
+
+def path_of(api_version: str, kind: str, namespace: str | None, name: str = "") -> str:
+    """Path of an object or, without a name, of all objects of a kind."""
+    root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
+    place = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{place}/{KINDS[api_version, kind]}" + (f"/{name}" if name else "")
+
+
+def _refusal(answer: httpx.Response) -> ApiError:
+    try:
+        said: Any = answer.json()
+        return ApiError(answer.status_code, str(said.get("reason", "")), str(said.get("message", "")))
+    except (ValueError, AttributeError):
+        return ApiError(answer.status_code, "", answer.text[:500])

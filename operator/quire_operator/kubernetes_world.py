@@ -1,0 +1,259 @@
+"""The World of one deployment in a cluster: observes through the store, gathers intentions, writes them together."""
+
+import base64
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quire_api.v1alpha1 import LLMDeployment
+from quire_operator.build import LABEL_REVISION, revision_deployment, standing_objects
+from quire_operator.build_pod import ROUTABLE_GATE, SOURCES_IN_PODS, Settings
+from quire_operator.gateways import Gateways
+from quire_operator.kube import ApiError, Kube
+from quire_operator.merge import BadTemplate, Manifest
+from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
+from quire_operator.pods import gates_to_open, replicas_of
+from quire_operator.routing import Routing
+from quire_operator.store import Store
+from quire_operator.world import Finding, Intention, Key, Observed, ReplicaState, ServeRoute, WithdrawRoute
+
+log = logging.getLogger(__name__)
+
+TRY_REFUSED_AGAIN_S = 30.0
+
+
+@dataclass
+class Memory:
+    """What a deployment's world remembers between reconciles; losing it costs a few needless requests."""
+
+    applied: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """By kind and name: what was asked for (hash), and the version or generation it led to."""
+    refused: tuple[str, float, Finding] | None = None
+    """What the API server refused (hash), until when that is believed, and its words."""
+
+
+@dataclass
+class Cluster:
+    """What the worlds of all deployments share."""
+
+    kube: Kube
+    store: Store
+    gateways: Gateways
+    routing: Routing
+    settings: Settings
+    url: str
+
+
+class KubernetesWorld:
+    """Made anew for every reconcile. `flush` carries out what was applied."""
+
+    def __init__(self, cluster: Cluster, deployment: LLMDeployment, revision: str, memory: Memory) -> None:
+        self._cluster = cluster
+        self._deployment = deployment
+        self._revision = revision
+        self._memory = memory
+        self._key = Key.of(deployment)
+        self._replicas: list[ReplicaState] = []
+        self._intentions: list[Intention] = []
+        self._secrets: dict[str, dict[str, str] | None] = {}
+
+    async def observe(self) -> Observed:
+        cluster, key = self._cluster, self._key
+        words = cluster.gateways.words.get(key, {})
+        self._replicas = replicas_of(
+            key, cluster.store.children(key, "Deployment"), cluster.store.children(key, "Pod"), words, time.time()
+        )
+        await self._read_secrets()
+        finding = self._finding() or await self._claim_finding()
+        facts = cluster.gateways.facts.get(key)
+        return Observed(
+            replicas=self._replicas,
+            routes={key: cluster.routing.routes[key]} if key in cluster.routing.routes else {},
+            findings={key: finding} if finding else {},
+            facts={key: facts} if facts else {},
+            gateways=cluster.gateways.count,
+            url=cluster.url,
+        )
+
+    async def apply(self, intention: Intention) -> None:
+        self._intentions.append(intention)
+
+    async def flush(self, wanted: int, *, is_refused: bool) -> None:
+        """Write everything, drift included.
+
+        Raises:
+            ApiError, ApiUnavailable, NotLeading
+        """
+        internal_key = self._internal_key()
+        if not is_refused:
+            await self._apply_standing(wanted, internal_key)
+        self._route(internal_key)
+        plan = plan_of(self._intentions, self._replicas)
+        for pod, annotations in plan.marks.items():
+            await self._patch_pod(pod, {"metadata": {"annotations": annotations}})
+        words = self._cluster.gateways.words.get(self._key, {})
+        for pod in gates_to_open(self._cluster.store.children(self._key, "Pod"), words):
+            gate = {"type": ROUTABLE_GATE, "status": "True", "reason": "Probed"}
+            await self._patch_pod(pod, {"status": {"conditions": [gate]}}, "status")
+        await self._apply_revision(plan.replicas.get(self._revision, 0))
+        await self._scale_former(plan.replicas)
+        await self._tidy()
+
+    async def _apply_standing(self, wanted: int, internal_key: str) -> None:
+        objects = standing_objects(self._deployment, wanted, internal_key, self._cluster.settings)
+        for manifest in objects:
+            await self._ensure(manifest)
+        name = self._key.name
+        if wanted <= 1 and self._cluster.store.child(self._key, "PodDisruptionBudget", name):
+            await self._cluster.kube.delete("policy/v1", "PodDisruptionBudget", self._key.namespace, name)
+
+    async def _apply_revision(self, replicas: int) -> None:
+        name = f"{self._key.name}-{self._revision}"
+        live = self._cluster.store.child(self._key, "Deployment", name)
+        if live is None and replicas == 0:
+            return
+        try:
+            manifest = revision_deployment(self._deployment, self._revision, replicas, self._cluster.settings)
+            await self._ensure(manifest)
+        except BadTemplate as error:
+            self.refuse(Finding("InvalidSpec", f"spec.podTemplate.{error}"))
+        except ApiError as error:
+            if error.status == 409:
+                raise
+            reason = "InvalidSpec" if error.status in (400, 422) else "Forbidden"
+            self.refuse(Finding(reason, f"the API server refuses the pods of this spec: {error.message}"))
+
+    def refuse(self, finding: Finding) -> None:
+        """Let the finding stand until the spec changes or it is time to try again."""
+        self._memory.refused = self._wish(), time.monotonic() + TRY_REFUSED_AGAIN_S, finding
+
+    def _wish(self) -> str:
+        return hashlib.sha256(self._deployment.spec.model_dump_json().encode()).hexdigest()
+
+    async def _scale_former(self, counts: Mapping[str, int]) -> None:
+        for live in self._cluster.store.children(self._key, "Deployment"):
+            revision = live["metadata"].get("labels", {}).get(LABEL_REVISION, "")
+            count = counts.get(revision, 0)
+            if revision != self._revision and live.get("spec", {}).get("replicas", 1) != count:
+                name = live["metadata"]["name"]
+                change = {"spec": {"replicas": count}}
+                after = await self._cluster.kube.patch("apps/v1", "Deployment", self._key.namespace, name, change)
+                self._cluster.store.put("Deployment", after)
+
+    async def _tidy(self) -> None:
+        cluster, key = self._cluster, self._key
+        deployments, pods = cluster.store.children(key, "Deployment"), cluster.store.children(key, "Pod")
+        for live in deployments:
+            for pod in left_over(live, pods):
+                await cluster.kube.delete("v1", "Pod", key.namespace, pod)
+        for name in forgotten_revisions(deployments, self._revision):
+            await cluster.kube.delete("apps/v1", "Deployment", key.namespace, name)
+
+    async def _patch_pod(self, name: str, change: Manifest, subresource: str = "") -> None:
+        try:
+            pod = await self._cluster.kube.patch("v1", "Pod", self._key.namespace, name, change, subresource)
+            self._cluster.store.put("Pod", pod)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    async def _ensure(self, manifest: Manifest) -> None:
+        """Apply what is not there as wished. An object of that name which is not ours is left alone.
+
+        Raises:
+            ApiError: 409 where somebody else's object stands in the way.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        live = self._cluster.store.child(self._key, kind, name)
+        wish = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        if live is not None and (
+            covers(live, manifest) or self._memory.applied.get((kind, name)) == (wish, _mark(live))
+        ):
+            return
+        after = await self._cluster.kube.apply(manifest, force=live is not None)
+        self._cluster.store.put(kind, after)
+        self._memory.applied[kind, name] = wish, _mark(after)
+        log.info("applied %s %s/%s", kind, self._key.namespace, name)
+
+    def _internal_key(self) -> str:
+        secret = self._cluster.store.child(self._key, "Secret", f"{self._key.name}-internal")
+        kept = _decoded(secret).get("key", "") if secret else ""
+        return kept or secrets.token_urlsafe(24)
+
+    def _route(self, internal_key: str) -> None:
+        routing, key = self._cluster.routing, self._key
+        access = self._deployment.spec.access.api_keys_secret_ref
+        for intention in self._intentions:
+            match intention:
+                case WithdrawRoute():
+                    routing.withdraw(key)
+                case ServeRoute(_, route):
+                    routing.routes[key] = route
+                case _:
+                    pass
+        if key in routing.routes:
+            values = self._secrets.get(access.name) if access else {}
+            keys = None if values is None or (access and not values) else list(values.values())
+            routing.serve(key, routing.routes[key], internal_key, keys)
+
+    async def _read_secrets(self) -> None:
+        spec = self._deployment.spec
+        references = [spec.access.api_keys_secret_ref, spec.model.auth.secret_ref if spec.model.auth else None]
+        for name in {reference.name for reference in references if reference} - self._secrets.keys():
+            secret = await self._cluster.kube.get("v1", "Secret", self._key.namespace, name)
+            self._secrets[name] = _decoded(secret) if secret is not None else None
+
+    def _finding(self) -> Finding | None:
+        spec = self._deployment.spec
+        refused = self._memory.refused
+        if refused is not None:
+            if refused[0] == self._wish() and time.monotonic() < refused[1]:
+                return refused[2]
+            self._memory.refused = None
+        if not spec.model.source.startswith(SOURCES_IN_PODS):
+            scheme = spec.model.source.split("://")[0]
+            known = ", ".join(SOURCES_IN_PODS)
+            return Finding("SourceNotSupported", f"model.source: {scheme}:// cannot be served yet; use one of {known}")
+        for path, reference in (
+            ("access.apiKeysSecretRef", spec.access.api_keys_secret_ref),
+            ("model.auth.secretRef", spec.model.auth.secret_ref if spec.model.auth else None),
+        ):
+            if reference is not None and not self._secrets.get(reference.name):
+                state = "does not exist" if self._secrets.get(reference.name) is None else "holds nothing"
+                message = f"spec.{path}: the Secret {reference.name} {state} in namespace {self._key.namespace}"
+                return Finding("SecretNotFound", f"{message}; create it")
+        return None
+
+    async def _claim_finding(self) -> Finding | None:
+        """What keeps the model's volume claim from being mounted; not asked while something serves."""
+        source = self._deployment.spec.model.source
+        if not source.startswith("pvc://") or any(replica.is_available for replica in self._replicas):
+            return None
+        name = source.removeprefix("pvc://").split("/")[0]
+        kube, namespace = self._cluster.kube, self._key.namespace
+        claim = await kube.get("v1", "PersistentVolumeClaim", namespace, name)
+        if claim is None:
+            return Finding("WeightsNotFound", f"the volume claim {name} does not exist in namespace {namespace}")
+        wanted = claim.get("spec", {}).get("storageClassName")
+        if claim.get("status", {}).get("phase") == "Bound" or not wanted:
+            return None
+        if await kube.get("storage.k8s.io/v1", "StorageClass", None, wanted) is None:
+            message = f"the volume claim {name} asks for the storage class {wanted}, which does not exist"
+            return Finding("StorageClassMissing", f"{message}; create it or name another")
+        return None
+
+
+def _mark(live: Manifest) -> str:
+    """Changes when somebody changes what was wished for: the generation, or for kinds without one the version."""
+    metadata = live["metadata"]
+    labels = json.dumps([metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True)
+    return f"{metadata.get('generation') or metadata.get('resourceVersion')} {labels}"
+
+
+def _decoded(secret: Manifest) -> dict[str, str]:
+    data = secret.get("data") or {}
+    return {name: base64.b64decode(value).decode(errors="replace") for name, value in data.items()}

@@ -1,0 +1,156 @@
+"""The operator as a process: `python -m quire_operator`."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import kopf
+
+from quire_api.errors import UserError
+from quire_operator.build_pod import Settings
+from quire_operator.config import OperatorConfig
+from quire_operator.connection import Connection
+from quire_operator.gateways import Gateways
+from quire_operator.handlers import registry_of, settings_of
+from quire_operator.kube import ApiError, ApiUnavailable, Kube
+from quire_operator.kubernetes_world import Cluster
+from quire_operator.lease import Lease
+from quire_operator.pages import serve_pages
+from quire_operator.reconcile import Reconciler
+from quire_operator.routing import Routing
+from quire_operator.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            said["error"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 after SIGTERM, 1 when the operator had to give up, 2 for what the user can correct."""
+    try:
+        config = OperatorConfig.from_flags(sys.argv[1:] if argv is None else argv)
+        connection = Connection.find(config.kubeconfig)
+    except UserError as error:
+        print(f"quire-operator: {error}", file=sys.stderr)
+        return 2
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+    for noisy in ("httpx", "kopf.objects", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return asyncio.run(operate(config, connection))
+    except UserError as error:
+        print(f"quire-operator: {error}", file=sys.stderr)
+        return 2
+
+
+async def operate(config: OperatorConfig, connection: Connection) -> int:
+    """Work until SIGTERM or SIGINT."""
+    home = config.namespace or connection.namespace
+    identity = config.identity or f"{socket.gethostname()}-{secrets.token_hex(3)}"
+    store = Store()
+    lease = Lease(Kube(connection), home, config.lease, identity)
+    kube = Kube(connection, lease.is_held) if config.leader_elect else Kube(connection)
+    labels = dict(pair.split("=", 1) for pair in config.gateway_labels.split(","))
+    routing = Routing(kube, home, config.routing_secret)
+    reconciler: Reconciler
+    gateways = Gateways(
+        kube,
+        lambda keys: reconciler.wake(keys or store.keys()),
+        namespace=home,
+        labels=labels,
+        port=config.gateway_port,
+        internal_key=config.internal_key,
+        addresses=config.gateway_addresses,
+    )
+    settings = Settings(
+        engine_image=config.engine_image,
+        image_pull_policy=config.image_pull_policy,
+        image_pull_secrets=tuple(config.image_pull_secrets),
+        gpu_resource=config.gpu_resource,
+        gateway_namespace=home,
+        gateway_labels=labels,
+    )
+    url = config.gateway_url or f"http://quire-gateway.{home}.svc"
+    reconciler = Reconciler(Cluster(kube, store, gateways, routing, settings, f"{url}/v1"), identity)
+
+    stop, listening = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    port = await serve_pages(config.host, config.port, listening.is_set, reconciler.count)
+    print(f"quire-operator: {identity} serves /metrics on port {port}", file=sys.stderr, flush=True)
+
+    watching = kopf.operator(
+        registry=registry_of(store, reconciler, connection),
+        settings=settings_of(),
+        clusterwide=not config.namespaces,
+        namespaces=config.namespaces,
+        standalone=True,
+        ready_flag=listening,
+        stop_flag=stop,
+    )
+    tasks = {
+        asyncio.create_task(work)
+        for work in (
+            watching,
+            reconciler.run(),
+            gateways.run(),
+            routing.run(),
+            _lead(lease, reconciler, routing, config),
+        )
+    }
+    ending = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({*tasks, ending}, return_when=asyncio.FIRST_COMPLETED)
+    failed = [task for task in done if task is not ending and not stop.is_set()]
+    for task in failed:
+        log.error("the operator ends", exc_info=task.exception())
+    for task in (*tasks, ending):
+        task.cancel()
+    await asyncio.gather(*tasks, ending, return_exceptions=True)
+    await kube.close()
+    return 1 if failed else 0
+
+
+async def _lead(lease: Lease, reconciler: Reconciler, routing: Routing, config: OperatorConfig) -> None:
+    """Let the reconciler work while the lease is ours."""
+    holding = asyncio.create_task(lease.run()) if config.leader_elect else None
+    try:
+        while True:
+            lease.changed.clear()
+            if (holding is None or lease.is_held()) and not reconciler.is_leading.is_set():
+                try:
+                    await routing.load()
+                except (ApiError, ApiUnavailable) as error:
+                    log.warning("the routing table cannot be read: %s", error)
+                    await asyncio.sleep(1.0)
+                    continue
+                reconciler.lead()
+            elif holding is not None and not lease.is_held():
+                reconciler.is_leading.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lease.changed.wait(), 1.0)
+    finally:
+        if holding is not None:
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)

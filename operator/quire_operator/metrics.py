@@ -1,0 +1,16 @@
+"""What the operator counts; served at /metrics."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+API_REQUESTS = Counter("quire_operator_api_requests", "Requests to the API server.", ["method", "code"])
+RECONCILES = Counter("quire_operator_reconciles", "Reconciles of one LLMDeployment.", ["result"])
+RECONCILE_SECONDS = Histogram(
+    "quire_operator_reconcile_seconds",
+    "Duration of one reconcile.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+QUEUE_DEPTH = Gauge("quire_operator_queue_depth", "LLMDeployments that wait for a reconcile.")
+STATUS_WRITES = Counter("quire_operator_status_writes", "Patches of a status.")
+IS_LEADER = Gauge("quire_operator_is_leader", "1 while this operator holds the lease.")
+GATEWAYS = Gauge("quire_operator_gateways", "Gateways that report.")
+DEPLOYMENTS = Gauge("quire_operator_llmdeployments", "LLMDeployments by their Ready condition.", ["ready", "reason"])

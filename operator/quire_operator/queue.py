@@ -1,0 +1,57 @@
+"""Which deployments want a reconcile: each once, however often woken, and never two at a time for the same one."""
+
+import asyncio
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from quire_operator.metrics import QUEUE_DEPTH
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WakeQueue(Generic[K]):
+    """A key that is woken while it is worked on comes again afterwards."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[K] = asyncio.Queue()
+        self._waiting: set[K] = set()
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._alarms: dict[K, asyncio.TimerHandle] = {}
+
+    def wake(self, key: K) -> None:
+        """As soon as a worker is free."""
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._queue.put_nowait(key)
+            QUEUE_DEPTH.set(len(self._waiting))
+
+    def wake_in(self, key: K, delay_s: float) -> None:
+        """Later; of several alarms for one key the earliest counts."""
+        loop = asyncio.get_running_loop()
+        known = self._alarms.get(key)
+        if known is not None:
+            if known.when() <= loop.time() + delay_s:
+                return
+            known.cancel()
+        self._alarms[key] = loop.call_later(delay_s, self._ring, key)
+
+    async def take(self) -> K:
+        """The next key; give it back with `done`."""
+        key = await self._queue.get()
+        self._waiting.discard(key)
+        self._working.add(key)
+        QUEUE_DEPTH.set(len(self._waiting))
+        return key
+
+    def done(self, key: K) -> None:
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.wake(key)
+
+    def _ring(self, key: K) -> None:
+        self._alarms.pop(key, None)
+        self.wake(key)

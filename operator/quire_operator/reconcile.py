@@ -1,0 +1,169 @@
+"""Brings one deployment after the other to where its spec wants it: look, decide, write, say."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from quire_api.v1alpha1 import API_VERSION, KIND, LLMDeploymentStatus
+from quire_operator.conditions import invalid_status
+from quire_operator.decide import decide, name_conflicts, wanted_replicas
+from quire_operator.events import event_of, happenings
+from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
+from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory
+from quire_operator.metrics import DEPLOYMENTS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES
+from quire_operator.queue import WakeQueue
+from quire_operator.resource import Resource
+from quire_operator.revision import revision_of
+from quire_operator.world import Finding, Key
+
+log = logging.getLogger(__name__)
+
+WORKERS = 8
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 30.0
+LOOK_AGAIN_S = 15.0
+"""For what no watch tells: Secrets, claims and classes that are only referred to."""
+LOOK_AGAIN_READY_S = 60.0
+
+
+class Reconciler:
+    """Level-triggered: whoever wakes a deployment says only that something changed."""
+
+    def __init__(self, cluster: Cluster, identity: str) -> None:
+        self.queue: WakeQueue[Key] = WakeQueue()
+        self.is_leading = asyncio.Event()
+        self.is_synced = False
+        self._cluster = cluster
+        self._identity = identity
+        self._memories: dict[Key, Memory] = {}
+        self._failures: Counter[Key] = Counter()
+
+    def wake(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self.queue.wake(key)
+
+    def lead(self) -> None:
+        """The lease is ours: look at everything, and let gateways forget what is gone."""
+        self.is_leading.set()
+        if self.is_synced:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Wake every deployment, and those that only the routing table still knows."""
+        store = self._cluster.store
+        self.wake({*store.keys(), *self._cluster.routing.keys()})
+
+    def seen(self, keys: Iterable[Key]) -> None:
+        """Something about these has changed; the first call says that everything has been listed."""
+        if not self.is_synced:
+            self.is_synced = True
+            self.sweep()
+        self.wake(keys)
+
+    async def run(self) -> None:
+        """Work for ever; without the lease nothing is done, and everything is looked at when it comes."""
+        await asyncio.gather(*(self._work() for _ in range(WORKERS)))
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.take()
+            try:
+                await self.is_leading.wait()
+                with RECONCILE_SECONDS.time():
+                    await self.reconcile(key)
+                RECONCILES.labels("done").inc()
+                self._failures.pop(key, None)
+            except NotLeading:
+                RECONCILES.labels("not_leading").inc()
+            except Exception as error:
+                RECONCILES.labels("failed").inc()
+                self._failures[key] += 1
+                delay = min(FIRST_RETRY_S * 2.0 ** min(self._failures[key] - 1, 10), LONGEST_RETRY_S)
+                is_expected = isinstance(error, ApiError | ApiUnavailable)
+                log.warning("%s: %s; again in %.1f s", key, error, delay, exc_info=None if is_expected else error)
+                self.queue.wake_in(key, delay)
+            finally:
+                self.queue.done(key)
+
+    async def reconcile(self, key: Key) -> None:
+        """
+        Raises:
+            ApiError, ApiUnavailable, NotLeading
+        """
+        store = self._cluster.store
+        resource = store.resources.get(key)
+        raw = store.raw(key)
+        if resource is None or raw is None or raw["metadata"].get("deletionTimestamp"):
+            self._memories.pop(key, None)
+            self._cluster.routing.withdraw(key)
+            return
+        if resource.deployment is None:
+            status = invalid_status(resource.previous, resource.message, resource.generation, time.time())
+            await self._say(resource, status)
+            return
+        await self._bring(resource)
+
+    async def _bring(self, resource: Resource) -> None:
+        key, deployment = resource.key, resource.deployment
+        assert deployment is not None
+        store = self._cluster.store
+        memory = self._memories.setdefault(key, Memory())
+        rivals = [rival.deployment for rival in store.rivals(key) if rival.deployment is not None]
+        conflict = name_conflicts(rivals).get(key)
+        world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory)
+        now = time.time()
+        decision = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
+        for intention in decision.intentions:
+            await world.apply(intention)
+        try:
+            await world.flush(0 if conflict else wanted_replicas(deployment), is_refused=conflict is not None)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            message = f"an object that this deployment needs exists and belongs to somebody else: {error.message}"
+            world.refuse(Finding("NameConflict", message))
+        # What was written shows already.
+        after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
+        await self._say(resource, after.statuses[key])
+        wake_in = LOOK_AGAIN_READY_S if _is_ready(after.statuses[key]) else LOOK_AGAIN_S
+        if after.wake_at is not None:
+            wake_in = min(wake_in, max(after.wake_at - time.time(), 0.05))
+        self.queue.wake_in(key, wake_in)
+
+    async def _say(self, resource: Resource, status: LLMDeploymentStatus) -> None:
+        """Write the status if it differs, and an event for what a person wants to know."""
+        if status == resource.previous:
+            return
+        kube, store, key = self._cluster.kube, self._cluster.store, resource.key
+        body = status.model_dump(by_alias=True)
+        # A JSON merge patch: what is absent must be null to go away.
+        body["conditions"] = [condition.model_dump(by_alias=True, exclude_none=True) for condition in status.conditions]
+        try:
+            after = await kube.patch(API_VERSION, KIND, key.namespace, key.name, {"status": body}, "status")
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        STATUS_WRITES.inc()
+        store.put(KIND, after)
+        for happening in happenings(resource.previous, status):
+            with contextlib.suppress(ApiError, ApiUnavailable):
+                await kube.create(event_of(happening, after, self._identity))
+
+    def count(self) -> None:
+        """Bring the gauge of deployments up to date."""
+        states: Counter[tuple[str, str]] = Counter()
+        for resource in self._cluster.store.resources.values():
+            ready = resource.previous.condition("Ready") if resource.previous else None
+            states[(ready.status, ready.reason) if ready else ("Unknown", "New")] += 1
+        DEPLOYMENTS.clear()
+        for (ready_status, reason), count in states.items():
+            DEPLOYMENTS.labels(ready_status, reason).set(count)
+
+
+def _is_ready(status: LLMDeploymentStatus) -> bool:
+    ready = status.condition("Ready")
+    return ready is not None and ready.status == "True"

@@ -1,0 +1,258 @@
+"""A real control plane with fake nodes, and the operator as a process in it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "e2e"))
+
+from cluster import build, control_plane, daemon, network, pki, teardown  # noqa: E402
+from cluster.layout import Layout  # noqa: E402
+
+DEADLINE_S = 90.0
+SYSTEM = "quire-system"
+KWOK = [
+    "kwok",
+    "--manage-all-nodes=false",
+    "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+    "--cidr=10.245.0.0/16",
+    "--node-ip=10.245.255.1",
+    "--node-lease-duration-seconds=40",
+    "--server-address=127.0.0.1:10247",
+]
+
+
+class Cluster:
+    """kubectl and processes inside the cluster's network."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self.layout = layout
+        self.folder = folder
+        self._reports = folder / "internal" / "v1" / "replicas"
+        self._reports.parent.mkdir(parents=True)
+        self.report([])
+
+    def try_kubectl(self, *arguments: str, given: Any = None) -> subprocess.CompletedProcess[str]:
+        """`given` goes to standard input as YAML."""
+        environment = {**os.environ, "PATH": daemon.search_path(self.layout)}
+        environment["KUBECONFIG"] = str(self.layout.kubeconfig())
+        return subprocess.run(
+            [*self.layout.inside, "kubectl", *arguments],
+            env=environment,
+            input=yaml.safe_dump(given) if given is not None else None,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    def kubectl(self, *arguments: str, given: Any = None) -> str:
+        done = self.try_kubectl(*arguments, given=given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
+        """The object; empty if there is none."""
+        text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
+        return json.loads(text) if text else {}
+
+    def objects(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
+        return json.loads(self.kubectl("get", kind, "-n", namespace, "-l", selector, "-o", "json"))["items"]
+
+    def ready(self, name: str, namespace: str) -> tuple[str, str, str]:
+        """Status, reason and message of the Ready condition."""
+        return condition(self.get("llmd", name, namespace), "Ready")
+
+    def report(self, replicas: list[dict[str, Any]]) -> None:
+        """What the one gateway of this cluster says from now on."""
+        beside = self._reports.with_name("next")
+        beside.write_text(json.dumps({"replicas": replicas}))
+        beside.replace(self._reports)
+
+    def route(self, namespace: str, deployment: str, *pods: str, in_flight: int = 0) -> None:
+        """Let the gateway say that it got answers through these pods."""
+        self.report(
+            [
+                {
+                    "deployment": deployment,
+                    "namespace": namespace,
+                    "replica": pod,
+                    "is_routable": True,
+                    "in_flight": in_flight,
+                }
+                for pod in pods
+            ]
+        )
+
+    @contextmanager
+    def operator(self, name: str, *flags: str) -> Iterator["OperatorProcess"]:
+        """One more operator."""
+        process = OperatorProcess(self, name, flags)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+
+class OperatorProcess:
+    """`python -m quire_operator` inside the cluster's network."""
+
+    def __init__(self, cluster: Cluster, name: str, flags: tuple[str, ...]) -> None:
+        self.log = cluster.folder / f"{name}.log"
+        command = [
+            *cluster.layout.inside,
+            *(sys.executable, "-m", "quire_operator", "--kubeconfig", str(cluster.layout.kubeconfig())),
+            *("--namespace", SYSTEM, "--identity", name, "--port", "0"),
+            *("--gateway-addresses", "http://127.0.0.1:9100", *flags),
+        ]
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=cluster.folder)
+        eventually(lambda: "serves /metrics" in self.log.read_text(), "the operator to start")
+
+    @property
+    def says(self) -> str:
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(DEADLINE_S)
+
+
+def condition(resource: dict[str, Any], kind: str) -> tuple[str, str, str]:
+    for entry in resource.get("status", {}).get("conditions", []):
+        if entry["type"] == kind:
+            return entry["status"], entry["reason"], entry["message"]
+    return "", "", ""
+
+
+def eventually(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Poll until `holds` gives something true, and return that."""
+    end = time.monotonic() + deadline_s
+    while True:
+        value = holds()
+        if value:
+            return value
+        assert time.monotonic() < end, f"waited {deadline_s:.0f} s for {what}"
+        time.sleep(0.2)
+
+
+def _unless_possible() -> str:
+    """Why there can be no cluster here; empty if there can."""
+    if os.geteuid() != 0:
+        return "a control plane needs root (it lives in a network namespace of its own)"
+    if shutil.which("ip") is None:
+        return "a control plane needs iproute2"
+    if not (Layout().binaries / "kwok").exists() and shutil.which("go") is None:
+        return "a control plane is built from Go modules, and Go is not on the PATH"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The control plane with one fake node and the CRD; built first where it is not."""
+    if obstacle := _unless_possible():
+        if os.environ.get("CI") == "true":
+            pytest.fail(obstacle)
+        pytest.skip(obstacle)
+    layout = Layout(name=f"quire-test-{os.getpid()}")
+    if not (layout.binaries / "kube").exists():
+        build.build_kube(layout)
+    if not (layout.binaries / "kwok").exists():
+        build.build_tool(layout, "kwok")
+    try:
+        network.create(layout)
+        pki.write_pki(layout)
+        control_plane.start(layout)
+        cluster = Cluster(layout, tmp_path_factory.mktemp("cluster"))
+        daemon.start(layout, "kwok", [*KWOK, f"--kubeconfig={layout.kubeconfig()}"])
+        daemon.start(
+            layout, "reports", [sys.executable, "-m", "http.server", "9100", "--directory", str(cluster.folder)]
+        )
+        cluster.kubectl("apply", "-f", "-", given=FAKE_NODE)
+        cluster.kubectl("create", "namespace", SYSTEM)
+        cluster.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
+        cluster.kubectl("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev")
+        eventually(
+            lambda: cluster.try_kubectl("get", "sa", "default", "-n", SYSTEM).returncode == 0, "service accounts"
+        )
+        yield cluster
+    finally:
+        daemon.stop(layout, "reports")
+        teardown.down(layout)
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> Iterator[OperatorProcess]:
+    """The operator that leads in all tests."""
+    with cluster.operator("leader") as process:
+        eventually(lambda: "this operator leads" in process.says, "leadership")
+        yield process
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty namespace, deleted afterwards."""
+    name = f"t{abs(hash(request.node.name)) % 10**8}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.report([])
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., dict[str, Any]]:
+    """An LLMDeployment that fits the fake node."""
+
+    def make(name: str = "tiny", **spec: Any) -> dict[str, Any]:
+        return {
+            "apiVersion": "quire.dev/v1alpha1",
+            "kind": "LLMDeployment",
+            "metadata": {"name": name},
+            "spec": {
+                "model": {"source": "file:///models/tiny"},
+                "engine": {"device": "cpu"},
+                "resources": {"cpu": "100m", "memory": "64Mi"},
+                "rollout": {"drainTimeout": "2s"},
+                **spec,
+            },
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def soon() -> Callable[..., Any]:
+    """`eventually`."""
+    return eventually
+
+
+FAKE_NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {
+        "name": "fake",
+        "annotations": {"kwok.x-k8s.io/node": "fake", "node.alpha.kubernetes.io/ttl": "0"},
+        "labels": {"type": "kwok", "kubernetes.io/hostname": "fake"},
+    },
+    "status": {
+        "allocatable": {"cpu": "64", "memory": "256Gi", "pods": "2000"},
+        "capacity": {"cpu": "64", "memory": "256Gi", "pods": "2000"},
+    },
+}

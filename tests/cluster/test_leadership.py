@@ -1,0 +1,43 @@
+"""Two operators, one that writes."""
+
+
+def generation_of(cluster, namespace) -> dict[str, str]:
+    kinds = "deployments,services,serviceaccounts,networkpolicies,secrets,llmd,pods"
+    return {
+        f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"]
+        for o in cluster.objects(kinds, namespace, "")
+        if o["metadata"]["name"] not in ("default",)
+    }
+
+
+def test_of_two_operators_one_writes_and_the_other_takes_over(cluster, namespace, tiny, soon):
+    with cluster.operator("one", "--lease", "duel") as one:
+        soon(lambda: "this operator leads" in one.says, "the first to lead")
+        with cluster.operator("two", "--lease", "duel") as two:
+            cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(replicas=2))
+            found = soon(lambda: len(p := cluster.objects("pods", namespace)) == 2 and p, "two pods")
+            names = sorted(pod["metadata"]["name"] for pod in found)
+            cluster.route(namespace, "tiny", *names)
+            soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
+            assert "applied" not in two.says
+
+            one.kill()
+            soon(lambda: "this operator leads" in two.says, "the second to lead")
+            cluster.kubectl("delete", "service", "tiny", "-n", namespace)
+            soon(lambda: cluster.get("service", "tiny", namespace), "the second to work")
+            assert sorted(pod["metadata"]["name"] for pod in cluster.objects("pods", namespace)) == names
+
+
+def test_a_restarted_operator_changes_nothing(cluster, namespace, tiny, soon, operator):
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    (pod,) = soon(lambda: cluster.objects("pods", namespace), "a pod")
+    cluster.route(namespace, "tiny", pod["metadata"]["name"])
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
+    before = generation_of(cluster, namespace)
+    with cluster.operator("fresh", "--namespaces", namespace, "--lease", "other") as fresh:
+        soon(lambda: "this operator leads" in fresh.says, "the fresh one to lead")
+        cluster.kubectl("annotate", "llmd", "tiny", "-n", namespace, "looked=at")
+        soon(lambda: "gateway" in fresh.says or True, "a look")
+    after = generation_of(cluster, namespace)
+    after.pop("LLMDeployment/tiny"), before.pop("LLMDeployment/tiny")
+    assert after == before

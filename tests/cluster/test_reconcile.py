@@ -1,0 +1,162 @@
+"""The operator against a real API server, with real controllers and pods on a fake node."""
+
+import json
+
+import pytest
+
+CHILDREN = "deployments,services,serviceaccounts,networkpolicies,poddisruptionbudgets,secrets"
+OURS = "app.kubernetes.io/managed-by=quire-operator"
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def pods(cluster, namespace) -> list[str]:
+    found = cluster.objects("pods", namespace, OURS)
+    return sorted(pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"])
+
+
+def routed(cluster, namespace, soon, count, name="tiny") -> list[str]:
+    """Wait for `count` pods and let the gateway route to all of them."""
+    names = soon(lambda: len(found := pods(cluster, namespace)) == count and found, f"{count} pods")
+    cluster.route(namespace, name, *names)
+    return names
+
+
+def serve(cluster, namespace, soon, resource) -> list[str]:
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=resource)
+    names = routed(cluster, namespace, soon, resource["spec"].get("replicas", 1), resource["metadata"]["name"])
+    soon(lambda: cluster.ready(resource["metadata"]["name"], namespace)[0] == "True", "Ready")
+    return names
+
+
+def test_an_applied_deployment_gets_its_objects_and_owns_them(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny(replicas=2))
+    uid = cluster.get("llmd", "tiny", namespace)["metadata"]["uid"]
+    objects = cluster.objects(CHILDREN, namespace, OURS)
+    assert sorted(o["kind"] for o in objects) == [
+        "Deployment",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Secret",
+        "Service",
+        "ServiceAccount",
+    ]
+    assert {o["metadata"]["ownerReferences"][0]["uid"] for o in objects} == {uid}
+    assert not cluster.get("llmd", "tiny", namespace)["metadata"].get("finalizers")
+
+
+def test_the_gate_of_a_pod_opens_with_the_gateways_word_and_stays_open(cluster, namespace, tiny, soon):
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    (name,) = soon(lambda: pods(cluster, namespace), "a pod")
+    cluster.route(namespace, "tiny", name)
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
+    cluster.report([])
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready again")
+    gate = [c for c in cluster.get("pod", name, namespace)["status"]["conditions"] if c["type"] == "quire.dev/routable"]
+    assert gate[0]["status"] == "True"
+
+
+def test_kubectl_shows_the_columns_and_scales(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny())
+    header, line = cluster.kubectl("get", "llmd", "tiny", "-n", namespace).splitlines()
+    assert header.split() == ["MODEL", "READY", "REPLICAS", "REASON", "URL", "AGE"] or header.split()[0] == "NAME"
+    assert "file:///models/tiny" in line
+    assert "Serving" in line
+    cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=3")
+    routed(cluster, namespace, soon, 3)
+    soon(lambda: cluster.get("llmd", "tiny", namespace)["status"]["readyReplicas"] == 3, "three ready replicas")
+    scale = json.loads(cluster.kubectl("get", "llmd", "tiny", "-n", namespace, "--subresource=scale", "-o", "json"))
+    assert scale["status"] == {"replicas": 3, "selector": "quire.dev/deployment=tiny"}
+    cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=1")
+    soon(lambda: len(pods(cluster, namespace)) == 1, "one pod")
+    soon(lambda: not cluster.get("pdb", "tiny", namespace), "no disruption budget at one replica")
+
+
+def test_manual_edits_of_children_are_repaired(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny())
+    name = cluster.objects("deployments", namespace, OURS)[0]["metadata"]["name"]
+    image = cluster.get("deployment", name, namespace)["spec"]["template"]["spec"]["containers"][0]["image"]
+
+    cluster.kubectl("delete", "service", "tiny", "-n", namespace)
+    soon(lambda: cluster.get("service", "tiny", namespace), "the service again")
+    cluster.kubectl("scale", "deployment", name, "-n", namespace, "--replicas=4")
+    soon(lambda: cluster.get("deployment", name, namespace)["spec"]["replicas"] == 1, "one replica again")
+    cluster.kubectl("set", "image", f"deployment/{name}", "engine=somebody/else:1", "-n", namespace)
+    soon(
+        lambda: (
+            cluster.get("deployment", name, namespace)["spec"]["template"]["spec"]["containers"][0]["image"] == image
+        ),
+        "the image again",
+    )
+    cluster.kubectl("delete", "deployment", name, "-n", namespace)
+    soon(lambda: cluster.get("deployment", name, namespace), "the Deployment again")
+
+
+def test_a_rollout_keeps_the_former_revision_until_the_new_one_is_routed(cluster, namespace, tiny, soon):
+    (old,) = serve(cluster, namespace, soon, tiny())
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(engine={"device": "cpu", "maxModelLen": 64}))
+    both = soon(lambda: len(found := pods(cluster, namespace)) == 2 and found, "the new pod beside the old one")
+    (new,) = set(both) - {old}
+    assert cluster.ready("tiny", namespace)[0] == "True"
+    cluster.route(namespace, "tiny", old, new)
+    soon(lambda: pods(cluster, namespace) == [new], "the old pod to go")
+    assert len(cluster.objects("deployments", namespace, OURS)) == 2
+
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    both = soon(lambda: len(found := pods(cluster, namespace)) == 2 and found, "the former revision again")
+    cluster.route(namespace, "tiny", *both)
+    soon(lambda: len(found := pods(cluster, namespace)) == 1 and new not in found, "the way back")
+    assert len(cluster.objects("deployments", namespace, OURS)) == 2
+
+
+def test_a_revision_that_never_becomes_ready_stops_the_rollout_and_says_so(cluster, namespace, tiny, soon):
+    (old,) = serve(cluster, namespace, soon, tiny())
+    spec = tiny(engine={"device": "auto"}, resources={"gpus": 8})
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=spec)
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "GpuUnavailable", "the reason")
+    assert old in pods(cluster, namespace)
+    assert "1 of the former revision serve on" in dict_of(cluster.get("llmd", "tiny", namespace))["Loaded"]
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "healing")
+    soon(lambda: pods(cluster, namespace) == [old], "the stuck pod to go")
+
+
+def dict_of(resource) -> dict[str, str]:
+    return {condition["type"]: condition["message"] for condition in resource["status"]["conditions"]}
+
+
+def test_deleting_leaves_nothing(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny(replicas=2))
+    cluster.kubectl("delete", "llmd", "tiny", "-n", namespace, "--timeout=60s")
+    soon(lambda: not cluster.objects(f"{CHILDREN},pods", namespace, OURS), "everything to be gone")
+    cluster.kubectl("delete", "namespace", namespace, "--wait=true", "--timeout=60s")
+    cluster.kubectl("create", "namespace", namespace)
+
+
+def test_the_gateways_table_holds_names_and_keys(cluster, namespace, tiny, soon):
+    import base64
+
+    keys = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "keys"},
+        "stringData": {"alice": "sesame"},
+    }
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=keys)
+    wish = tiny(
+        "chat", model={"source": "file:///m", "servedNames": ["gpt"]}, access={"apiKeysSecretRef": {"name": "keys"}}
+    )
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=wish)
+
+    def entry():
+        secret = cluster.get("secret", "quire-routing", "quire-system")
+        table = json.loads(base64.b64decode(secret["data"]["table.json"])) if secret else {"deployments": []}
+        return next((d for d in table["deployments"] if d["namespace"] == namespace), None)
+
+    found = soon(entry, "the entry")
+    assert found["served_names"] == ["gpt"]
+    assert found["api_keys"] == ["sesame"]
+    key = base64.b64decode(cluster.get("secret", "chat-internal", namespace)["data"]["key"]).decode()
+    assert found["internal_key"] == key
+    cluster.kubectl("delete", "llmd", "chat", "-n", namespace)
+    soon(lambda: entry() is None, "the entry to go")
