@@ -1,3 +1,4 @@
+# ruff: noqa: B008, B023 (a lambda made in a loop runs before the loop goes on)
 """Each kernel on this GPU beside its bound: bytes over the memory's bandwidth, or operations over the matrix rate.
 
     python bench/kernels.py [--only decode] [--json FILE]
