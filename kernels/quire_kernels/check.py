@@ -173,6 +173,18 @@ def _samples(full: bool) -> Iterator[Case]:
                 kind = "filters" if any_filter else "plain"
                 run = partial(_run_sample, rows, vocab, scale, any_filter)
                 yield Case(f"sample {rows}x{vocab} spread {scale:g} {kind}", run)
+    yield Case("sample from NaN gives a token of the vocabulary", _run_sample_nan)
+
+
+def _run_sample_nan(device: torch.device) -> float:
+    from quire_kernels import sampling_triton
+
+    logits = torch.full((2, 3000), torch.nan, device=device)
+    ones, whole = torch.ones(2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    tokens = sampling_triton.sample(logits, ones, whole.int(), ones, 0 * ones, whole, whole, whole.int(), True)
+    if not bool(((tokens >= 0) & (tokens < 3000)).all()):
+        raise Mismatch(f"tokens {tokens.tolist()} of a vocabulary of 3000")
+    return 0.0
 
 
 def _run_sample(rows: int, vocab: int, scale: float, any_filter: bool, device: torch.device) -> float:

@@ -136,4 +136,5 @@ def _gumbel_kernel(
         x = x - tl.log(waiting)
     winner = tl.argmax(x, axis=0)
     tl.store(best + row * tl.num_programs(1) + block, tl.max(x, axis=0))
-    tl.store(token + row * tl.num_programs(1) + block, block * BLOCK + winner)
+    # Among NaN any lane may win, padding too; a token id must stay in the vocabulary.
+    tl.store(token + row * tl.num_programs(1) + block, tl.minimum(block * BLOCK + winner, width - 1))
