@@ -82,7 +82,8 @@ def compile_launch(launch: Launch, target: str) -> Any:
 
 def launchers() -> dict[str, Callable[[], object]]:
     """Calls that together launch every kernel in the variants that models need."""
-    cpu, found = torch.device("cpu"), {}
+    cpu = torch.device("cpu")
+    found: dict[str, Callable[[], object]] = {}
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         name = str(dtype).removeprefix("torch.")
         for heads, kv_heads, dim in [(8, 2, 128), (7, 1, 64), (4, 4, 80), (4, 1, 256), (4, 2, 32)]:
