@@ -1,0 +1,261 @@
+"""How many replicas a deployment should have: pure, on what its gateways count, with the time given from outside.
+
+    by requests   ceil((in flight + held) / inFlightPerReplica)
+    by latency    n ready replicas and s = max(TTFT / target, ITL / target), 90th percentiles:
+                  s > 1: ceil(n x min(s, 2));  s <= 1: ceil(n x s / 0.8), at most n;  never more than there are requests
+    demand        the larger of the two, within minReplicas .. maxReplicas
+    up            to the least demand of the last seconds, so that one odd moment starts nothing
+    down          to the largest demand within scaleDownDelay, so that what goes has not been needed for long
+    to zero       from one replica, after idleTimeout without a request; one request brings the first replica back
+
+Replicas on their way are part of the current number, so they are credited before more are started. Latency adds
+nothing while they start, nor until a whole window has been measured with them.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from quire_api.v1alpha1 import AutoscalingSpec
+from quire_api.v1alpha1_values import duration_seconds
+
+STEEPEST = 2.0
+"""Latency alone at most doubles the replicas at a time."""
+HEADROOM = 0.8
+"""Fewer replicas must be expected to stay below this share of the latency targets."""
+RIVALRY_WRITES = 3
+RIVALRY_WINDOW_S = 600.0
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all gateways together say of one deployment, and how many replicas it has now."""
+
+    in_flight: int = 0
+    """Requests at replicas."""
+    held: int = 0
+    """Requests that wait for a replica."""
+    ready: int = 0
+    starting: int = 0
+    """Replicas that exist and do not serve yet: pending, loading, crashed."""
+    wanted: int | None = None
+    """`spec.replicas` as it stands; None: ready + starting."""
+    ttft_s: float | None = None
+    """90th percentile over the latest window; None: not measured."""
+    itl_s: float | None = None
+    idle_s: float = 0.0
+    """Time since the last request ended."""
+    is_complete: bool = True
+    """Every gateway has told its part."""
+
+    @property
+    def current(self) -> int:
+        return self.ready + self.starting if self.wanted is None else self.wanted
+
+    @property
+    def requests(self) -> int:
+        return self.in_flight + self.held
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """The settings, in seconds and counts."""
+
+    in_flight_per_replica: int = 32
+    min_replicas: int = 1
+    max_replicas: int = 100
+    ttft_s: float | None = None
+    itl_s: float | None = None
+    scale_up_delay_s: float = 3.0
+    scale_down_delay_s: float = 300.0
+    idle_timeout_s: float = 600.0
+    latency_window_s: float = 30.0
+    """Over which gateways measure latencies."""
+
+    @classmethod
+    def of(cls, spec: AutoscalingSpec) -> "ScalingLaw":
+        """The law that a deployment asks for."""
+        targets = spec.targets
+        return cls(
+            in_flight_per_replica=targets.in_flight_per_replica,
+            min_replicas=spec.min_replicas,
+            max_replicas=spec.max_replicas,
+            ttft_s=duration_seconds(targets.ttft) if targets.ttft else None,
+            itl_s=duration_seconds(targets.itl) if targets.itl else None,
+            scale_down_delay_s=duration_seconds(spec.scale_down_delay),
+            idle_timeout_s=duration_seconds(spec.idle_timeout),
+        )
+
+
+Past = tuple[tuple[float, int], ...]
+"""Moments and the replicas that were in demand then, oldest first."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What the law remembers; plain data, so that it can outlive a restart. Times as given by the caller."""
+
+    lows: Past = ()
+    """Demand of the last scale-up delay; of equals and larger ones before it, the latest alone."""
+    highs: Past = ()
+    """Demand of the last scale-down delay; of equals and smaller ones before it, the latest alone."""
+    ready: int = 0
+    ready_changed_at: float | None = None
+    """When the number of ready replicas changed last."""
+    wrote: int | None = None
+    """What the law decided last."""
+    rival_writes: tuple[float, ...] = ()
+    """When somebody else had changed the number since."""
+
+    @classmethod
+    def empty(cls) -> "History":
+        return cls()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The number of replicas from now on, why, and what to remember."""
+
+    replicas: int
+    reason: str
+    history: History
+    is_contested: bool = False
+    """Somebody else keeps writing the number, so the law stands aside."""
+
+
+def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> Decision:
+    """How many replicas should exist, and why.
+
+    Starting replicas count as capacity for scale-up only (they will help), never for scale-down (they do not help yet).
+    Incomplete data may add replicas and takes none away. `Decision.reason` is shown to the user as it is.
+    """
+    current = seen.current
+    history = _observed(seen, past, now)
+    if len(history.rival_writes) >= RIVALRY_WRITES:
+        kept = _within(current, law)
+        reason = (
+            f"stays at {kept}: somebody else changed replicas {len(history.rival_writes)} times in "
+            f"{RIVALRY_WINDOW_S / 60:g} minutes; remove that autoscaler, or spec.autoscaling"
+        )
+        return Decision(kept, reason, replace(history, wrote=kept), is_contested=True)
+
+    demand, why = _demand(seen, law, history, now)
+    # What was not seen, before the first look or behind a silent gateway, may have needed all that there is; and who
+    # sets the number by hand has a reason.
+    is_blind = not seen.is_complete or not past.highs or now in history.rival_writes
+    remembered = max(demand, current) if is_blind else demand
+    lows = _remember(history.lows, demand, now, law.scale_up_delay_s, is_low=True)
+    highs = _remember(history.highs, remembered, now, law.scale_down_delay_s, is_low=False)
+    # At zero there is nobody to bridge the delay.
+    least, most = lows[0][1] if current else demand, highs[0][1]
+
+    replicas = _within(min(max(current, least), most), law)
+    if replicas == 1 and _is_idle(seen, law, history, now):
+        replicas, why = 0, f"no request for {_time(law.idle_timeout_s)}"
+    elif replicas < current:
+        why += f", and no more were needed for {_time(law.scale_down_delay_s)}"
+    if replicas == current:
+        reason = _why_it_stays(seen, law, current, demand, why)
+    else:
+        reason = f"{current} -> {replicas}: {why}"
+    return Decision(replicas, reason, replace(history, lows=lows, highs=highs, wrote=replicas))
+
+
+def _observed(seen: Load, past: History, now: float) -> History:
+    rivals = tuple(at for at in past.rival_writes if now - at < RIVALRY_WINDOW_S)
+    if past.wrote is not None and seen.wanted is not None and seen.wanted != past.wrote:
+        rivals += (now,)
+    has_changed = seen.ready != past.ready or past.ready_changed_at is None
+    return replace(
+        past,
+        rival_writes=rivals,
+        ready=seen.ready,
+        ready_changed_at=now if has_changed else past.ready_changed_at,
+    )
+
+
+def _demand(seen: Load, law: ScalingLaw, history: History, now: float) -> tuple[int, str]:
+    """Replicas that the load asks for at this moment, within the bounds, and in words why."""
+    replicas = ceil(seen.requests / law.in_flight_per_replica)
+    if seen.held and not seen.ready:
+        why = f"{_requests(seen.held)} held for the first replica, {law.in_flight_per_replica} to a replica"
+    elif seen.requests:
+        why = f"{_requests(seen.requests)} in flight or held, {law.in_flight_per_replica} to a replica"
+    else:
+        why = "no request in flight"
+    for_latency, why_latency = _demand_of_latency(seen, law, history, now)
+    if for_latency > replicas:
+        replicas, why = for_latency, why_latency
+    # Without a request the last replica stays until idleTimeout, and none is started.
+    bounded = _within(max(replicas, min(seen.current, 1)), law)
+    if replicas > bounded:
+        why += f"; maxReplicas is {law.max_replicas}"
+    elif bounded > replicas and bounded == law.min_replicas:
+        why += f"; minReplicas is {law.min_replicas}"
+    return bounded, why
+
+
+def _demand_of_latency(seen: Load, law: ScalingLaw, history: History, now: float) -> tuple[int, str]:
+    has_target = law.ttft_s is not None or law.itl_s is not None
+    if not has_target or not seen.ready or not seen.requests:
+        return 0, ""
+    measured = [
+        (value / target, f"{name} {_time(value)} of {_time(target)}")
+        for name, value, target in (("TTFT", seen.ttft_s, law.ttft_s), ("ITL", seen.itl_s, law.itl_s))
+        if value is not None and target
+    ]
+    if not measured:
+        return min(seen.ready, seen.requests), "no latency has been measured yet"
+    ratio, why = max(measured)
+    if ratio <= 1.0:
+        replicas = min(ceil(seen.ready * ratio / HEADROOM - _ROUNDING), seen.ready)
+    else:
+        assert history.ready_changed_at is not None
+        is_settled = not seen.starting and now - history.ready_changed_at >= law.latency_window_s
+        replicas = ceil(seen.ready * min(ratio, STEEPEST)) if is_settled else seen.ready
+    # A replica more than there are requests cannot make any of them faster.
+    return min(replicas, seen.requests), why
+
+
+def _remember(past: Past, demand: int, now: float, span_s: float, *, is_low: bool) -> Past:
+    """`past` and the newest demand, without what is older than `span_s` or can never be the extreme again."""
+    alive = ((at, was) for at, was in past if now - at <= span_s and (was < demand if is_low else was > demand))
+    return (*alive, (now, demand))
+
+
+def _is_idle(seen: Load, law: ScalingLaw, history: History, now: float) -> bool:
+    """Whether the last replica may go. One that never served may still be loading for somebody."""
+    if law.min_replicas > 0 or seen.requests or not seen.is_complete or not seen.ready:
+        return False
+    assert history.ready_changed_at is not None
+    return min(seen.idle_s, now - history.ready_changed_at) >= law.idle_timeout_s
+
+
+def _why_it_stays(seen: Load, law: ScalingLaw, current: int, demand: int, why: str) -> str:
+    if not seen.is_complete and demand <= current:
+        return f"stays at {current}: not every gateway tells its load, so nothing is taken away"
+    if demand < current:
+        return f"stays at {current}: {demand} would do now ({why}); fewer follow after {_time(law.scale_down_delay_s)}"
+    if demand > current:
+        return f"stays at {current}: {demand} are in demand ({why}); more follow after {_time(law.scale_up_delay_s)}"
+    if current == 0:
+        return "stays at 0: no request"
+    starting = f"; {seen.starting} on the way" if seen.starting else ""
+    return f"stays at {current}: {why}{starting}"
+
+
+def _within(replicas: int, law: ScalingLaw) -> int:
+    return min(max(replicas, law.min_replicas), law.max_replicas)
+
+
+def _requests(count: int) -> str:
+    return f"{count} request" if count == 1 else f"{count} requests"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1.0:
+        return f"{seconds * 1000:.3g}ms"
+    minutes, rest = divmod(seconds, 60.0)
+    if minutes and not rest:
+        return f"{minutes:g}m"
+    return f"{seconds:.3g}s"
