@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ Reading = dict[str, Any]
 def microseconds(calls: list[Callable[[], object]], repeats: int = 9) -> float:
     """Median time of one call when all of them run one after another in a graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         calls[0]()
     stream.synchronize()
@@ -98,7 +100,7 @@ def decode_attention(model: str) -> Iterator[Reading]:
     for name, lengths in mixes.items():
         # The host assumes the longest sequence, as in a captured decode.
         batch = batch_of(lengths, [1] * len(lengths), blocks, 257)
-        batch.seq_lens_cpu[:] = [4097] * len(lengths)
+        batch = replace(batch, seq_lens_cpu=[4097] * len(lengths))
         q = torch.randn(len(lengths), heads, dim, device=CUDA).to(BF16)
         out = torch.empty_like(q)
         calls = [

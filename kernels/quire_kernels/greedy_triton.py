@@ -38,6 +38,8 @@ def _blocks_kernel(logits, best, token, stride, vocab, BLOCK: tl.constexpr):
     ids = block * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + row * stride + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
     is_nan = tl.max((x != x).to(tl.int32), axis=0)
+    # Whatever is recorded of a poisoned row must be a token: the next step may read it.
+    x = tl.where(x != x, float("-inf"), x)
     highest = tl.where(is_nan != 0, float("nan"), tl.max(x, axis=0))
     place = row * tl.num_programs(1) + block
     tl.store(best + place, highest)

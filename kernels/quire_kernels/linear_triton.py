@@ -7,7 +7,8 @@ from torch import Tensor
 
 ROWS = 8
 BLOCK = 1024
-WARPS = 4
+WARPS = 8
+STAGES = 3
 
 
 def one_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
@@ -17,7 +18,7 @@ def one_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) 
     _one_row_kernel[(triton.cdiv(outputs, ROWS),)](
         x, weight, weight if bias is None else bias, out, outputs, weight.stride(0),
         INPUTS=inputs, ROWS=ROWS, BLOCK=min(BLOCK, triton.next_power_of_2(inputs)), BIAS=bias is not None,
-        num_warps=WARPS,
+        EVEN=outputs % ROWS == 0, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out
 
@@ -26,6 +27,7 @@ def one_row(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) 
 def _one_row_kernel(
     x, weight, bias, out, outputs, stride,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """One program a few outputs."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -33,7 +35,10 @@ def _one_row_kernel(
     at = weight + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, INPUTS, BLOCK):
-        if INPUTS % BLOCK == 0:
+        if EVEN and INPUTS % BLOCK == 0:
+            weights = tl.load(at + start)
+            values = tl.load(x + start + columns)
+        elif INPUTS % BLOCK == 0:
             weights = tl.load(at + start, mask=(rows < outputs)[:, None], other=0.0)
             values = tl.load(x + start + columns)
         else:

@@ -93,9 +93,11 @@ class Sampler:
         return tokens, top_logprobs(raw, chosen, asking, counts)
 
     def _record(self, tokens: Tensor, best: Tensor, draws: Draws) -> Tensor:
-        tokens = tokens.int()
+        is_poisoned = best.isnan()
+        # A step already under way may read what is recorded: it must be a token.
+        tokens = tokens.int().masked_fill(is_poisoned, 0)
         self.tables.write_tokens(draws.rows, draws.positions, tokens)
-        return torch.where(best.isnan(), POISONED, tokens)
+        return tokens.masked_fill(is_poisoned, POISONED)
 
     def _adjust(self, logits: Tensor, draws: Draws, wants: NDArray[np.int32], any_wants: Wants) -> Tensor:
         if any_wants & Wants.BIAS:
