@@ -44,6 +44,7 @@ _SHAPES = {
     "prompt": "a text, a list of texts, a list of token ids, or a list of lists of token ids",
     "stop": "a text or a list of texts",
 }
+PRIORITIES = range(-(2**31), 2**31)
 _SAMPLING_FIELDS = (
     "temperature",
     "top_p",
@@ -135,7 +136,7 @@ class _Generation(_Request):
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = False
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    priority: int | None = None
+    priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])] | None = None
     cache_salt: str | None = None
     request_id: str | None = None
 
@@ -267,7 +268,7 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, defaults
     defaults: what fields mean that the request leaves out (see `default_sampling`).
 
     Raises:
-        InvalidSampling
+        InvalidSampling: `param` is the field as the request names it.
     """
     values = dict(defaults)
     for name in _SAMPLING_FIELDS:
@@ -289,7 +290,11 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest, defaults
         values["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
     if request.logit_bias:
         values["logit_bias"] = _token_keys(request.logit_bias)
-    return SamplingParams(**values)
+    try:
+        return SamplingParams(**values)
+    except InvalidSampling as error:
+        asked_as = _asked_as(request, error.param)
+        raise InvalidSampling(asked_as, str(error).replace(error.param, asked_as, 1)) from None
 
 
 def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,8 +306,21 @@ def default_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _asked_as(request: ChatCompletionRequest | CompletionRequest, param: str) -> str:
+    """The field of `request` that became the sampling parameter `param`."""
+    if isinstance(request, ChatCompletionRequest):
+        if param == "logprobs":
+            return "top_logprobs"
+        if param == "max_tokens" and request.max_completion_tokens is not None:
+            return "max_completion_tokens"
+    return param
+
+
 def _check_messages(messages: list[ChatMessage]) -> None:
     for position, message in enumerate(messages):
+        if message.content is None and message.role in ("system", "developer", "user"):
+            name = f"messages[{position}].content"
+            raise InvalidRequest(f"{name} is required in a {message.role} message.", name, "missing_required_parameter")
         if not isinstance(message.content, list):
             continue
         for part in message.content:
@@ -337,4 +355,6 @@ def _first_problem(error: ValidationError) -> InvalidRequest:
     if field in _SHAPES:
         return InvalidRequest(f"{field} must be {_SHAPES[field]}.", field, "invalid_type")
     wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] in ("model_type", "dict_type"):
+        wanted = "an object"
     return InvalidRequest(f"{path} must be {wanted}.", path, "invalid_type")

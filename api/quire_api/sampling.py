@@ -8,6 +8,8 @@ from quire_api.errors import UserError
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+MAX_STOP_STRINGS = 256
+"""Each is looked for in every piece of text of every choice."""
 
 
 class InvalidSampling(UserError):
@@ -71,6 +73,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 self._whole(name, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidSampling("stop", f"stop holds {len(self.stop)} strings; {MAX_STOP_STRINGS} is the limit.")
         if any(not text for text in self.stop):
             raise InvalidSampling("stop", "stop must not hold an empty string.")
         for token, bias in (self.logit_bias or {}).items():
@@ -86,7 +90,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            bound = f"at least {low}" if high >= 2**31 - 1 else f"a whole number from {low} to {high}"
+            bound = f"a whole number from {low} to {high}"
+            if high >= 2**31 - 1:
+                bound = f"at most {high}" if isinstance(value, int) and value > high else f"at least {low}"
             raise InvalidSampling(name, f"{name} must be {bound}; got {value!r}.")
 
     def _real(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:

@@ -181,3 +181,15 @@ def test_tokenize_wants_one_of_two():
     for body in ([], "a", None):
         with pytest.raises(InvalidRequest, match="JSON object"):
             TokenizeRequest.parse(body)
+
+
+def test_values_out_of_range_are_named_as_the_request_named_them():
+    for fields, says in (
+        ({"max_completion_tokens": 0}, "max_completion_tokens must be at least 1; got 0."),
+        ({"logprobs": True, "top_logprobs": 99}, "top_logprobs must be a whole number from 0 to 20; got 99."),
+        ({"seed": 2**63}, f"seed must be at most {2**63 - 1}; got {2**63}."),
+    ):
+        with pytest.raises(InvalidSampling) as caught:
+            sampling_params(chat(**fields), {})
+        assert str(caught.value) == says
+        assert says.startswith(caught.value.param)

@@ -1,11 +1,11 @@
 """What every generation request needs before its prompts are known: body, id, caller, sampling, answer's headers."""
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.requests import Request
 
-from quire_api.openai import ChatCompletionRequest, CompletionRequest, InvalidRequest
+from quire_api.openai import PRIORITIES, ChatCompletionRequest, CompletionRequest, InvalidRequest
 from quire_api.sampling import SamplingParams
 from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY
 from quire_runtime.server.auth import caller_of
@@ -35,7 +35,7 @@ def begin(
     caller = caller_of(request.scope)
     priority, salt = ask.priority or 0, ask.cache_salt or ""
     if caller.is_internal:
-        priority = _whole(request.headers.get(HEADER_PRIORITY), priority)
+        priority = _priority(request.headers.get(HEADER_PRIORITY), priority)
         salt = request.headers.get(HEADER_CACHE_SALT, salt)
     elif caller.cache_salt:
         salt = f"{caller.cache_salt}:{salt}"
@@ -58,10 +58,12 @@ def warnings(unknown: Sequence[str]) -> dict[str, str]:
     return {HEADER_WARNING: "ignored unknown fields: " + "".join(c if c.isprintable() else "?" for c in names)[:300]}
 
 
-def _whole(text: str | None, default: int) -> Any:
+def _priority(text: str | None, default: int) -> int:
     if text is None:
         return default
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidRequest(f"The header {HEADER_PRIORITY} must be a whole number.") from None
+    with contextlib.suppress(ValueError):
+        if (priority := int(text)) in PRIORITIES:
+            return priority
+    raise InvalidRequest(
+        f"The header {HEADER_PRIORITY} must be a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}."
+    )
