@@ -12,10 +12,11 @@ class StopMatcher:
     stopped: the stop string that was met, or None; nothing is released after it.
     """
 
-    __slots__ = ("_held", "_include", "_stop", "stopped")
+    __slots__ = ("_beginnings", "_held", "_include", "_stop", "stopped")
 
     def __init__(self, stop: Sequence[str], include: bool = False) -> None:
         self._stop = [text for text in stop if text]
+        self._beginnings = {text[0] for text in self._stop}
         self._include = include
         self._held = ""
         self.stopped: str | None = None
@@ -24,9 +25,9 @@ class StopMatcher:
         """Take `text`, return what can be shown now."""
         if self.stopped is not None:
             return ""
-        if not self._stop:
-            return text
         text = self._held + text
+        if self._beginnings.isdisjoint(text):
+            return text
         found = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
             end, start, self.stopped = min(found)
