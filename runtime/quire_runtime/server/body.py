@@ -1,6 +1,7 @@
 """The body of a request, read no further than allowed, and the client's hang-up noticed."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -53,10 +54,10 @@ def parse_json(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         if b"NaN" in data or b"Infinity" in data:
-            try:
-                return json.loads(data)
-            except (ValueError, RecursionError):
-                pass
+            with contextlib.suppress(ValueError, RecursionError):
+                parsed = json.loads(data)
+                json.dumps(parsed, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+                return parsed
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
