@@ -9,12 +9,14 @@ import base64
 from collections.abc import Mapping
 
 from quire_api.v1alpha1 import API_VERSION, KIND, LABEL_DEPLOYMENT, LLMDeployment
+from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.build_pod import ENGINE_PORT, Settings, pod_template
 from quire_operator.merge import Manifest
 
 LABEL_REVISION = "quire.dev/revision"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "quire-operator"
+DRAIN_TIMEOUT = "quire.dev/drain-timeout"
 
 
 def labels_of(deployment: LLMDeployment) -> dict[str, str]:
@@ -27,8 +29,12 @@ def labels_of(deployment: LLMDeployment) -> dict[str, str]:
     }
 
 
-def revision_deployment(deployment: LLMDeployment, revision: str, replicas: int, settings: Settings) -> Manifest:
+def revision_deployment(
+    deployment: LLMDeployment, revision: str, replicas: int, settings: Settings, live: Manifest | None = None
+) -> Manifest:
     """The Deployment of one revision, built from the spec that the revision was made of.
+
+    `rollout.drainTimeout` is no part of a revision: pods keep the one that their `live` Deployment began with.
 
     Raises:
         BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
@@ -36,7 +42,9 @@ def revision_deployment(deployment: LLMDeployment, revision: str, replicas: int,
     labels = {**labels_of(deployment), LABEL_REVISION: revision}
     selector = {LABEL_DEPLOYMENT: deployment.metadata.name, LABEL_REVISION: revision}
     manifest = _object("apps/v1", "Deployment", f"{deployment.metadata.name}-{revision}", deployment)
-    manifest["metadata"]["labels"] = labels
+    begun = ((live or {}).get("metadata", {}).get("annotations") or {}).get(DRAIN_TIMEOUT)
+    drain_timeout = begun or deployment.spec.rollout.drain_timeout
+    manifest["metadata"] |= {"labels": labels, "annotations": {DRAIN_TIMEOUT: drain_timeout}}
     manifest["spec"] = {
         "replicas": replicas,
         "selector": {"matchLabels": selector},
@@ -44,7 +52,7 @@ def revision_deployment(deployment: LLMDeployment, revision: str, replicas: int,
         "progressDeadlineSeconds": 2**31 - 1,
         # Only a newer operator changes the template of a revision.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": pod_template(deployment, labels, settings),
+        "template": pod_template(deployment, labels, duration_seconds(drain_timeout), settings),
     }
     return manifest
 

@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 from quire_api.v1alpha1 import LLMDeployment
-from quire_api.v1alpha1_values import duration_seconds, quantity_value
+from quire_api.v1alpha1_values import quantity_value
 from quire_operator.merge import Manifest, merge_template
 from quire_operator.serving import INTERNAL_KEY, TERMINATION_LOG, serve_flags
 
@@ -37,13 +37,13 @@ class Settings:
     gateway_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "quire-gateway"})
 
 
-def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], settings: Settings) -> Manifest:
-    """
+def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: float, settings: Settings) -> Manifest:
+    """A pod that may take `drain_s` seconds to end its requests.
+
     Raises:
         BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
     """
     name = deployment.metadata.name
-    drain_s = duration_seconds(deployment.spec.rollout.drain_timeout)
     gpus = deployment.spec.resources.gpus
     spec: Manifest = {
         "serviceAccountName": name,

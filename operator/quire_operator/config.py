@@ -32,6 +32,9 @@ class OperatorConfig(BaseSettings):
     namespace: str = Field("", description="Where the lease, the routing table and the gateways are; default: our own.")
     leader_elect: bool = Field(True, description="Write only while holding the lease.")
     lease: str = Field("quire-operator", description="Name of the lease.")
+    lease_duration_s: float = Field(
+        15.0, ge=3, description="Seconds until another may take over a silent holder's lease."
+    )
     identity: str = Field("", description="Our name on the lease; default: the host's name and a random end.")
     host: str = Field("0.0.0.0", description="Address of /healthz, /readyz and /metrics.")
     port: int = Field(8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 takes a free one.")

@@ -60,7 +60,7 @@ def settings_of() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
-    settings.batching.worker_limit = 50
+    settings.queueing.idle_timeout = 1.0
     settings.networking.error_backoffs = [1, 1, 2, 2, 5]
     for group, version, plural in CHILDREN.values():
         settings.watching.label_selectors[group, version, plural] = f"{LABEL_MANAGED_BY}={MANAGER}"

@@ -117,7 +117,7 @@ class KubernetesWorld:
         if live is None and replicas == 0:
             return
         try:
-            manifest = revision_deployment(self._deployment, self._revision, replicas, self._cluster.settings)
+            manifest = revision_deployment(self._deployment, self._revision, replicas, self._cluster.settings, live)
             await self._ensure(manifest)
         except BadTemplate as error:
             self.refuse(Finding("InvalidSpec", f"spec.podTemplate.{error}"))

@@ -69,7 +69,8 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     home = config.namespace or connection.namespace
     identity = config.identity or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     store = Store()
-    lease = Lease(Kube(connection), home, config.lease, identity)
+    duration_s = config.lease_duration_s
+    lease = Lease(Kube(connection), home, config.lease, identity, duration_s=duration_s, renew_s=duration_s / 4)
     kube = Kube(connection, lease.is_held) if config.leader_elect else Kube(connection)
     labels = dict(pair.split("=", 1) for pair in config.gateway_labels.split(","))
     routing = Routing(kube, home, config.routing_secret)

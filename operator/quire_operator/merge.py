@@ -70,14 +70,12 @@ def _mapping(base: Mapping[str, Any], patch: Mapping[str, Any], path: str) -> Ma
 
 
 def _value(base: Any, value: Any, path: str) -> Any:
-    if isinstance(value, Mapping):
-        if base is not None and not isinstance(base, Mapping):
-            raise BadTemplate(f"{path}: must not be a mapping")
-        return _mapping(base or {}, value, path)
-    if isinstance(base, Mapping):
-        raise BadTemplate(f"{path}: must be a mapping")
-    if isinstance(base, list) and not isinstance(value, list):
+    if (isinstance(base, list) or path in MERGE_KEYS) and not isinstance(value, list):
         raise BadTemplate(f"{path}: must be a list")
+    if isinstance(base, Mapping) and not isinstance(value, Mapping):
+        raise BadTemplate(f"{path}: must be a mapping")
+    if isinstance(value, Mapping):
+        return _mapping(base if isinstance(base, Mapping) else {}, value, path)
     if isinstance(value, list):
         if path in MERGE_KEYS:
             return _keyed_list(base or [], value, path)

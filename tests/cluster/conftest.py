@@ -216,17 +216,18 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., dict[str, Any]]:
-    """An LLMDeployment that fits the fake node."""
+@pytest.fixture
+def tiny(namespace: str) -> Callable[..., dict[str, Any]]:
+    """An LLMDeployment that fits the fake node; its served name is this test's alone."""
 
     def make(name: str = "tiny", **spec: Any) -> dict[str, Any]:
+        model = {"source": "file:///models/tiny", "servedNames": [f"{name}-{namespace}"], **spec.pop("model", {})}
         return {
             "apiVersion": "quire.dev/v1alpha1",
             "kind": "LLMDeployment",
             "metadata": {"name": name},
             "spec": {
-                "model": {"source": "file:///models/tiny"},
+                "model": model,
                 "engine": {"device": "cpu"},
                 "resources": {"cpu": "100m", "memory": "64Mi"},
                 "rollout": {"drainTimeout": "2s"},

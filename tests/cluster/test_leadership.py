@@ -11,9 +11,9 @@ def generation_of(cluster, namespace) -> dict[str, str]:
 
 
 def test_of_two_operators_one_writes_and_the_other_takes_over(cluster, namespace, tiny, soon):
-    with cluster.operator("one", "--lease", "duel") as one:
+    with cluster.operator("one", "--lease", "duel", "--lease-duration-s", "4") as one:
         soon(lambda: "this operator leads" in one.says, "the first to lead")
-        with cluster.operator("two", "--lease", "duel") as two:
+        with cluster.operator("two", "--lease", "duel", "--lease-duration-s", "4") as two:
             cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(replicas=2))
             found = soon(lambda: len(p := cluster.objects("pods", namespace)) == 2 and p, "two pods")
             names = sorted(pod["metadata"]["name"] for pod in found)

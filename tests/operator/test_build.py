@@ -1,0 +1,125 @@
+"""Manifests against golden files. After a wanted change: QUIRE_WRITE_GOLDEN=1 pytest tests/operator/test_build.py"""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quire_api.v1alpha1 import from_object
+from quire_operator.build import revision_deployment, standing_objects
+from quire_operator.build_pod import Settings, model_location
+from quire_operator.revision import revision_of
+
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = Settings(engine_image="quire/runtime:0.1.0", gateway_namespace="quire-system")
+
+WISHES = {
+    "smallest": {"model": {"source": "file:///models/tiny"}},
+    "gpu": {
+        "model": {"source": "hf://Qwen/Qwen3-8B", "revision": "main", "auth": {"secretRef": {"name": "hub"}}},
+        "engine": {"maxModelLen": 16384, "kvCache": {"memory": "0.9"}, "extraArgs": ["--max-num-seqs", "128"]},
+        "resources": {"gpus": 1, "cpu": 4, "memory": "32Gi"},
+        "replicas": 2,
+        "rollout": {"drainTimeout": "2m"},
+    },
+    "claim-and-template": {
+        "model": {"source": "pvc://weights/qwen3"},
+        "podTemplate": {
+            "metadata": {"labels": {"team": "search", "quire.dev/deployment": "stolen"}},
+            "spec": {
+                "priorityClassName": "high",
+                "nodeSelector": {"disk": "fast"},
+                "volumes": [{"name": "cache", "persistentVolumeClaim": {"claimName": "warm"}}],
+                "containers": [
+                    {
+                        "name": "engine",
+                        "image": "mirror/quire:1",
+                        "env": [{"name": "HF_HOME", "value": "/elsewhere"}, {"name": "NEW", "value": "1"}],
+                        "resources": {"limits": {"example.com/fpga": 1}},
+                    },
+                    {"name": "proxy", "image": "proxy:1"},
+                ],
+            },
+        },
+    },
+}
+
+
+def wish(name: str):
+    metadata = {"name": name, "namespace": "models", "uid": "0-0-0", "generation": 1}
+    return from_object(
+        {"apiVersion": "quire.dev/v1alpha1", "kind": "LLMDeployment", "metadata": metadata, "spec": WISHES[name]}
+    )
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_manifests_are_as_in_the_golden_file(name):
+    deployment = wish(name)
+    replicas = deployment.spec.replicas
+    objects = [
+        revision_deployment(deployment, revision_of(deployment), replicas, SETTINGS),
+        *standing_objects(deployment, replicas, "internal-key", SETTINGS),
+    ]
+    text = "---\n".join(yaml.safe_dump(o, sort_keys=False, width=120) for o in objects)
+    file = GOLDEN / f"{name}.yaml"
+    if os.environ.get("QUIRE_WRITE_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def pod(name: str) -> dict:
+    return revision_deployment(wish(name), "r", 1, SETTINGS)["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_own_containers_satisfy_the_restricted_standard(name):
+    spec = pod(name)
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    engine = next(c for c in spec["containers"] if c["name"] == "engine")
+    assert engine["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert engine["securityContext"]["allowPrivilegeEscalation"] is False
+    assert engine["securityContext"]["readOnlyRootFilesystem"] is True
+    assert all(set(v) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for v in spec["volumes"])
+    assert spec["automountServiceAccountToken"] is False
+
+
+def test_a_pod_may_finish_its_streams():
+    """120 s of draining + 5 s notice before SIGTERM + 10 s margin."""
+    assert pod("gpu")["terminationGracePeriodSeconds"] == 135
+    assert "--shutdown-timeout 120" in " ".join(pod("gpu")["containers"][0]["args"])
+
+
+def test_one_replica_has_no_disruption_budget_and_two_have():
+    kinds = {n: [o["kind"] for o in standing_objects(wish("gpu"), n, "k", SETTINGS)] for n in (0, 1, 2)}
+    assert [("PodDisruptionBudget" in kinds[n]) for n in (0, 1, 2)] == [False, False, True]
+
+
+def test_labels_that_select_pods_cannot_be_overwritten():
+    template = revision_deployment(wish("claim-and-template"), "r", 1, SETTINGS)["spec"]["template"]
+    assert template["metadata"]["labels"]["quire.dev/deployment"] == "claim-and-template"
+    assert template["metadata"]["labels"]["team"] == "search"
+
+
+@pytest.mark.parametrize(
+    ("source", "location"),
+    [
+        ("file:///models/tiny", "/models/tiny"),
+        ("hf://Qwen/Qwen3-8B", "hf://Qwen/Qwen3-8B"),
+        ("pvc://weights", "/models"),
+        ("pvc://weights/a/b/", "/models/a/b"),
+    ],
+)
+def test_where_the_engine_looks_for_the_model(source, location):
+    assert model_location(source) == location
+
+
+def test_a_changed_drain_timeout_waits_for_the_next_revision():
+    short = wish("gpu")
+    longer = short.spec.rollout.model_copy(update={"drain_timeout": "10m"})
+    edited = short.model_copy(update={"spec": short.spec.model_copy(update={"rollout": longer})})
+    live = revision_deployment(short, "r", 1, SETTINGS)
+    assert revision_deployment(edited, "r", 1, SETTINGS, live) == live
+    assert revision_deployment(edited, "r", 1, SETTINGS) != live

@@ -1,0 +1,31 @@
+"""Each key once, and never two workers on one."""
+
+import asyncio
+
+from quire_operator.queue import WakeQueue
+
+
+async def test_a_key_woken_often_comes_once():
+    queue: WakeQueue[str] = WakeQueue()
+    for key in ("a", "b", "a", "a"):
+        queue.wake(key)
+    assert [await queue.take(), await queue.take()] == ["a", "b"]
+
+
+async def test_a_key_woken_while_worked_on_comes_again_after():
+    queue: WakeQueue[str] = WakeQueue()
+    queue.wake("a")
+    key = await queue.take()
+    queue.wake("a")
+    queue.wake("b")
+    assert await queue.take() == "b"
+    queue.done(key)
+    assert await queue.take() == "a"
+
+
+async def test_the_earliest_alarm_counts():
+    queue: WakeQueue[str] = WakeQueue()
+    queue.wake_in("a", 3600)
+    queue.wake_in("a", 0.01)
+    queue.wake_in("a", 3600)
+    assert await asyncio.wait_for(queue.take(), 60) == "a"
