@@ -89,13 +89,15 @@ class ModelStore:
         tokenizer = None if info is None else self._tokenizers.get(info.tokenizer_digest)
         estimate = Prompt([], max(1, size // _BYTES_PER_TOKEN))
         # A template of the client's own could run for ever; it is the engine's choice whether to run it.
-        if tokenizer is None or body.get("chat_template") is not None:
+        if info is None or tokenizer is None or body.get("chat_template") is not None:
             return estimate
         encode = _encode_chat if path == "/v1/chat/completions" else _encode_completion
         try:
             if size <= _INLINE_BYTES:
-                return encode(tokenizer, body)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, encode, tokenizer, body)
+                return encode(tokenizer, body, info.max_model_len)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, encode, tokenizer, body, info.max_model_len
+            )
         except Exception:
             return estimate
 
@@ -131,14 +133,17 @@ def _unpack(packed: bytes, digest: str) -> Tokenizer:
     return Tokenizer.from_bundle(bundle)
 
 
-def _encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any]) -> Prompt:
-    tokens = encode_chat(tokenizer, body)
+def _encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], window: int) -> Prompt:
+    tokens = encode_chat(tokenizer, body, window=window)
     return Prompt(tokens, len(tokens), body.get("cache_salt") or "")
 
 
-def _encode_completion(tokenizer: Tokenizer, body: Mapping[str, Any]) -> Prompt:
+def _encode_completion(tokenizer: Tokenizer, body: Mapping[str, Any], window: int) -> Prompt:
     given = body["prompt"]
     prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     adds = body.get("add_special_tokens", True)
-    encoded = [tokenizer.encode(each, add_special_tokens=adds) if isinstance(each, str) else each for each in prompts]
+    encoded = [
+        tokenizer.encode(each, add_special_tokens=adds, window=window) if isinstance(each, str) else each
+        for each in prompts
+    ]
     return Prompt(encoded[0], sum(len(each) for each in encoded), body.get("cache_salt") or "")

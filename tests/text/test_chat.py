@@ -187,6 +187,15 @@ def test_named_templates(byte_level_directory):
         ({"chat_template": CHATML, "messages": []}, "messages is empty"),
         ({"chat_template": CHATML, "continue_final_message": True}, "exclude each other"),
         ({"chat_template": CHATML, "template_kwargs": {"messages": []}}, "must not set messages"),
+        ({"chat_template": CHATML, "messages": [{**ANSWER, "tool_calls": 5}]}, "list of objects"),
+        ({"chat_template": CHATML, "messages": [{**ANSWER, "tool_calls": [5]}]}, "list of objects"),
+        (
+            {
+                "chat_template": CHATML,
+                "messages": [{**ANSWER, "tool_calls": [{"function": {"arguments": "[" * 10**5}}]}],
+            },
+            "not JSON",
+        ),
         (
             {
                 "chat_template": "{{ messages[0].role }}",

@@ -1,12 +1,15 @@
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tokenizers
 from transformers import AutoTokenizer
 
 from quire_text.bundle import TokenizerBundle
-from quire_text.errors import MalformedTokenizer
+from quire_text.errors import BadText, MalformedTokenizer, TextTooLong
 from quire_text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -135,3 +138,42 @@ def test_missing_files_are_named(tmp_path):
         Tokenizer.from_directory(tmp_path / "nowhere")
     with pytest.raises(MalformedTokenizer, match="not a packed tokenizer"):
         TokenizerBundle.unpack(b"\x00")
+
+
+def test_others_run_while_a_long_text_is_read(byte_level_directory):
+    tokenizer = Tokenizer.from_directory(byte_level_directory)
+    turns = 0
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(tokenizer.encode, "hello the world " * 100_000)
+        while not reading.done():
+            turns += 1
+            time.sleep(0.001)
+    assert len(reading.result()) > 100_000
+    assert turns > 5, "the reader held the interpreter"
+
+
+def test_long_and_short_texts_become_the_same_tokens(tokenizer: Tokenizer):
+    for text in TEXTS:
+        long = text + " the" * 5000
+        assert tokenizer.encode(long) == tokenizer.backend.encode(long).ids
+
+
+def test_a_text_that_must_exceed_the_window_is_refused(tokenizer: Tokenizer):
+    text = "the " * 10_000
+    least = tokenizer.least_tokens(text)
+    assert 0 < least <= len(tokenizer.encode(text))
+    with pytest.raises(TextTooLong, match=f"at least {least} tokens"):
+        tokenizer.encode(text, window=least - 1)
+    assert tokenizer.encode("the", window=1_000) == tokenizer.encode("the")
+
+
+def test_a_vocabulary_that_may_drop_characters_says_nothing_of_lengths():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    files = {"tokenizer.json": backend.to_str().encode()}
+    assert Tokenizer.from_bundle(TokenizerBundle(files)).least_tokens("x" * 1000) == 0
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\ud800" + "a" * 5000])
+def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer, text: str):
+    with pytest.raises(BadText, match="surrogate"):
+        tokenizer.encode(text)

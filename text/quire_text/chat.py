@@ -56,7 +56,12 @@ def render(
     variables = {"documents": None, **tokenizer.special_tokens, **(template_kwargs or {})}
     try:
         text = compiled.template.render(
-            messages=conversation, tools=tools or None, add_generation_prompt=add_generation_prompt, **variables
+            {
+                **variables,
+                "messages": conversation,
+                "tools": tools or None,
+                "add_generation_prompt": add_generation_prompt,
+            }
         )
     except jinja2.TemplateError as error:
         raise ChatTemplateError(f"The chat template refused the messages: {error.message}") from error
@@ -65,7 +70,13 @@ def render(
     return _cut_at_mark(text) if continue_final_message else text
 
 
-def encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[int]:
+def encode_chat(
+    tokenizer: Tokenizer,
+    body: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    window: int | None = None,
+) -> list[int]:
     """Prompt ids of a chat completion request, given as its parsed JSON body.
 
     Engine and gateway both count on it, so that they see the same tokens. `defaults` are template variables that the
@@ -73,6 +84,7 @@ def encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], defaults: Mapping
 
     Raises:
         ChatTemplateError
+        BadText, TextTooLong: as Tokenizer.encode.
     """
     variables = {**(defaults or {}), **(body.get("chat_template_kwargs") or {})}
     if body.get("documents") is not None:
@@ -87,7 +99,7 @@ def encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], defaults: Mapping
         template_kwargs=variables,
         tools=None if body.get("tool_choice", "auto") == "none" else body.get("tools"),
     )
-    return tokenizer.encode(text, add_special_tokens=bool(body.get("add_special_tokens")))
+    return tokenizer.encode(text, add_special_tokens=bool(body.get("add_special_tokens")), window=window)
 
 
 class _Compiled:
@@ -194,6 +206,8 @@ def _shape(messages: Sequence[Message], wants_parts: bool) -> list[dict[str, Any
             parts = [{"type": "text", "text": part} if isinstance(part, str) else dict(part) for part in content]
             turn["content"] = parts if wants_parts else "\n".join(part.get("text", "") for part in parts)
         if calls := turn.get("tool_calls"):
+            if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+                raise ChatTemplateError("tool_calls of a message must be a list of objects.")
             turn["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
         shaped.append(turn)
     return shaped
@@ -205,7 +219,7 @@ def _with_parsed_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
         return dict(call)
     try:
         arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ChatTemplateError(f"The arguments of a tool call in messages are not JSON: {error}.") from error
     return {**call, "function": {**function, "arguments": arguments}}
 

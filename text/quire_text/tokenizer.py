@@ -10,8 +10,9 @@ import tokenizers
 
 from quire_text import bundle as files
 from quire_text.bundle import TokenizerBundle
-from quire_text.errors import MalformedTokenizer
+from quire_text.errors import BadText, MalformedTokenizer, TextTooLong
 
+_LONG_CHARACTERS = 4096
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -37,6 +38,7 @@ class Tokenizer:
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._added = {token: entry.content for token, entry in added.items()}
         self._spelling = _Spelling(json.loads(backend.to_str())["decoder"])
+        self._longest_piece = _longest_piece(backend)
         self._token_bytes = lru_cache(maxsize=1 << 16)(self._spell)
 
     @classmethod
@@ -68,8 +70,33 @@ class Tokenizer:
                 "current version of Transformers."
             ) from error
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+    def encode(self, text: str, add_special_tokens: bool = True, *, window: int | None = None) -> list[int]:
+        """
+        window: how many tokens are of use. A text that must have more is refused unread: reading tens of megabytes
+        takes minutes.
+
+        Raises:
+            TextTooLong
+            BadText: `text` holds half of a surrogate pair.
+        """
+        if window is not None and (least := self.least_tokens(text)) > window:
+            raise TextTooLong(
+                f"The prompt has at least {least} tokens, but prompt and answer together may have at most {window}. "
+                "Shorten the prompt."
+            )
+        try:
+            if len(text) < _LONG_CHARACTERS:
+                return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Unlike `encode` it lets other threads run meanwhile.
+            return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except TypeError:
+            raise BadText(
+                "The text holds half of a surrogate pair, which is no character. Send valid Unicode."
+            ) from None
+
+    def least_tokens(self, text: str) -> int:
+        """So many tokens `text` has at least, without encoding it; 0 where the vocabulary does not tell."""
+        return 0 if self._longest_piece is None else len(text) // self._longest_piece
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; ids outside the vocabulary are left out."""
@@ -133,6 +160,15 @@ class Tokenizer:
         ]
         if missing:
             self.backend.add_tokens(missing)
+
+
+def _longest_piece(backend: tokenizers.Tokenizer) -> int | None:
+    """Characters that one token can stand for at most; None where unknown characters may be dropped or run together."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    has_every_byte = vocabulary.keys() >= _byte_level_alphabet().keys() or getattr(
+        backend.model, "byte_fallback", False
+    )
+    return max(map(len, vocabulary)) if has_every_byte else None
 
 
 class _Spelling:

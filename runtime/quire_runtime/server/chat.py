@@ -41,7 +41,8 @@ async def chat_completions(request: Request) -> Response:
             "chat_template",
         )
     params = sampling_params(ask, service.default_sampling)
-    ids = await chat_prompt(tokenizer, body, service.config.default_chat_template_kwargs)
+    useful = window if ask.truncate_prompt_tokens is None else None
+    ids = await chat_prompt(tokenizer, body, service.config.default_chat_template_kwargs, useful)
     prompt = checked(ids, tokenizer, ask.truncate_prompt_tokens, window)
     answer = Answer(service, ask, f"chatcmpl-{request_id_of(request.scope)}", model)
     generation = begin(service, request, ask, [prompt], params)

@@ -35,10 +35,11 @@ async def completions(request: Request) -> Response:
     model = service.model_name(ask.model)
     tokenizer, window = service.tokenizer, service.info.max_model_len
     params = sampling_params(ask, service.default_sampling)
+    useful = window if ask.truncate_prompt_tokens is None else None
     prompts = []
     for prompt in ask.prompts:
         ids = (
-            await text_prompt(tokenizer, prompt, ask.add_special_tokens is not False)
+            await text_prompt(tokenizer, prompt, ask.add_special_tokens is not False, useful)
             if isinstance(prompt, str)
             else prompt
         )

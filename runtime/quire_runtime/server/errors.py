@@ -18,7 +18,7 @@ from quire_api.sampling import InvalidSampling
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_runtime.engine.client import EngineDied, RequestRefused
 from quire_runtime.server.ids import request_id_of
-from quire_text.errors import ChatTemplateError
+from quire_text.errors import ChatTemplateError, TextTooLong
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def describe(error: Exception) -> Failure:
             return Failure(400, message, param=error.param)
         case ChatTemplateError():
             return Failure(400, message, param="messages")
+        case TextTooLong():
+            return Failure(400, message, code="context_length_exceeded")
         case RequestRefused(code="queue_full"):
             return Failure(429, message, "rate_limit_error", code=error.code)
         case RequestRefused(code="draining"):

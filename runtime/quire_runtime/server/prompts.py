@@ -12,22 +12,28 @@ INLINE_CHARACTERS = 4096
 """Below it, encoding takes less than handing it to a thread."""
 
 
-async def chat_prompt(tokenizer: Tokenizer, body: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[int]:
-    """Token ids of a chat request's messages.
+async def chat_prompt(
+    tokenizer: Tokenizer, body: Mapping[str, Any], defaults: Mapping[str, Any], window: int | None
+) -> list[int]:
+    """Token ids of a chat request's messages; `window` as for Tokenizer.encode.
 
     Raises:
-        ChatTemplateError
+        ChatTemplateError, BadText, TextTooLong
     """
     size = sum(_size(message.get("content")) for message in body["messages"])
     if size < INLINE_CHARACTERS:
-        return encode_chat(tokenizer, body, defaults)
-    return await asyncio.to_thread(encode_chat, tokenizer, body, defaults)
+        return encode_chat(tokenizer, body, defaults, window=window)
+    return await asyncio.to_thread(encode_chat, tokenizer, body, defaults, window=window)
 
 
-async def text_prompt(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+async def text_prompt(tokenizer: Tokenizer, text: str, add_special_tokens: bool, window: int | None) -> list[int]:
+    """
+    Raises:
+        BadText, TextTooLong
+    """
     if len(text) < INLINE_CHARACTERS:
-        return tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+        return tokenizer.encode(text, add_special_tokens, window=window)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens, window=window)
 
 
 def checked(ids: list[int], tokenizer: Tokenizer, truncate: int | None, max_model_len: int) -> list[int]:
@@ -58,4 +64,6 @@ def require_known(ids: Sequence[int], tokenizer: Tokenizer, param: str) -> None:
 
 
 def _size(content: Any) -> int:
-    return len(content) if isinstance(content, str) else sum(len(str(part)) for part in content or ())
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part) if isinstance(part, str) else len(part["text"]) for part in content or ())

@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize: the model's tokenizer as a service."""
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -24,10 +26,10 @@ async def tokenize(request: Request) -> Response:
     if ask.chat_template is not None and not config.trust_request_chat_template:
         raise InvalidRequest("chat_template is not taken from requests here.", "chat_template")
     if ask.prompt is None:
-        ids = await chat_prompt(tokenizer, body, config.default_chat_template_kwargs)
+        ids = await chat_prompt(tokenizer, body, config.default_chat_template_kwargs, None)
     else:
-        ids = await text_prompt(tokenizer, ask.prompt, ask.add_special_tokens is not False)
-    texts = [tokenizer.token_text(token) for token in ids] if ask.return_token_strs else None
+        ids = await text_prompt(tokenizer, ask.prompt, ask.add_special_tokens is not False, None)
+    texts = await asyncio.to_thread(list, map(tokenizer.token_text, ids)) if ask.return_token_strs else None
     return _json(TokenizeResponse(len(ids), service.info.max_model_len, ids, texts))
 
 
@@ -37,7 +39,8 @@ async def detokenize(request: Request) -> Response:
     ask = DetokenizeRequest.parse(await read_json(request, service.config.max_body_bytes))
     service.model_name(ask.model)
     require_known(ask.tokens, service.tokenizer, "tokens")
-    return _json(DetokenizeResponse(service.tokenizer.decode(ask.tokens, skip_special_tokens=False)))
+    text = await asyncio.to_thread(service.tokenizer.decode, ask.tokens, skip_special_tokens=False)
+    return _json(DetokenizeResponse(text))
 
 
 def _json(answer: msgspec.Struct) -> Response:

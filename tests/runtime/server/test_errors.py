@@ -24,11 +24,36 @@ BAD_CHATS = {
     "a JSON schema": ({**CHAT, "response_format": {"type": "json_object"}}, "not supported", "response_format"),
     "audio": ({**CHAT, "modalities": ["text", "audio"]}, "not supported", "modalities"),
     "top_logprobs alone": ({**CHAT, "top_logprobs": 3}, "needs logprobs", "top_logprobs"),
-    "too many top_logprobs": ({**CHAT, "logprobs": True, "top_logprobs": 50}, "from 0 to 20", "logprobs"),
+    "too many top_logprobs": ({**CHAT, "logprobs": True, "top_logprobs": 50}, "from 0 to 20", "top_logprobs"),
     "stream_options alone": ({**CHAT, "stream_options": {"include_usage": True}}, "needs stream", "stream_options"),
     "its own template": ({**CHAT, "chat_template": "x"}, "not taken from requests", "chat_template"),
     "max_tokens 0": ({**CHAT, "max_tokens": 0}, "at least 1", "max_tokens"),
-    "max_tokens below 0": ({**CHAT, "max_completion_tokens": -5}, "at least 1", "max_tokens"),
+    "max_tokens below 0": ({**CHAT, "max_completion_tokens": -5}, "at least 1", "max_completion_tokens"),
+    "max_tokens beyond reason": ({**CHAT, "max_tokens": 2**40}, "at most 2147483647", "max_tokens"),
+    "a priority beyond reason": ({**CHAT, "priority": 2**40}, "less than or equal to", "priority"),
+    "a user who says nothing": ({**CHAT, "messages": [{"role": "user"}]}, "is required", "messages[0].content"),
+    "a message that is none": ({**CHAT, "messages": [1]}, "must be an object", "messages[0]"),
+    "calls that are none": (
+        {**CHAT, "messages": [{"role": "assistant", "content": "a", "tool_calls": 5}]},
+        "must be a list of objects",
+        "messages",
+    ),
+    "calls that hold none": (
+        {**CHAT, "messages": [{"role": "assistant", "content": "a", "tool_calls": [5]}]},
+        "must be a list of objects",
+        "messages",
+    ),
+    "arguments without a bottom": (
+        {
+            **CHAT,
+            "messages": [
+                {"role": "assistant", "content": "a", "tool_calls": [{"function": {"arguments": "[" * 100_000}}]}
+            ],
+        },
+        "not JSON",
+        "messages",
+    ),
+    "too many stop strings": ({**CHAT, "stop": [f"end {i}" for i in range(257)]}, "256 is the limit", "stop"),
     "a text as temperature": ({**CHAT, "temperature": "warm"}, "must be a valid number", "temperature"),
     "temperature below 0": ({**CHAT, "temperature": -1}, "at least 0", "temperature"),
     "top_p above 1": ({**CHAT, "top_p": 1.5}, "at most 1", "top_p"),
@@ -88,7 +113,18 @@ def test_numbers_that_are_none_are_refused_by_name(server, value):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'{"model": "tiny", "prompt": "\xff\xfe"}', b'{"prompt": "\\ud800"}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model": "tiny", "prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "\\ud800 NaN"}',
+        b'{"prompt": "a", "cache_salt": "\\ud800 NaN"}',
+        b'{"prompt": "a", "NaN \\ud800": 1}',
+        b"[" * 100_000,
+    ],
 )
 def test_bodies_that_are_no_json_object_are_400(server, content):
     with server.http() as http:
@@ -116,6 +152,32 @@ def test_a_prompt_beyond_the_window_names_the_code(server):
     with pytest.raises(openai.BadRequestError) as caught:
         server.client().completions.create(model="tiny", prompt="word " * 4000, max_tokens=1)
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_text_far_beyond_the_window_is_refused_unread(server, path):
+    text = "word " * 4_000_000
+    asked = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
+    with server.http() as http:
+        answer = http.post(path, json={"model": "tiny", **asked})
+    assert answer.status_code == 400
+    assert error_of(answer)["code"] == "context_length_exceeded"
+    assert "has at least" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("value", ["soon", "1e3", "9" * 30, "9" * 5000])
+def test_a_priority_header_that_is_none_is_400(server, value):
+    with server.http() as http:
+        answer = http.post("/v1/completions", json={**TEXT, "max_tokens": 1}, headers={"x-quire-priority": value})
+    assert answer.status_code == 400
+    assert "x-quire-priority" in error_of(answer)["message"]
+
+
+def test_the_name_of_an_unknown_model_is_not_repeated_without_bound(server):
+    with server.http() as http:
+        answer = http.post("/v1/completions", json={**TEXT, "model": "x" * 100_000})
+    assert answer.status_code == 404
+    assert len(error_of(answer)["message"]) < 1000
 
 
 def test_unknown_fields_are_ignored_and_named(server):
