@@ -20,6 +20,12 @@ HEADER_REASON = "x-quire-reason"
 HEADER_CACHED_TOKENS = "x-quire-cached-tokens"
 HEADER_INDEX_MODE = "x-quire-index-mode"
 HEADER_ATTEMPTS = "x-quire-attempts"
+HEADER_QUEUE_MS = "x-quire-queue-ms"
+"""How long the request was held because no replica could take it."""
+HEADER_QUEUE_POSITION = "x-quire-queue-position"
+"""Its place among the held ones when it came; only on requests that were held."""
+HEADER_QUEUE_DEADLINE = "x-quire-queue-deadline"
+"""Until when it would have been held, Unix time in seconds; only on requests that were held."""
 
 
 class ModelInfo(msgspec.Struct, kw_only=True):
@@ -64,6 +70,8 @@ class Deployment(msgspec.Struct, kw_only=True):
     api_keys: list[str] = []
     """Plain keys that may use this deployment; empty: everybody may."""
     replicas: list[Replica] = []
+    scales_from_zero: bool = False
+    """It may have no replica on purpose: gateways are ready without one, and hold its requests until it wakes."""
 
 
 class RoutingTable(msgspec.Struct, kw_only=True):
@@ -83,8 +91,46 @@ class ReplicaReport(msgspec.Struct, kw_only=True):
     """True once one token was probed through this gateway and while the replica is not ejected."""
     in_flight: int
     reason: str = ""
+    queued_tokens: int = 0
+    """Prompt tokens sent there and not answered yet, less what was cached of them."""
+    warmth: float = 0.0
+    """Prompt tokens that its cache has saved through this gateway; each counts half after ten minutes."""
+    url: str = ""
 
 
 class GatewayReport(msgspec.Struct, kw_only=True):
     replicas: list[ReplicaReport] = []
+    version: int = WIRE_VERSION
+
+
+class DeploymentLoad(msgspec.Struct, kw_only=True):
+    """What one gateway says of one deployment at GET /internal/v1/load. Latencies are of the latest `window_s`."""
+
+    deployment: str
+    namespace: str
+    in_flight: int
+    """Requests at replicas now."""
+    held: int
+    """Requests that wait for a replica."""
+    queued_tokens: int
+    """Prompt tokens at replicas whose first byte is still to come, less what was cached of them."""
+    requests: int
+    """Requests admitted since the gateway started."""
+    idle_s: float
+    """Time since the last request ended, or since the gateway knows the deployment; 0 while there is one."""
+    ttft_p50_s: float | None = None
+    """Streams only, from the choice of a replica to its first byte; None: none in the window."""
+    ttft_p90_s: float | None = None
+    itl_p50_s: float | None = None
+    """Mean time between a stream's events, over each second of it."""
+    itl_p90_s: float | None = None
+
+
+class GatewayLoad(msgspec.Struct, kw_only=True):
+    """GET /internal/v1/load."""
+
+    gateway: str
+    """Changes with every start of the gateway process."""
+    deployments: list[DeploymentLoad] = []
+    window_s: float = 30.0
     version: int = WIRE_VERSION

@@ -2,11 +2,14 @@
 
 import asyncio
 import hmac
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from quire_api import wire
 from quire_gateway.errors import Refusal
 from quire_gateway.fleet import DeploymentState, Excluded
+from quire_gateway.request import Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,28 @@ def admit(deployment: DeploymentState, bounds: Bounds) -> None:
         raise Refusal(429, "too_many_in_flight", message, retry_after_s=1)
 
 
-async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, deadline: float) -> None:
-    """Wait until the deployment has a replica that is not excluded.
+@dataclass(slots=True)
+class Wait:
+    """How long and where in the queue one request has been held."""
 
-    `deadline` is a time of the loop's clock.
+    deadline: float
+    """Time of the loop's clock."""
+    position: int = 0
+    """1 for the first of those held; 0 for a request that never was."""
+    seconds: float = 0.0
+
+    def headers(self) -> Headers:
+        """What the client is told of it."""
+        told = [(wire.HEADER_QUEUE_MS.encode(), f"{self.seconds * 1000:.0f}".encode())]
+        if self.position:
+            until = time.time() + self.deadline - asyncio.get_running_loop().time()
+            told.append((wire.HEADER_QUEUE_POSITION.encode(), str(self.position).encode()))
+            told.append((wire.HEADER_QUEUE_DEADLINE.encode(), f"{until:.3f}".encode()))
+        return told
+
+
+async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, wait: Wait) -> None:
+    """Keep a request until the deployment has a replica that is not excluded; `wait` records how long.
 
     Raises:
         Refusal: 503, none came in time, or too many wait already.
@@ -71,12 +92,18 @@ async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, 
         message = f"{name} has no replica and {bounds.held} requests wait for one already. Try again later."
         raise Refusal(503, "too_many_held", message, retry_after_s=5)
     deployment.held += 1
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    wait.position = wait.position or deployment.held
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(wait.deadline):
             while not deployment.candidates(excluded):
                 await deployment.change()
     except TimeoutError:
-        raise Refusal(503, "no_replica", _why_none(deployment), retry_after_s=5) from None
+        wait.seconds += loop.time() - began
+        raise Refusal(503, "no_replica", _why_none(deployment), retry_after_s=5, extra_headers=wait.headers()) from None
+    else:
+        wait.seconds += loop.time() - began
     finally:
         deployment.held -= 1
 

@@ -1,6 +1,6 @@
 """Refusals: what the gateway answers by itself, as OpenAI error objects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -26,7 +26,14 @@ class Refusal(UserError):
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        extra_headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -34,6 +41,7 @@ class Refusal(UserError):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.extra_headers = extra_headers
 
     def body(self) -> bytes:
         """The OpenAI error object as JSON."""
@@ -41,7 +49,7 @@ class Refusal(UserError):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Headers of the answer beside the content type."""
-        headers = []
+        headers = list(self.extra_headers)
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(self.retry_after_s).encode()))
         if self.status == 401:

@@ -1,6 +1,7 @@
 """The deployments and replicas that exist now, with what is counted of each."""
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from quire_api import wire
 from quire_gateway.cost import Candidate
 from quire_gateway.health import Health
 from quire_gateway.index import PrefixIndex
+from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.upstream import UpstreamPool
 
@@ -53,6 +55,8 @@ class ReplicaState:
     in_flight: int = 0
     queued_tokens: int = 0
     last_used: int = 0
+    saved_tokens: Fading = field(default_factory=Fading)
+    """Prompt tokens that its cache was believed to hold when they were sent."""
     health: Health = field(default_factory=Health)
     info: wire.ModelInfo | None = None
 
@@ -85,6 +89,7 @@ class DeploymentState:
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
         self.policy: Policy = POLICIES[table.policy]()
+        self.load = LoadMeter(asyncio.get_running_loop().time())
         self.held = 0
         self.picks = 0
         self._changed = asyncio.Event()
@@ -126,12 +131,33 @@ def candidate(replica: ReplicaState, cached_tokens: int) -> Candidate:
     return Candidate(replica.id, replica.in_flight, replica.queued_tokens, cached_tokens, replica.last_used)
 
 
+def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:
+    """One deployment's load at `now` on the loop's clock."""
+    meter = deployment.load
+    ttft_p50_s, ttft_p90_s = meter.ttft.quantiles((0.5, 0.9), now)
+    itl_p50_s, itl_p90_s = meter.itl.quantiles((0.5, 0.9), now)
+    return wire.DeploymentLoad(
+        deployment=deployment.table.name,
+        namespace=deployment.table.namespace,
+        in_flight=deployment.in_flight,
+        held=deployment.held,
+        queued_tokens=sum(replica.queued_tokens for replica in deployment.replicas.values()),
+        requests=meter.requests,
+        idle_s=meter.idle_s(now),
+        ttft_p50_s=ttft_p50_s,
+        ttft_p90_s=ttft_p90_s,
+        itl_p50_s=itl_p50_s,
+        itl_p90_s=itl_p90_s,
+    )
+
+
 class Fleet:
     """Follows the routing table. Requests in flight on a removed replica go on to their end."""
 
     def __init__(self) -> None:
         self.deployments: dict[tuple[str, str], DeploymentState] = {}
         self._by_name: dict[str, DeploymentState] = {}
+        self._id = uuid.uuid4().hex
 
     def apply(self, table: wire.RoutingTable) -> list[ReplicaState]:
         """Take over `table`; the replicas that are new (or at a new address) and have to be probed.
@@ -179,6 +205,7 @@ class Fleet:
 
     def report(self) -> wire.GatewayReport:
         """What the operator (or `quire up`) wants to know."""
+        now = asyncio.get_running_loop().time()
         return wire.GatewayReport(
             replicas=[
                 wire.ReplicaReport(
@@ -188,9 +215,19 @@ class Fleet:
                     is_routable=replica.health.is_routable,
                     in_flight=replica.in_flight,
                     reason=replica.reason,
+                    queued_tokens=replica.queued_tokens,
+                    warmth=round(replica.saved_tokens.value(now), 3),
+                    url=replica.url,
                 )
                 for replica in self.replicas()
             ]
+        )
+
+    def load(self) -> wire.GatewayLoad:
+        """What the scaling law steers by."""
+        now = asyncio.get_running_loop().time()
+        return wire.GatewayLoad(
+            gateway=self._id, window_s=WINDOW_S, deployments=[load_of(each, now) for each in self.deployments.values()]
         )
 
     def _apply_replicas(self, deployment: DeploymentState, entry: wire.Deployment) -> list[ReplicaState]:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Follower:
     """Owns the tasks that follow the table and probe replicas.
 
-    has_answered: some replica has given a token since the start.
+    has_answered: some replica has given a token since the start, or requests are to be held for one that sleeps.
     """
 
     def __init__(self, discovery: Discovery, fleet: Fleet, models: ModelStore, probe_timeout_s: float) -> None:
@@ -60,6 +60,8 @@ class Follower:
                 log.warning("The routing table is refused, so the last good one stands: %s", error)
                 continue
             self._refused = ""
+            # A gateway that waited for a first answer could never bring a sleeping deployment its first request.
+            self.has_answered |= any(entry.scales_from_zero for entry in table.deployments)
             self._drop_tokenizers()
             for replica in added:
                 self.watch(replica)

@@ -55,6 +55,9 @@ class Pages:
             case Route.REPLICAS:
                 self._check_internal(request)
                 return 200, JSON, msgspec.json.encode(self._fleet.report())
+            case Route.LOAD:
+                self._check_internal(request)
+                return 200, JSON, msgspec.json.encode(self._fleet.load())
             case _:
                 return _json({"status": "ok"})
 

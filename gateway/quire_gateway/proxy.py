@@ -10,12 +10,13 @@ import orjson
 
 from quire_api import wire
 from quire_gateway.access_log import Exchange
-from quire_gateway.admission import Bounds, RetryBudget, admit, authorize, hold, may_use
+from quire_gateway.admission import Bounds, RetryBudget, Wait, admit, authorize, hold, may_use
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Pick
 from quire_gateway.errors import Refusal
 from quire_gateway.fleet import DeploymentState, Excluded, Fleet, ReplicaState, Ticket
 from quire_gateway.health import internal_headers
+from quire_gateway.load import Pace
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore, Prompt
 from quire_gateway.relay import End, Outcome, Relay
@@ -69,7 +70,12 @@ class Proxy:
         deployment = self._find(route, body, request.bearer_token(), exchange)
         admit(deployment, self._bounds)
         self._budget.request_came()
-        await _Life(self, route, request, reply, exchange, deployment, body).run()
+        loop, meter = asyncio.get_running_loop(), deployment.load
+        meter.began(loop.time())
+        try:
+            await _Life(self, route, request, reply, exchange, deployment, body).run()
+        finally:
+            meter.ended(loop.time())
 
     def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
         model = body.get("model")
@@ -113,7 +119,8 @@ class _Life:
         self._body = body
         self._loop = asyncio.get_running_loop()
         self._excluded: Excluded = set()
-        self._deadline = request.arrived_at + proxy._bounds.hold_timeout_s
+        self._wait = Wait(request.arrived_at + proxy._bounds.hold_timeout_s)
+        self._chosen_at = request.arrived_at
         key = deployment.table.internal_key
         # With an internal key the engine trusts the gateway, and the client's own key is none of its business.
         self._headers = [
@@ -133,6 +140,8 @@ class _Life:
             if choice is None:
                 choice = Choice(self._deployment, await self._prompt(replicas))
                 replicas = await self._replicas()
+            if not self._exchange.attempts:
+                self._chosen_at = self._loop.time()
             pick = choice.pick(replicas)
             replica = self._deployment.replicas[pick.replica]
             self._note(pick)
@@ -147,7 +156,8 @@ class _Life:
     async def _replicas(self) -> list[ReplicaState]:
         replicas = self._deployment.candidates(self._excluded)
         while not replicas:
-            await hold(self._deployment, self._excluded, self._proxy._bounds, self._deadline)
+            await hold(self._deployment, self._excluded, self._proxy._bounds, self._wait)
+            self._exchange.queue_ms = round(self._wait.seconds * 1000, 3)
             replicas = self._deployment.candidates(self._excluded)
         return replicas
 
@@ -220,6 +230,7 @@ class _Life:
                 connection,
                 extra_headers=self._answer_headers(replica),
                 on_first_byte=lambda: self._first_byte(ticket),
+                pace=Pace(self._paced),
                 silence_s=self._proxy._rules.silence_s,
             )
             connection.ask(data, relay)
@@ -239,11 +250,19 @@ class _Life:
 
     def _first_byte(self, ticket: Ticket) -> None:
         ticket.first_byte()
-        waited = self._loop.time() - self._request.arrived_at
+        now = self._loop.time()
+        waited = now - self._request.arrived_at
+        # Only a stream's first byte is its first token; other answers come whole.
+        if self._body.get("stream") is True:
+            self._deployment.load.ttft.add(now - self._chosen_at, now)
+        ticket.replica.saved_tokens.add(self._exchange.cached_tokens, now)
         self._exchange.first_byte_ms = round(waited * 1000, 3)
         children = self._proxy._metrics.of(self._deployment.key)
         children.first_byte.observe(waited)
         children.cached_tokens.inc(self._exchange.cached_tokens)
+
+    def _paced(self, itl_s: float) -> None:
+        self._deployment.load.itl.add(itl_s, self._loop.time())
 
     def _answer_headers(self, replica: ReplicaState) -> Headers:
         exchange = self._exchange
@@ -254,6 +273,7 @@ class _Life:
             (wire.HEADER_INDEX_MODE.encode(), INDEX_MODE),
             (wire.HEADER_ATTEMPTS.encode(), str(exchange.attempts).encode()),
             (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+            *self._wait.headers(),
         ]
 
     def _blame(self, replica: ReplicaState, generation: int, why: str, *, is_lost: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from quire_gateway.errors import error_event
+from quire_gateway.load import Pace
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, end_to_end
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure
@@ -48,12 +49,14 @@ class Relay:
         *,
         extra_headers: Headers,
         on_first_byte: Callable[[], None],
+        pace: Pace,
         silence_s: float,
     ) -> None:
         self._reply = reply
         self._connection = connection
         self._extra_headers = extra_headers
         self._on_first_byte = on_first_byte
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._headers: Headers = []
         self._is_accepted = False
@@ -107,6 +110,10 @@ class Relay:
                 data = data[:cut]
                 if not data:
                     return
+            if self._connection.is_paused:
+                self._pace.pause()
+            else:
+                self._pace.saw(data, self._loop.time())
         if not self._is_accepted:
             if self.status in RETRIABLE:
                 self._held += data
@@ -120,6 +127,7 @@ class Relay:
             if self.status in RETRIABLE:
                 return
             self._start()
+        self._pace.end(self._loop.time())
         self._reply.write(self._held)
         self._reply.end()
         self._settle(End.COMPLETE)

@@ -19,6 +19,7 @@ class Route(Enum):
     METRICS = auto()
     VERSION = auto()
     REPLICAS = auto()
+    LOAD = auto()
 
 
 _READ = frozenset({"GET", "HEAD"})
@@ -36,6 +37,7 @@ _TABLE: dict[str, tuple[frozenset[str], Route]] = {
     "/metrics": (_READ, Route.METRICS),
     "/version": (_READ, Route.VERSION),
     "/internal/v1/replicas": (_READ, Route.REPLICAS),
+    "/internal/v1/load": (_READ, Route.LOAD),
 }
 
 

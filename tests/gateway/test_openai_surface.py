@@ -173,9 +173,9 @@ async def test_own_pages(make_world):
         assert "version" in (await http.get("/version")).json()
         assert (await http.get("/internal/v1/replicas")).status_code == 401
         report = await http.get("/internal/v1/replicas", headers={"x-quire-internal-key": "inner"})
-        assert report.json()["replicas"] == [
-            {"deployment": "d", "namespace": "n", "replica": "r0", "is_routable": True, "in_flight": 0, "reason": ""}
-        ]
+        (told,) = report.json()["replicas"]
+        expected = {"deployment": "d", "namespace": "n", "replica": "r0", "in_flight": 0, "reason": ""}
+        assert told == told | expected | {"is_routable": True, "url": world.engines["r0"].url}
         metrics = (await http.get("/metrics")).text
     who = 'deployment="d",namespace="n"'
     assert f'quire_gateway_requests_total{{code="200",{who}}} 1.0' in metrics
