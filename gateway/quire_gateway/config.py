@@ -26,6 +26,9 @@ class GatewayConfig(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     routing_table: Path | None = Field(None, description="File with the RoutingTable (JSON) to follow.")
+    kubernetes_table: str = Field("", description="NAMESPACE/NAME of the Secret with the table, in a cluster.")
+    kubeconfig: Path | None = Field(None, description="File to use instead of the pod's own account.")
+    namespaces: str = Field("", description="Namespaces whose pods are watched, comma-separated; empty means all.")
     internal_key: str = Field(
         "",
         validation_alias=AliasChoices("QUIRE_INTERNAL_KEY", "QUIRE_GATEWAY_INTERNAL_KEY"),

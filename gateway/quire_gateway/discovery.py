@@ -25,6 +25,9 @@ class Discovery(Protocol):
     problem: str
     """Why the last table is not the newest; empty while it is."""
 
+    is_ready_without_replicas: bool
+    """Whether a gateway that knows its table is ready though nothing has answered through it yet."""
+
     def tables(self) -> AsyncIterator[wire.RoutingTable]: ...
 
 
@@ -39,6 +42,7 @@ class FileDiscovery:
         self._path = path
         self._interval_s = interval_s
         self.problem = ""
+        self.is_ready_without_replicas = False
 
     async def tables(self) -> AsyncIterator[wire.RoutingTable]:
         seen: tuple[int, int, int] | None = None

@@ -60,6 +60,7 @@ class Follower:
                 log.warning("The routing table is refused, so the last good one stands: %s", error)
                 continue
             self._refused = ""
+            self.has_answered |= self._discovery.is_ready_without_replicas
             # A gateway that waited for a first answer could never bring a sleeping deployment its first request.
             self.has_answered |= any(entry.scales_from_zero for entry in table.deployments)
             self._drop_tokenizers()

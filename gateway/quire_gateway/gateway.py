@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+from quire_api.connection import Connection
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_gateway.access_log import AccessLog, Exchange
@@ -36,11 +37,10 @@ class Gateway:
         """
         Raises:
             NoDiscovery: there is neither `discovery` nor a routing table in `config`.
+            NoCluster: the table is in a cluster to which there is no way.
         """
         if discovery is None:
-            if config.routing_table is None:
-                raise NoDiscovery("The gateway does not know where replicas are. Give it --routing-table FILE.")
-            discovery = FileDiscovery(config.routing_table)
+            discovery = _discovery_of(config)
         self._config = config
         self._metrics = Metrics()
         self._access_log = AccessLog(config.access_log)
@@ -153,3 +153,16 @@ class Gateway:
         if exchange.deployment:
             self._metrics.of(who).duration.observe(took)
         self._access_log.write(exchange)
+
+
+def _discovery_of(config: GatewayConfig) -> Discovery:
+    if config.kubernetes_table:
+        from quire_gateway.discovery_kubernetes import KubernetesDiscovery
+
+        namespace, _, name = config.kubernetes_table.rpartition("/")
+        connection = Connection.find(config.kubeconfig)
+        return KubernetesDiscovery(connection, namespace or connection.namespace, name, config.namespaces.split(","))
+    if config.routing_table is None:
+        message = "The gateway does not know where replicas are. Give it --routing-table FILE, or in a cluster"
+        raise NoDiscovery(f"{message} --kubernetes-table NAMESPACE/SECRET.")
+    return FileDiscovery(config.routing_table)

@@ -8,9 +8,9 @@ from typing import Any
 
 import kopf
 
+from quire_api.connection import Connection
 from quire_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION
 from quire_operator.build import LABEL_MANAGED_BY, MANAGER
-from quire_operator.connection import Connection
 from quire_operator.reconcile import Reconciler
 from quire_operator.store import Store
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from quire_operator.connection import Connection
+from quire_api.connection import Connection
 from quire_operator.merge import Manifest
 from quire_operator.metrics import API_REQUESTS
 

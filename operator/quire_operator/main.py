@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import kopf
 
+from quire_api.connection import Connection
 from quire_api.errors import UserError
 from quire_operator.build_pod import Settings
 from quire_operator.config import OperatorConfig
-from quire_operator.connection import Connection
 from quire_operator.gateways import Gateways
 from quire_operator.handlers import registry_of, settings_of
 from quire_operator.kube import ApiError, ApiUnavailable, Kube

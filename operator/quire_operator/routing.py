@@ -57,6 +57,7 @@ class Routing:
             policy=route.policy,
             internal_key=internal_key,
             api_keys=[NOBODYS_KEY] if api_keys is None else sorted(api_keys),
+            scales_from_zero=route.scales_from_zero,
         )
         self._changed.set()
 

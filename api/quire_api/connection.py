@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from quire_api.errors import UserError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -70,15 +68,15 @@ class Connection:
         Raises:
             NoCluster: it cannot be read, or identifies itself by a plugin.
         """
+        import yaml  # not part of the gateway's image, which never reads a kubeconfig
+
         try:
             config = yaml.safe_load(path.read_text())
             context = _named(config["contexts"], config["current-context"], "context")
             cluster = _named(config["clusters"], context["cluster"], "cluster")
             user = _named(config["users"], context["user"], "user")
             if "exec" in user or "auth-provider" in user:
-                raise NoCluster(
-                    f"{path} logs in by a plugin, which the operator does not run. Use a token or certificate."
-                )
+                raise NoCluster(f"{path} logs in by a plugin, which is not supported here. Use a token or certificate.")
             return cls(
                 server=cluster["server"].rstrip("/"),
                 namespace=context.get("namespace", "default"),
