@@ -33,6 +33,7 @@ from quire_runtime.engine.messages import (
     Heartbeat,
     PromptLogprobs,
     RequestRejected,
+    RequestTimes,
     Step,
     ToEngine,
     TokenLogprobs,
@@ -70,7 +71,7 @@ class ChoiceDelta:
 
     finish: NONE while the choice runs. error: why it ended with ERROR. cached_tokens: on its first delta only.
     logprobs: parallel to token_ids, where asked. prompt_logprobs: one entry a prompt token (None at position 0), with
-    the first delta of the request, where asked.
+    the first delta of the request, where asked. times: with the request's first token.
     """
 
     choice: int
@@ -80,6 +81,7 @@ class ChoiceDelta:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    times: RequestTimes | None = None
 
 
 @dataclass(slots=True)
@@ -178,7 +180,7 @@ class AsyncEngineClient:
         self._idle.clear()
         running = params.n
         try:
-            await self._send(AddRequest(handle, packed, params, request_id, priority, cache_salt))
+            await self._send(AddRequest(handle, packed, params, request_id, priority, cache_salt, time.monotonic()))
             while running:
                 deltas = await stream.deltas.get()
                 if isinstance(deltas, Exception):
@@ -302,6 +304,8 @@ class AsyncEngineClient:
             if step.logprobs and (logprobs := step.logprobs[index]) is not None:
                 delta.logprobs = [logprobs]
             grouped.setdefault(handle, []).append(delta)
+        for times in step.times:
+            grouped[times.handle][0].times = times
         for handle, deltas in grouped.items():
             if stream := self._streams.get(handle):
                 if stream.prompt_logprobs is not None:

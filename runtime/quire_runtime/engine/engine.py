@@ -1,6 +1,7 @@
 """The engine in one object: add requests, call `step`, take tokens."""
 
 import time
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from quire_api.errors import UserError
 from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.load import Loaded, load
-from quire_runtime.engine.messages import EngineStats, PromptLogprobs, TokenLogprobs
+from quire_runtime.engine.messages import STEP_SIZE_BOUNDS, EngineStats, PromptLogprobs, RequestTimes, TokenLogprobs
 from quire_runtime.execute.output import PendingStep, StepResult
 from quire_runtime.execute.sampler import POISONED
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
@@ -32,6 +33,7 @@ class EngineOutputs:
     handles int64, choices int32, tokens int32 (-1: ended without one), finish uint8 (FinishReason),
     cached int32: prompt tokens found in the prefix cache on a choice's first output, else -1.
     logprobs: parallel too, or empty when nobody asked. errors: why choices of a handle ended with FinishReason.ERROR.
+    times: of requests whose first token this is.
     """
 
     handles: NDArray[np.int64]
@@ -42,14 +44,21 @@ class EngineOutputs:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+    times: list[RequestTimes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Live:
-    """What the engine remembers of a request: choices without an output yet, choices that run, prompt logprobs sent."""
+    """What the engine remembers of a request: choices without an output yet, choices that run, prompt logprobs sent.
+
+    Times by the monotonic clock; scheduled_s: 0 until it first ran; is_timed: its first token has been reported.
+    """
 
     unseen: set[int]
     running: int
+    arrived_s: float
+    scheduled_s: float = 0.0
+    is_timed: bool = False
     next_prompt_position: int = 1
 
 
@@ -89,6 +98,8 @@ class Engine:
         self._seeds = np.random.default_rng(config.seed)
         self._steps = self._tokens = 0
         self._step_s = self._device_s = 0.0
+        self._step_sizes = [0] * (len(STEP_SIZE_BOUNDS) + 1)
+        self._num_corrupted = 0
 
     @property
     def has_work(self) -> bool:
@@ -101,8 +112,11 @@ class Engine:
         params: SamplingParams,
         priority: int = 0,
         cache_salt: str = "",
+        arrived_s: float | None = None,
     ) -> None:
         """Queue a request under a handle of the caller's, unique among live requests.
+
+        arrived_s: when it was asked for, by the monotonic clock; None: now.
 
         Raises:
             InvalidRequest: a token id outside the vocabulary.
@@ -123,7 +137,7 @@ class Engine:
                 stop_token_ids=stops if params.ignore_eos else stops | self.eos_token_ids,
             )
         )
-        self._live[handle] = Live(unseen=set(range(params.n)), running=params.n)
+        self._live[handle] = Live(set(range(params.n)), params.n, time.monotonic() if arrived_s is None else arrived_s)
         self._num_unseen += 1
 
     def abort(self, handle: int, choice: int | None = None) -> None:
@@ -147,6 +161,9 @@ class Engine:
             plan = self._scheduler.plan()
             if plan is None:
                 break
+            for admission in plan.admissions:
+                live = self._live[admission.request.handle]
+                live.scheduled_s = live.scheduled_s or time.monotonic()
             launched = time.perf_counter()
             self._in_flight.append((plan, self._runner.launch(plan)))
             self._device_s += time.perf_counter() - launched
@@ -158,7 +175,9 @@ class Engine:
         self._device_s += time.perf_counter() - waiting
         outputs = self._read(plan, result)
         self._steps += 1
-        self._tokens += int(plan.query_lens.sum())
+        tokens = int(plan.query_lens.sum())
+        self._tokens += tokens
+        self._step_sizes[bisect_left(STEP_SIZE_BOUNDS, tokens)] += 1
         self._step_s += time.perf_counter() - started
         return outputs
 
@@ -186,6 +205,8 @@ class Engine:
             step_seconds=self._step_s,
             step_tokens=self._tokens,
             python_seconds=self._step_s - self._device_s,
+            num_corrupted=self._num_corrupted,
+            step_sizes=self._step_sizes.copy(),
         )
 
     def _check(self, token_ids: list[int], params: SamplingParams) -> None:
@@ -208,13 +229,16 @@ class Engine:
             choices=seen.choices,
             tokens=seen.tokens,
             finish=seen.finish,
-            cached=self._first_outputs(seen) if self._num_unseen else np.full(len(seen.handles), -1, np.int32),
+            cached=np.full(len(seen.handles), -1, np.int32),
             logprobs=[result.logprobs.get(slot) for slot in seen.slots.tolist()] if result.logprobs else [],
             prompt_logprobs=self._new_prompt_logprobs(result) if result.prompt_logprobs else [],
         )
+        if self._num_unseen:
+            self._mark_first(outputs, seen)
         for index in np.flatnonzero(outputs.finish).tolist():
             handle = int(outputs.handles[index])
             if outputs.finish[index] == FinishReason.ERROR:
+                self._num_corrupted += handle not in outputs.errors
                 outputs.errors[handle] = POISON_MESSAGE
             live = self._live[handle]
             live.running -= 1
@@ -222,15 +246,19 @@ class Engine:
                 self._forget(handle)
         return outputs
 
-    def _first_outputs(self, seen: StepOutputs) -> NDArray[np.int32]:
-        cached = np.full(len(seen.handles), -1, np.int32)
+    def _mark_first(self, outputs: EngineOutputs, seen: StepOutputs) -> None:
+        """Say of first outputs what their prompts found in the cache, and how long they took."""
+        now = time.monotonic()
         for index, (handle, choice) in enumerate(zip(seen.handles.tolist(), seen.choices.tolist(), strict=True)):
             live = self._live.get(handle)
             if live is not None and choice in live.unseen:
-                cached[index] = seen.cached[index]
+                outputs.cached[index] = seen.cached[index]
                 live.unseen.remove(choice)
                 self._num_unseen -= not live.unseen
-        return cached
+                if not live.is_timed and seen.tokens[index] >= 0:
+                    live.is_timed = True
+                    queue_s = max(live.scheduled_s - live.arrived_s, 0.0)
+                    outputs.times.append(RequestTimes(handle, queue_s, now - live.scheduled_s))
 
     def _new_prompt_logprobs(self, result: StepResult) -> list[PromptLogprobs]:
         """Positions not sent yet: a preempted prompt computes them twice."""

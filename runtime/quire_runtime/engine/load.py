@@ -51,6 +51,8 @@ class Loaded:
     memory: MemoryPlan
     depth: int
     startup_s: dict[str, float]
+    num_parameters: int
+    """Weights in memory; tied ones count once."""
 
 
 def load(config: EngineConfig) -> Loaded:
@@ -81,7 +83,8 @@ def load(config: EngineConfig) -> Loaded:
         runner = Runner(model, kv, tables, facts.vocab_size, device, depth, graphs=not config.enforce_eager)
     with timings.phase("warmup"):
         runner.warm_up()
-    return Loaded(runner, facts, revision, memory, depth, timings.seconds)
+    num_parameters = sum(tensor.numel() for tensor in model.weights.tensors)
+    return Loaded(runner, facts, revision, memory, depth, timings.seconds, num_parameters)
 
 
 def model_directory(config: EngineConfig) -> Path:

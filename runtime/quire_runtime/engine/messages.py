@@ -7,9 +7,12 @@ import msgspec
 
 from quire_api.sampling import SamplingParams
 
+STEP_SIZE_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds of EngineStats.step_sizes, in tokens; as vLLM's."""
+
 
 class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """handle is unique per client; token_ids: uint32 bytes."""
+    """handle is unique per client; token_ids: uint32 bytes; sent_s: the machine's monotonic clock, 0 if not said."""
 
     handle: int
     token_ids: bytes
@@ -17,6 +20,7 @@ class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
     request_id: str
     priority: int = 0
     cache_salt: str = ""
+    sent_s: float = 0.0
 
 
 class AbortRequests(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -41,6 +45,10 @@ class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
     epoch: str
     startup_s: dict[str, float]
     """Seconds by phase: import, weights, warmup, total."""
+    architecture: str = ""
+    """As the checkpoint names it."""
+    num_parameters: int = 0
+    """Weights in memory; tied ones count once."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -91,6 +99,21 @@ class EngineStats(msgspec.Struct, array_like=True, gc=False):
     step_seconds: float = 0.0
     step_tokens: int = 0
     python_seconds: float = 0.0
+    num_corrupted: int = 0
+    """Requests ended because the model computed a value that is not a number for them."""
+    step_sizes: list[int] = []
+    """Steps by tokens computed: up to each of STEP_SIZE_BOUNDS and above the one before it, then those above all."""
+
+
+class RequestTimes(msgspec.Struct, array_like=True, gc=False):
+    """What a request's time before its first token went to. Seconds.
+
+    queue_s: sent until first scheduled. prefill_s: first scheduled until its first token was read.
+    """
+
+    handle: int
+    queue_s: float
+    prefill_s: float
 
 
 class Step(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -112,6 +135,8 @@ class Step(msgspec.Struct, tag=True, array_like=True, gc=False):
     stats: EngineStats
     errors: dict[int, str] = {}
     """Requests ended by FinishReason.ERROR and why."""
+    times: list[RequestTimes] = []
+    """Of requests whose first token came with this step."""
 
 
 class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):

@@ -124,6 +124,7 @@ class Loop:
                         prompt_logprobs=outputs.prompt_logprobs,
                         stats=self._engine.stats,
                         errors=outputs.errors,
+                        times=outputs.times,
                     )
                 )
             elif time.monotonic() - self._last_post >= HEARTBEAT_S:
@@ -153,7 +154,14 @@ class Loop:
     def _add(self, message: AddRequest) -> None:
         try:
             token_ids = np.frombuffer(message.token_ids, "<u4").tolist()
-            self._engine.add(message.handle, token_ids, message.params, message.priority, message.cache_salt)
+            self._engine.add(
+                message.handle,
+                token_ids,
+                message.params,
+                message.priority,
+                message.cache_salt,
+                arrived_s=message.sent_s or None,
+            )
         except UserError as error:
             self._reject(message.handle, REJECTION_CODES.get(type(error).__name__, "invalid"), str(error))
 
@@ -216,6 +224,8 @@ def main() -> None:
                 max_num_seqs=config.max_num_seqs,
                 epoch=uuid.uuid4().hex,
                 startup_s={"import": imported - started, **loaded.startup_s, "total": time.perf_counter() - started},
+                architecture=loaded.model_config.architecture,
+                num_parameters=loaded.num_parameters,
             )
         )
         gc.collect()

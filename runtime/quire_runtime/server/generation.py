@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.client import ChoiceDelta, EngineDied, RequestRefused
-from quire_runtime.engine.messages import TokenLogprobs
+from quire_runtime.engine.messages import RequestTimes, TokenLogprobs
 from quire_runtime.server.choices import Choice
 from quire_runtime.server.errors import RequestFailed
 from quire_runtime.server.service import Service
@@ -49,6 +49,7 @@ class Generation:
         self._arrived = arrived
         self._first_at: float | None = None
         self._last_at = [0.0] * len(prompts)
+        self._timed: dict[int, tuple[RequestTimes, float]] = {}
         self._params = params
         self._is_closed = False
         self._unfinished: str | None = "abort"
@@ -154,6 +155,8 @@ class Generation:
             self.prompt_logprobs[prompt] = first.prompt_logprobs
         if first.cached_tokens is not None:
             self.cached_tokens += first.cached_tokens
+        if first.times is not None:
+            self._timed[prompt] = (first.times, now)
         last = self._last_at[prompt]
         if last:
             steps = sum(delta.choice == first.choice for delta in deltas) if len(deltas) > 1 else 1
@@ -179,6 +182,12 @@ class Generation:
             metrics.max_tokens.observe(params.max_tokens)
         for prompt in self.prompts:
             metrics.prompt_lengths.observe(len(prompt))
+        for prompt_index, (times, first_at) in self._timed.items():
+            decode_s = self._last_at[prompt_index] - first_at
+            metrics.queue_time.observe(times.queue_s)
+            metrics.prefill_time.observe(times.prefill_s)
+            metrics.decode_time.observe(decode_s)
+            metrics.inference_time.observe(times.prefill_s + decode_s)
         for choice in self.choices:
             metrics.output_lengths.observe(choice.num_tokens)
         last = max(self._last_at)

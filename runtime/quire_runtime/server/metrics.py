@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.messages import STEP_SIZE_BOUNDS, EngineReady, EngineStats
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 ITL_SECONDS = (
@@ -52,6 +52,14 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
+    @classmethod
+    def of(cls, bounds: Sequence[float], counts: Sequence[int], total: float) -> "Histogram":
+        """One that somebody else has counted; no counts: nothing was observed."""
+        histogram = cls(bounds)
+        histogram._counts = list(counts) or histogram._counts
+        histogram._sum = total
+        return histogram
+
     def observe(self, value: float, times: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
@@ -79,6 +87,10 @@ class Metrics:
         self.itl = Histogram(ITL_SECONDS)
         self.tpot = Histogram(ITL_SECONDS)
         self.e2e = Histogram(E2E_SECONDS)
+        self.queue_time = Histogram(E2E_SECONDS)
+        self.prefill_time = Histogram(E2E_SECONDS)
+        self.decode_time = Histogram(E2E_SECONDS)
+        self.inference_time = Histogram(E2E_SECONDS)
         self.prompt_lengths = Histogram(TOKENS)
         self.output_lengths = Histogram(TOKENS)
         self.choices = Histogram(CHOICES)
@@ -114,6 +126,14 @@ class Exposition(Collector):
         yield from self._both(
             GaugeMetricFamily, "num_requests_waiting", "Requests that wait for a place.", stats.num_waiting
         )
+        reasons = {"capacity": stats.num_waiting, "deferred": 0}
+        for prefix in ("quire", "vllm"):
+            yield self._one(
+                GaugeMetricFamily,
+                f"{prefix}:num_requests_waiting_by_reason",
+                "Requests that wait, by what for; none is ever deferred.",
+                [({**self._labels, "reason": reason}, waiting) for reason, waiting in reasons.items()],
+            )
         yield from self._both(
             GaugeMetricFamily, "kv_cache_usage_perc", "Share of KV-cache blocks in use, 0 to 1.", usage
         )
@@ -141,6 +161,7 @@ class Exposition(Collector):
             "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", stats.prefix_queries_tokens),
             "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", stats.prefix_hits_tokens),
             "num_preemptions": ("Sequences put back to be computed again.", stats.num_preemptions),
+            "corrupted_requests": ("Requests ended by a value that is not a number.", stats.num_corrupted),
         }
         for name, (text, value) in shared.items():
             yield from self._both(CounterMetricFamily, name, text, value)
@@ -176,12 +197,18 @@ class Exposition(Collector):
             )
 
     def _histograms(self) -> Iterator[Metric]:
-        metrics = self._metrics
+        metrics, stats = self._metrics, self.stats
+        iterations = Histogram.of([float(bound) for bound in STEP_SIZE_BOUNDS], stats.step_sizes, stats.step_tokens)
         for name, text, histogram in (
             ("time_to_first_token_seconds", "From the request's arrival to its first token.", metrics.ttft),
             ("inter_token_latency_seconds", "Between two tokens of a choice.", metrics.itl),
             ("request_time_per_output_token_seconds", "Mean time per token after the first, by request.", metrics.tpot),
             ("e2e_request_latency_seconds", "From the request's arrival to its last token.", metrics.e2e),
+            ("request_queue_time_seconds", "From the request's arrival to its first step.", metrics.queue_time),
+            ("request_prefill_time_seconds", "From the first step to the first token.", metrics.prefill_time),
+            ("request_decode_time_seconds", "From the first token to the last.", metrics.decode_time),
+            ("request_inference_time_seconds", "From the first step to the last token.", metrics.inference_time),
+            ("iteration_tokens_total", "Tokens computed in an engine step.", iterations),
             ("request_prompt_tokens", "Length of prompts.", metrics.prompt_lengths),
             ("request_generation_tokens", "Length of outputs.", metrics.output_lengths),
             ("request_params_n", "Choices asked for.", metrics.choices),
@@ -222,4 +249,5 @@ def registry(exposition: Exposition) -> CollectorRegistry:
     """A registry of its own: nothing global, so that several servers can live in one process."""
     own = CollectorRegistry(auto_describe=False)
     own.register(exposition)
+    ProcessCollector(registry=own)
     return own

@@ -106,7 +106,7 @@ class Service:
         if asked is None:
             return self.served_names[0]
         if asked not in self.served_names:
-            raise ModelNotFound(f"There is no model {asked!r} here. Served: {', '.join(self.served_names)}.")
+            raise ModelNotFound(f"There is no model {asked[:200]!r} here. Served: {', '.join(self.served_names)}.")
         return asked
 
     def model_info(self) -> ModelInfo:
@@ -121,6 +121,8 @@ class Service:
             kv_capacity_tokens=info.num_blocks * info.block_size,
             max_num_seqs=info.max_num_seqs,
             engine_epoch=info.epoch,
+            architecture=info.architecture,
+            num_parameters=info.num_parameters,
         )
 
     def scrape(self) -> Exposition:

@@ -25,6 +25,7 @@ def test_a_poisoned_request_ends_alone(drive, greedy, prompts, is_async):
     driver.run()
     assert driver.finish[0, 0] == FinishReason.ERROR
     assert "not a number" in driver.errors[0]
+    assert driver.engine.stats.num_corrupted == 1
     # Its blocks are used again: what they held must not reach anyone.
     for handle, prompt in enumerate(clean, start=10):
         driver.engine.add(handle, prompt, GREEDY)

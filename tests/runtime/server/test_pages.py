@@ -1,7 +1,9 @@
 """Tokenizer, status, metrics and internal pages of a running server."""
 
+import httpx
 import msgspec
 import pytest
+from safetensors.numpy import load_file
 
 from quire_api.wire import ModelInfo
 from quire_text.bundle import TokenizerBundle
@@ -11,6 +13,7 @@ ALIASED = (
     "num_requests_running",
     "num_requests_waiting",
     "kv_cache_usage_perc",
+    "num_requests_waiting_by_reason",
     "cache_config_info",
     "lora_requests_info",
     "prompt_tokens_total",
@@ -18,6 +21,15 @@ ALIASED = (
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
     "num_preemptions_total",
+    "prompt_tokens_cached_total",
+    "corrupted_requests_total",
+    "iteration_tokens_total_bucket",
+    "request_queue_time_seconds_bucket",
+    "request_prefill_time_seconds_bucket",
+    "request_decode_time_seconds_bucket",
+    "request_inference_time_seconds_bucket",
+    "request_params_n_bucket",
+    "request_params_max_tokens_bucket",
     "request_success_total",
     "time_to_first_token_seconds_bucket",
     "inter_token_latency_seconds_bucket",
@@ -65,6 +77,9 @@ def test_what_gateways_need(server, model_directory):
     assert info.block_size == 16
     assert info.model_revision
     assert info.engine_epoch
+    assert info.architecture == "Qwen3ForCausalLM"
+    stored = [load_file(path) for path in model_directory.glob("*.safetensors")]
+    assert info.num_parameters == sum(tensor.size for tensors in stored for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("prefix", ["quire", "vllm"])
@@ -87,3 +102,39 @@ def test_metrics_count_what_was_asked(server, client):
     assert server.metric("quire:startup_seconds", phase="total") > 0
     assert 0 <= server.metric("quire:kv_waste_ratio") < 1
     assert server.metric("vllm:cache_config_info", block_size="16", num_gpu_blocks="400") == 1
+
+
+PHASES = ("queue", "prefill", "decode", "inference")
+
+
+def test_the_time_of_a_request_is_told_by_phase(server, client):
+    def seen(suffix: str) -> dict[str, float]:
+        return {phase: server.metric(f"vllm:request_{phase}_time_seconds_{suffix}") for phase in PHASES}
+
+    counts, sums = seen("count"), seen("sum")
+    latency = server.metric("vllm:e2e_request_latency_seconds_sum")
+    steps, tokens = (server.metric(f"vllm:iteration_tokens_total_{suffix}") for suffix in ("count", "sum"))
+    usage = client.completions.create(
+        model="tiny",
+        prompt=["seven words that nobody has asked before", "eight"],
+        max_tokens=20,
+        extra_body={"ignore_eos": True},
+    ).usage
+    assert {phase: now - counts[phase] for phase, now in seen("count").items()} == dict.fromkeys(PHASES, 2)
+    spent = {phase: now - sums[phase] for phase, now in seen("sum").items()}
+    assert spent["inference"] == pytest.approx(spent["prefill"] + spent["decode"])
+    assert min(spent["prefill"], spent["decode"]) > 0 <= spent["queue"]
+    # Two prompts of one request, side by side: each lived no longer than the request did.
+    whole = server.metric("vllm:e2e_request_latency_seconds_sum") - latency
+    assert spent["queue"] + spent["inference"] <= 2 * whole
+    stepped = server.metric("vllm:iteration_tokens_total_count") - steps
+    assert 20 <= stepped <= 2 * 20
+    assert (
+        server.metric("vllm:iteration_tokens_total_sum") - tokens == usage.prompt_tokens + usage.completion_tokens - 2
+    )
+
+
+def test_each_metric_is_described_once(server):
+    described = [line.split()[2] for line in httpx.get(f"{server.url}/metrics").text.splitlines() if "# HELP" in line]
+    assert len(described) == len(set(described))
+    assert "process_resident_memory_bytes" in described
