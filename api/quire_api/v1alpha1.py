@@ -25,6 +25,7 @@ LABEL_DEPLOYMENT = "quire.dev/deployment"
 SOURCE_PATTERN = r"^(hf|s3|pvc|oci|file)://.+$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_LENGTH = 50
+MAX_REPLICAS = 1000
 """The names of revisions and services derived from it stay within 63 characters."""
 OWNED_FLAGS_PATTERN = r"^--(host|port|served-model-name|model|api-key)(=.*)?$"
 
@@ -197,9 +198,9 @@ class AutoscalingSpec(WireModel):
 
     model_config = ConfigDict(json_schema_extra=_rules(("self.minReplicas <= self.maxReplicas", MIN_MAX_MESSAGE)))
 
-    min_replicas: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] = 1
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS, json_schema_extra={"format": "int32"})] = 1
     """Fewest replicas. 0 lets an idle deployment go away and come back with the next request."""
-    max_replicas: Annotated[int, Field(ge=1, json_schema_extra={"format": "int32"})]
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS, json_schema_extra={"format": "int32"})]
     """Most replicas."""
     targets: ScalingTargets = Field(default_factory=ScalingTargets)
     """What the scaling law steers by."""
@@ -294,7 +295,7 @@ class LLMDeploymentSpec(WireModel):
     """How the model is run."""
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
     """What one replica needs."""
-    replicas: Annotated[int, Field(ge=0, json_schema_extra={"format": "int32"})] = 1
+    replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS, json_schema_extra={"format": "int32"})] = 1
     """Number of replicas: the one actuator of scale, written by you, by an HPA through the scale subresource, or by
     Quire's own law where `autoscaling` is set."""
     autoscaling: AutoscalingSpec | None = None

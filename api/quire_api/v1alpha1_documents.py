@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from quire_api.v1alpha1 import API_VERSION, FREE_FORM_FIELDS, GROUP, KIND, LLMDe
 
 MAX_DEPTH = 64
 MAX_NODES = 50_000
+_UNUSABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 _TYPE_NAMES = {
     "string_type": "text (in quotes where it looks like a number)",
@@ -291,7 +293,8 @@ def _documents(text: str, source: str) -> Iterator[tuple[yaml.Node, Any]]:
 
 
 def _refuse_bombs(root: yaml.Node, source: str) -> None:
-    """Aliases that hold themselves, or that unfold into far more than was written, end here."""
+    """Aliases that hold themselves, or that unfold into far more than was written, end here; so do characters that no
+    command line, path or JSON can carry."""
     stack: list[tuple[yaml.Node, int]] = [(root, 1)]
     seen = 0
     while stack:
@@ -304,6 +307,9 @@ def _refuse_bombs(root: yaml.Node, source: str) -> None:
             stack += [(part, depth + 1) for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             stack += [(item, depth + 1) for item in node.value]
+        elif found := _UNUSABLE.search(node.value):
+            line, code = node.start_mark.line + 1, ord(found[0])
+            raise InvalidResource([f"{source}:{line}: holds the character U+{code:04X}, which is of no use; remove it"])
 
 
 @dataclass(frozen=True)

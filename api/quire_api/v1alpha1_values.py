@@ -4,10 +4,11 @@ The patterns are written in the common ground of RE2 (the API server) and Rust's
 """
 
 import re
+from collections.abc import Callable
 from math import ceil, floor
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
@@ -15,6 +16,8 @@ QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 KV_MEMORY_PATTERN = r"^(0?\.[0-9]+|1(\.0+)?|[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti))$"
 PERCENT_PATTERN = r"^[0-9]+%$"
 
+LONGEST_DURATION_S = 365 * 24 * 3600.0
+LARGEST_QUANTITY = 2.0**63
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SUFFIX = {
     "": 1.0,
@@ -36,24 +39,30 @@ def duration_seconds(text: str) -> float:
     """Seconds in a duration: "30s" -> 30.0, "1m30s" -> 90.0, "250ms" -> 0.25.
 
     Raises:
-        ValueError: not a duration.
+        ValueError: not a duration, or longer than a year.
     """
     if not re.fullmatch(DURATION_PATTERN[1:-1], text):
         raise ValueError(f"{text!r} is not a duration; write for example 30s, 1m30s or 250ms")
     parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)", text)
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if seconds > LONGEST_DURATION_S:
+        raise ValueError(f"{text!r} is longer than a year; write at most 8760h")
+    return seconds
 
 
 def quantity_value(quantity: int | str) -> float:
     """Plain number behind a Kubernetes quantity: "500m" -> 0.5, "2Gi" -> 2147483648.0.
 
     Raises:
-        ValueError: not a quantity.
+        ValueError: not a quantity, or beyond all bounds.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", str(quantity))
     if not match:
         raise ValueError(f"{quantity!r} is not a quantity; write for example 4, 500m or 16Gi")
-    return float(match[1]) * _SUFFIX[match[2] or ""]
+    value = float(match[1]) * _SUFFIX[match[2] or ""]
+    if value > LARGEST_QUANTITY:
+        raise ValueError(f"{quantity!r} is beyond all bounds; write for example 4, 500m or 16Gi")
+    return value
 
 
 def share_of(count: int, share: int | str, *, round_up: bool) -> int:
@@ -115,13 +124,28 @@ def _int_or_string_schema(pattern: str) -> WithJsonSchema:
     )
 
 
+def _within(measure: Callable[[Any], float]) -> Callable[[Any], Any]:
+    """Refuses what has the right form but is beyond what `measure` takes."""
+
+    def check(value: Any) -> Any:
+        try:
+            measure(value)
+        except ValueError as error:
+            raise PydanticCustomError("bounds", "{problem}", {"problem": str(error)}) from None
+        return value
+
+    return check
+
+
 Duration = Annotated[
     str,
+    AfterValidator(_within(duration_seconds)),
     _text_with(DURATION_PATTERN, "a duration", "30s, 1m30s or 250ms"),
     _string_schema(DURATION_PATTERN),
 ]
 Quantity = Annotated[
     int | str,
+    AfterValidator(_within(quantity_value)),
     _int_or_text_with(QUANTITY_PATTERN, "a quantity", "4, 500m or 16Gi"),
     _int_or_string_schema(QUANTITY_PATTERN),
 ]
