@@ -36,6 +36,17 @@ def attend_tile(
     else:
         keys = tl.load(k_cache + cells)
         values = tl.load(v_cache + cells)
+    return attend_loaded(
+        queries, keys, values, at, position, highest, total, acc, scale, window, MASKED, WINDOWED, IEEE
+    )
+
+
+@triton.jit
+def attend_loaded(
+    queries, keys, values, at, position, highest, total, acc, scale, window,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
+):  # fmt: skip
+    """The same for keys and values [KEYS, BLOCK_D] of the positions `at` [KEYS] that have been read already."""
     if IEEE:
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
     else:

@@ -1,13 +1,14 @@
 """Decode attention on the GPU (Flash-Decoding, crfm.stanford.edu/2023/10/12/flashdecoding.html).
 
-The keys of a sequence are cut into splits, and a second kernel merges the results of sequences that have more than one.
-A split is a fixed range of positions, never a share of the batch, so that a sequence's result does not depend on its
-neighbours: 16 splits of 256 keys, then 16 equal ones for every doubling of the length, which bounds their number.
-The grid is persistent: its size follows from the GPU, and each program takes every so-manieth split of the batch, so
-that a captured CUDA graph wastes nothing on lengths that are not there.
+The keys of a sequence are cut into equal splits, and a fixed number of programs walks the list of all of them, so that
+one CUDA graph serves every length and no program is launched for nothing. The program that finishes a sequence's last
+split merges them, in the order of the splits. All query heads of one KV head are the rows of one tile.
+
+A split is as long as suits the batch's size: a batch of few sequences needs many programs, one of many needs few
+starts. So a sequence's sums are taken in another order in a large batch than alone.
 """
 
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -15,168 +16,200 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.attention_tile_triton import attend_tile
+from quire_kernels.attention_tile_triton import attend_loaded
 from quire_kernels.batch import AttentionBatch
 
+MAX_SPLITS = 32
+"""Of a sequence; above MAX_SPLITS splits' worth of keys they grow instead of becoming more."""
+MERGED_AT_ONCE = 4
 LOG2_E = 1.4426950408889634
-PROGRAMS_PER_PROCESSOR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """What all layers of a step share: who reads which keys, and room for what they found.
+
+    items int32 [1 + n * splits]: how many there are, then sequence * MAX_SPLITS + split. arrivals int32 [n, Hkv]:
+    splits finished. partial fp32 [n, Hq, splits, D] and sums fp32 [n, Hq, splits]: each split's result and, in base 2,
+    the logarithm of its sum of exponentials.
+    """
+
+    items: Tensor
+    arrivals: Tensor
+    partial: Tensor
+    sums: Tensor
+    split: int
+    splits: int
+
+
+def split_keys(sequences: int) -> int:
+    """Keys of one split."""
+    return 128 if sequences <= 16 else 1024
 
 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
-    """`batch.seq_lens` may hold less than `batch.seq_lens_cpu`, which bounds the scratch memory, but not more."""
+    """Sizes follow from the width of the block table, so that a CUDA graph holds for every length."""
     sequences, query_heads, dim = batch.num_decodes, q.shape[1], q.shape[2]
     kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = query_heads // kv_heads
-    splits = _splits(batch, window)
-    # Weighted values and, in base 2, the logarithm of the sum of exponentials.
-    partial = torch.empty(splits, query_heads, dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(splits, query_heads, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(dim))
-    rows = max(16, triton.next_power_of_2(group))
-    block_n = max(64, triton.next_power_of_2(sequences))
     shape = tuning.tile("decode", q.dtype, block_d)
-    is_windowed = window is not None
-    programs = min(splits * kv_heads, PROGRAMS_PER_PROCESSOR * tuning.processors())
-    _split_kernel[(programs,)](
-        q, k_cache, v_cache, batch.block_tables, batch.seq_lens, partial, sums, out, scale * LOG2_E,
-        window or 0, sequences, batch.block_tables.stride(0), q.stride(0), q.stride(1), out.stride(0), out.stride(1),
+    key = ("decode work", query_heads, kv_heads, dim, window)
+    work = batch.layouts.get(key)
+    if work is None:
+        work = batch.layouts[key] = _work(batch, query_heads, kv_heads, dim, window, shape.keys, q.device)
+    programs = min(sequences * kv_heads * work.splits, shape.programs * tuning.processors())
+    _decode_kernel[(programs,)](
+        q, k_cache, v_cache, batch.block_tables, batch.seq_lens, work.items, work.arrivals, work.partial, work.sums,
+        out, scale * LOG2_E, window or 0, work.splits, batch.block_tables.stride(0),
+        q.stride(0), q.stride(1), out.stride(0), out.stride(1),
         k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        KV_HEADS=kv_heads, GROUP=group, ROWS=rows, DIM=dim, BLOCK_D=block_d, BLOCK_N=block_n, SIZE=block_size,
-        KEYS=shape.keys, WINDOWED=is_windowed, IEEE=q.dtype.itemsize == 4,
-        num_warps=shape.warps, num_stages=shape.stages,
-    )  # fmt: skip
-    _merge_kernel[(sequences, kv_heads)](
-        partial, sums, batch.seq_lens, out, window or 0, sequences, out.stride(0), out.stride(1),
-        KV_HEADS=kv_heads, GROUP=group, ROWS=triton.next_power_of_2(group), DIM=dim, BLOCK_D=block_d, BLOCK_N=block_n,
-        WINDOWED=is_windowed, num_warps=4,
+        KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK_D=block_d,
+        SIZE=block_size, SPLIT=work.split, MAX_SPLITS=MAX_SPLITS, AT_ONCE=MERGED_AT_ONCE, KEYS=shape.keys,
+        WINDOWED=window is not None, IEEE=q.dtype.itemsize == 4, num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
 
 
-def _splits(batch: AttentionBatch, window: int | None) -> int:
-    """Of all decodes together, by the lengths that the host knows; counted once for all layers."""
-    key = ("splits", window)
-    if key not in batch.layouts:
-        lens = islice(batch.seq_lens_cpu, batch.num_decodes)
-        batch.layouts[key] = max(1, sum(split_of(n - 1) - split_of(max(n - (window or n), 0)) + 1 for n in lens))
-    return batch.layouts[key]
-
-
-def split_of(position: int) -> int:
-    """Number of the split that holds a position: `_split_of` on the host."""
-    octave = (max(position, 0) >> 12).bit_length()
-    return position // 256 if octave == 0 else 16 * octave + (position - (2048 << octave)) // (128 << octave)
+def _work(
+    batch: AttentionBatch,
+    query_heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int | None,
+    keys: int,
+    device: torch.device,
+) -> DecodeWork:
+    n = batch.num_decodes
+    split = split_keys(n)
+    capacity = batch.block_tables.shape[1] * batch.block_size
+    splits = min(triton.cdiv(capacity, split) + (window is not None), MAX_SPLITS)
+    work = DecodeWork(
+        items=torch.empty(1 + n * splits, dtype=torch.int32, device=device),
+        arrivals=torch.empty(n, kv_heads, dtype=torch.int32, device=device),
+        partial=torch.empty(n, query_heads, splits, dim, dtype=torch.float32, device=device),
+        sums=torch.empty(n, query_heads, splits, dtype=torch.float32, device=device),
+        split=split,
+        splits=splits,
+    )
+    _work_kernel[(n,)](
+        batch.seq_lens, work.items, work.arrivals, n, window or 0, KV_HEADS=kv_heads,
+        BLOCK=triton.next_power_of_2(n), BLOCK_HEADS=triton.next_power_of_2(kv_heads), SPLIT=split,
+        MAX_SPLITS=MAX_SPLITS, KEYS=keys, WINDOWED=window is not None, num_warps=1,
+    )  # fmt: skip
+    return work
 
 
 @triton.jit
-def _split_of(position):
-    octave = position * 0
-    for doubling in tl.static_range(16):
-        octave += (position >= (4096 << doubling)).to(tl.int32)
-    later = 16 * octave + (position - (2048 << octave)) // (128 << octave)
-    return tl.where(octave == 0, position // 256, later)
-
-
-@triton.jit
-def _counts(seq_lens, indices, sequences, window, WINDOWED: tl.constexpr):
-    """Splits of each sequence that hold a visible key."""
-    lens = tl.load(seq_lens + indices, mask=indices < sequences, other=0)
-    firsts = lens * 0
+def _cut(length, window, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr):
+    """Where the visible keys begin, at a multiple of KEYS; keys of a split, such a multiple too; how many splits."""
+    begin = length * 0
     if WINDOWED:
-        firsts = tl.maximum(lens - window, 0)
-    counts = _split_of(tl.maximum(lens - 1, 0)) - _split_of(firsts) + 1
-    return tl.where(lens > 0, counts, 0)
+        begin = (tl.maximum(length - window, 0) // KEYS) * KEYS
+    span = length - begin
+    wanted = tl.minimum(tl.cdiv(span, SPLIT), MAX_SPLITS)
+    size = tl.cdiv(tl.cdiv(span, tl.maximum(wanted, 1)), KEYS) * KEYS
+    return begin, size, tl.cdiv(span, tl.maximum(size, 1))
 
 
-@triton.jit(do_not_specialize=["window", "sequences", "table_stride"])
-def _split_kernel(
-    q, k_cache, v_cache, tables, seq_lens, partial, sums, out, scale, window, sequences, table_stride,
+@triton.jit(do_not_specialize=["n", "window"])
+def _work_kernel(
+    seq_lens, items, arrivals, n, window, KV_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_HEADS: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, KEYS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """One program a sequence: its items follow those of the sequences before it."""
+    sequence = tl.program_id(0)
+    others = tl.arange(0, BLOCK)
+    lengths = tl.load(seq_lens + others, mask=others < n, other=0)
+    _, _, counts = _cut(lengths, window, SPLIT, MAX_SPLITS, KEYS, WINDOWED)
+    before = tl.sum(tl.where(others < sequence, counts, 0), axis=0)
+    own = tl.sum(tl.where(others == sequence, counts, 0), axis=0)
+    splits = tl.arange(0, MAX_SPLITS)
+    tl.store(items + 1 + before + splits, sequence * MAX_SPLITS + splits, mask=splits < own)
+    heads = tl.arange(0, BLOCK_HEADS)
+    tl.store(arrivals + sequence * KV_HEADS + heads, 0, mask=heads < KV_HEADS)
+    if sequence == n - 1:
+        tl.store(items, before + own)
+
+
+@triton.jit(do_not_specialize=["window", "splits", "table_stride"])
+def _decode_kernel(
+    q, k_cache, v_cache, tables, seq_lens, items, arrivals, partial, sums, out, scale, window, splits, table_stride,
     q_token, q_head, out_token, out_head, cache_block, cache_head, cache_slot,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
+    SIZE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, AT_ONCE: tl.constexpr, KEYS: tl.constexpr,
+    WINDOWED: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
-    """A work item is one split of one sequence for one KV head with all its query heads."""
-    indices = tl.arange(0, BLOCK_N)
-    counts = _counts(seq_lens, indices, sequences, window, WINDOWED)
-    ends = tl.cumsum(counts, axis=0)
-    items = tl.sum(counts, axis=0) * KV_HEADS
+    """Each program takes every num_programs-th pair of an item and a KV head."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, BLOCK_D)
-    valid = (rows < GROUP)[:, None] & (dims < DIM)[None, :]
-    for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        kv_head = item % KV_HEADS
-        slot = item // KV_HEADS
-        sequence = tl.sum((ends <= slot).to(tl.int32), axis=0)
-        count = tl.sum(tl.where(indices == sequence, counts, 0), axis=0)
-        slot_of_first = tl.sum(tl.where(indices < sequence, counts, 0), axis=0)
+    places = tl.arange(0, KEYS)
+    is_head = rows < GROUP
+    valid = is_head[:, None] & (dims < DIM)[None, :]
+    pairs = tl.load(items) * KV_HEADS
+    for pair in range(tl.program_id(0), pairs, tl.num_programs(0)):
+        kv_head = pair % KV_HEADS
+        item = tl.load(items + 1 + pair // KV_HEADS)
+        sequence = (item // MAX_SPLITS).to(tl.int64)
+        split = item % MAX_SPLITS
         length = tl.load(seq_lens + sequence)
-        lowest = length * 0
-        if WINDOWED:
-            lowest = tl.maximum(length - window, 0)
-        split = _split_of(lowest) + slot - slot_of_first
-        octave = split // 16
-        start = tl.where(octave == 0, split * 256, (2048 << octave) + (split % 16) * (128 << octave))
-        end = tl.minimum(start + tl.where(octave == 0, 256, 128 << octave), length)
-
+        begin, size, count = _cut(length, window, SPLIT, MAX_SPLITS, KEYS, WINDOWED)
+        start = begin + split * size
+        end = tl.minimum(start + size, length)
         heads = kv_head * GROUP + rows
-        row = sequence.to(tl.int64)
-        own = tl.load(q + row * q_token + heads[:, None] * q_head + dims[None, :], mask=valid, other=0.0)
+        own = tl.load(q + sequence * q_token + heads[:, None] * q_head + dims[None, :], mask=valid, other=0.0)
         position = rows * 0 + length - 1
         highest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        table = tables + row * table_stride
-        keys = k_cache + kv_head * cache_head
-        values = v_cache + kv_head * cache_head
-        # Tiles start at multiples of KEYS, window or not.
-        begin = tl.maximum(start, (lowest // KEYS) * KEYS)
-        for first in range(begin, end, KEYS):
-            highest, total, acc = attend_tile(
-                own, position, highest, total, acc, first, end, table, keys, values, cache_block, cache_slot,
-                scale, window, DIM, BLOCK_D, SIZE, KEYS, True, WINDOWED, IEEE,
-            )  # fmt: skip
+        table = tables + sequence * table_stride
+        cells = kv_head * cache_head + (places % SIZE) * cache_slot
+        # The table is read a tile ahead, so that reading keys and values never waits for it.
+        ahead = tl.load(table + (start + places) // SIZE, mask=start + places < end, other=0)
+        for first in range(start, end, KEYS):
+            at = first + places
+            held = (at < end)[:, None] & (dims < DIM)[None, :]
+            offsets = (ahead.to(tl.int64) * cache_block + cells)[:, None] + dims[None, :]
+            ahead = tl.load(table + (at + KEYS) // SIZE, mask=at + KEYS < end, other=0)
+            keys = tl.load(k_cache + offsets, mask=held, other=0.0)
+            values = tl.load(v_cache + offsets, mask=held, other=0.0)
+            highest, total, acc = attend_loaded(
+                own, keys, values, at, position, highest, total, acc, scale, window, True, WINDOWED, IEEE
+            )
         result = acc / total[:, None]
+        target = out + sequence * out_token + heads[:, None] * out_head + dims[None, :]
         if count == 1:
-            target = out + row * out_token + heads[:, None] * out_head + dims[None, :]
             tl.store(target, result.to(out.dtype.element_ty), mask=valid)
         else:
-            cell = slot.to(tl.int64) * (KV_HEADS * GROUP) + heads
-            tl.store(partial + cell[:, None] * DIM + dims[None, :], result, mask=valid)
-            tl.store(sums + cell, highest + tl.log2(total), mask=rows < GROUP)
-
-
-@triton.jit(do_not_specialize=["window", "sequences"])
-def _merge_kernel(
-    partial, sums, seq_lens, out, window, sequences, out_token, out_head,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr,
-):  # fmt: skip
-    """One program a sequence and KV head: the splits' results weighted by their sums, in the order of the splits."""
-    sequence = tl.program_id(0)
-    indices = tl.arange(0, BLOCK_N)
-    counts = _counts(seq_lens, indices, sequences, window, WINDOWED)
-    count = tl.sum(tl.where(indices == sequence, counts, 0), axis=0)
-    rows = tl.arange(0, ROWS)
-    dims = tl.arange(0, BLOCK_D)
-    heads = tl.program_id(1) * GROUP + rows
-    valid = (rows < GROUP)[:, None] & (dims < DIM)[None, :]
-    target = out + sequence.to(tl.int64) * out_token + heads[:, None] * out_head + dims[None, :]
-    if count == 0:
-        tl.store(target, tl.zeros([ROWS, BLOCK_D], out.dtype.element_ty), mask=valid)
-    if count > 1:
-        first = tl.sum(tl.where(indices < sequence, counts, 0), axis=0).to(tl.int64)
-        highest = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        for split in range(count):
-            cell = (first + split) * (KV_HEADS * GROUP) + heads
-            own = tl.load(sums + cell, mask=rows < GROUP, other=0.0)
-            values = tl.load(partial + cell[:, None] * DIM + dims[None, :], mask=valid, other=0.0)
-            above = tl.maximum(highest, own)
-            fade = tl.exp2(highest - above)
-            weight = tl.exp2(own - above)
-            acc = acc * fade[:, None] + values * weight[:, None]
-            total = total * fade + weight
-            highest = above
-        tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), mask=valid)
+            cell = (sequence * KV_HEADS * GROUP + heads) * splits
+            tl.store(partial + (cell + split)[:, None] * DIM + dims[None, :], result, mask=valid)
+            tl.store(sums + cell + split, highest + tl.log2(total), mask=is_head)
+            # All stores of this program happen before its arrival is seen.
+            tl.debug_barrier()
+            arrived = tl.atomic_add(arrivals + sequence * KV_HEADS + kv_head, 1, sem="acq_rel")
+            if arrived == count - 1:
+                tl.debug_barrier()
+                most = tl.full([ROWS], float("-inf"), tl.float32)
+                whole = tl.zeros([ROWS], tl.float32)
+                merged = tl.zeros([ROWS, BLOCK_D], tl.float32)
+                for other in range(0, count, AT_ONCE):
+                    for step in tl.static_range(AT_ONCE):
+                        there = cell + other + step
+                        found = is_head & (other + step < count)
+                        weight = tl.load(sums + there, mask=found, other=float("-inf"))
+                        part = tl.load(
+                            partial + there[:, None] * DIM + dims[None, :], mask=valid & found[:, None], other=0.0
+                        )
+                        above = tl.maximum(most, weight)
+                        base = tl.where(above == float("-inf"), 0.0, above)
+                        fade = tl.exp2(most - base)
+                        share = tl.exp2(weight - base)
+                        merged = merged * fade[:, None] + part * share[:, None]
+                        whole = whole * fade + share
+                        most = above
+                merged = merged / tl.where(is_head, whole, 1.0)[:, None]
+                tl.store(target, merged.to(out.dtype.element_ty), mask=valid)
+                # The next layer counts from nought again.
+                tl.store(arrivals + sequence * KV_HEADS + kv_head, 0)

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 8
-BLOCK = 1024
-WARPS = 8
+ROWS = 2
+BLOCK = 2048
+WARPS = 4
 STAGES = 3
 
 

@@ -12,18 +12,20 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """rows: query rows of a program (tokens times the heads of a group); keys: keys read at once."""
+    """rows: query rows of a program (tokens times the heads of a group); keys: keys read at once; programs: of a
+    persistent grid, on one multiprocessor."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    programs: int = 3
 
 
 # By (kind of GPU, bytes of an element, largest padded head dimension).
 PREFILL = {
     ("cuda", 2, 64): Tile(128, 64, 4, 3),
-    ("cuda", 2, 128): Tile(128, 64, 8, 2),
+    ("cuda", 2, 128): Tile(128, 64, 4, 3),
     ("cuda", 2, 256): Tile(64, 32, 4, 2),
     ("cuda", 4, 64): Tile(64, 32, 4, 1),
     ("cuda", 4, 128): Tile(32, 32, 4, 1),

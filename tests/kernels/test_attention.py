@@ -65,13 +65,3 @@ def test_rows_of_no_sequence_are_left_alone():
     assert paged_attention(padded, k_cache, v_cache, batch, 0.25, None, out) is out
     assert (out[-1] == 7).all()
     assert not (out[:-1] == 7).any()
-
-
-def test_splits_of_the_keys_follow_one_another_and_grow_with_the_position():
-    from quire_kernels.decode_attention_triton import split_of
-
-    numbers = [split_of(position) for position in range(70_000)]
-    sizes = torch.bincount(torch.tensor(numbers)).tolist()
-    assert numbers == sorted(numbers)
-    # 16 splits of 256 keys, then 16 for each doubling from 4,096 on: 65,536 = 4,096 x 2^4.
-    assert sizes[: 16 * 5] == [256] * 32 + [512] * 16 + [1024] * 16 + [2048] * 16
