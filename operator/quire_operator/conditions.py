@@ -58,6 +58,7 @@ class View:
     finding: Finding | None = None
     is_refused: bool = False
     """The name belongs to another; nothing is served."""
+    wakes_on_request: bool = False
     gateways: int = 0
     facts: ModelFacts | None = None
     url: str = ""
@@ -118,7 +119,8 @@ def ready(leaves: Mapping[str, Verdict], view: View) -> Verdict:
             if leaf.status == status:
                 return Verdict("False", leaf.reason, leaf.message)
     if view.wanted == 0:
-        return Verdict("True", "ScaledToZero", "no replica is wanted")
+        wakes = "; the next request brings one" if view.wakes_on_request else ""
+        return Verdict("True", "ScaledToZero", f"no replica is wanted{wakes}")
     return Verdict("True", "Serving", f"{len(view.available)} of {view.wanted} replicas serve")
 
 
@@ -128,7 +130,10 @@ def _leaves(view: View) -> dict[str, Verdict]:
         rest = Verdict("Unknown", "NotResolved", "nothing is started before the deployment is resolved")
         return {"Resolved": resolved, **dict.fromkeys(LEAVES[1:], rest)}
     if view.wanted == 0:
-        return {"Resolved": resolved, **dict.fromkeys(LEAVES[1:], Verdict("True", "ScaledToZero"))}
+        asleep = Verdict("True", "ScaledToZero")
+        # Only a gateway can hold the request that wakes it.
+        routable = _routable(view) if view.wakes_on_request and view.gateways == 0 else asleep
+        return {"Resolved": resolved, **dict.fromkeys(LEAVES[1:-1], asleep), "Routable": routable}
     return {
         "Resolved": resolved,
         "Fits": _fits(view),

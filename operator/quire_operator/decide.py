@@ -85,6 +85,7 @@ def decide(
             replicas=replicas,
             finding=finding,
             is_refused=key in conflicts,
+            wakes_on_request=_wakes_on_request(deployment),
             gateways=observed.gateways,
             facts=observed.facts.get(key),
             url=observed.url,
@@ -207,9 +208,9 @@ def _old_that_may_go(new: Sequence[ReplicaState], old: Sequence[ReplicaState], s
     return going + serving[: max(available - scale.min_available, 0)]
 
 
-def _goes_first(replica: ReplicaState) -> tuple[bool, int, float]:
-    """Order in which equals leave: those that serve nobody, then the least busy, then the youngest."""
-    return replica.is_available, replica.in_flight or 0, -(replica.ready_at or float("inf"))
+def _goes_first(replica: ReplicaState) -> tuple[bool, float, int, float]:
+    """Order in which equals leave: who serves nobody, the coldest cache, the least busy, the youngest."""
+    return replica.is_available, replica.warmth or 0.0, replica.in_flight or 0, -(replica.ready_at or float("inf"))
 
 
 def _is_active(replica: ReplicaState) -> bool:
@@ -246,12 +247,22 @@ def _free_names(deployment: LLMDeployment, revision: str, taken: set[str]) -> It
         number += 1
 
 
+def _wakes_on_request(deployment: LLMDeployment) -> bool:
+    law = deployment.spec.autoscaling
+    return law is not None and law.min_replicas == 0
+
+
 def _route_steps(deployment: LLMDeployment, observed: Observed, *, is_refused: bool) -> list[Intention]:
     key = Key.of(deployment)
     if is_refused:
         return [WithdrawRoute(key)] if key in observed.routes else []
     secret = deployment.spec.access.api_keys_secret_ref
-    route = Route(tuple(deployment.served_names), deployment.spec.routing.policy, secret.name if secret else None)
+    route = Route(
+        tuple(deployment.served_names),
+        deployment.spec.routing.policy,
+        secret.name if secret else None,
+        _wakes_on_request(deployment),
+    )
     return [] if observed.routes.get(key) == route else [ServeRoute(key, route)]
 
 

@@ -58,6 +58,8 @@ class ReplicaState:
     """A gateway has answered a request through it since it started; stays true for as long as the process lives."""
     in_flight: int | None = None
     """Requests it holds, summed over the gateways; None: not known."""
+    warmth: float | None = None
+    """Prompt tokens that its cache has saved of late, summed over the gateways; None: not known."""
     is_draining: bool = False
     drain_deadline: float | None = None
     drain_timeout_s: float = 30.0
@@ -79,6 +81,8 @@ class Route:
     served_names: tuple[str, ...]
     policy: str
     api_keys_secret: str | None = None
+    scales_from_zero: bool = False
+    """Its requests are to be held while it has no replica: the first of them brings one."""
 
 
 @dataclass(frozen=True)

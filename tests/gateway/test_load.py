@@ -76,7 +76,7 @@ class TestLoad:
         assert set(warmth.values()) == {0.0}
 
 
-async def asleep(make_world, **config):
+async def sleeping(make_world, **config):
     """A gateway that knows the deployment, which has no replica."""
     world = await make_world({}, {"scales_from_zero": True}, **config)
     await world.until(lambda: world.gateway.fleet.deployments)
@@ -85,7 +85,7 @@ async def asleep(make_world, **config):
 
 class TestHeld:
     async def test_a_request_waits_for_the_first_replica_and_is_told_how_long(self, make_world, make_engine):
-        world = await asleep(make_world)
+        world = await sleeping(make_world)
         client = world.client()
         asks = [asyncio.create_task(client.chat.completions.with_raw_response.create(**ASK)) for _ in range(3)]
         await world.until(lambda: sum(each.held for each in world.gateway.fleet.deployments.values()) == 3)
@@ -102,7 +102,7 @@ class TestHeld:
         assert all(line["queue_ms"] > 0 for line in world.log_lines())
 
     async def test_what_it_waited_for_a_replica_is_no_time_to_first_token(self, make_world, make_engine):
-        world = await asleep(make_world)
+        world = await sleeping(make_world)
         stream = asyncio.create_task(world.client().chat.completions.create(**ASK, stream=True))
         await asyncio.sleep(1.0)
         engine = await make_engine()
@@ -112,7 +112,7 @@ class TestHeld:
         assert (await load_of(world)).ttft_p90_s < 1.0
 
     async def test_at_the_deadline_it_is_told_to_come_again(self, make_world):
-        world = await asleep(make_world, hold_timeout_s=0.3)
+        world = await sleeping(make_world, hold_timeout_s=0.3)
         with pytest.raises(openai.InternalServerError) as caught:
             await world.client().chat.completions.create(**ASK)
         answer = caught.value.response
@@ -124,7 +124,7 @@ class TestHeld:
         assert float(answer.headers[wire.HEADER_QUEUE_DEADLINE]) <= time.time() + 0.1
 
     async def test_who_hangs_up_is_not_held(self, make_world):
-        world = await asleep(make_world)
+        world = await sleeping(make_world)
         ask = asyncio.create_task(world.client().chat.completions.create(**ASK))
         (deployment,) = world.gateway.fleet.deployments.values()
         await world.until(lambda: deployment.held == 1)

@@ -48,7 +48,8 @@ def serve_environment(
     if deployment.spec.resources.cpu is not None:
         environment["OMP_NUM_THREADS"] = str(max(ceil(quantity_value(deployment.spec.resources.cpu)), 1))
     elif not gpus:
-        share = (os.cpu_count() or 1) // max(deployment.spec.replicas, 1)
+        law = deployment.spec.autoscaling
+        share = (os.cpu_count() or 1) // max(law.max_replicas if law else deployment.spec.replicas, 1)
         environment.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
     if token := secret.get("token"):
         environment["HF_TOKEN"] = token

@@ -41,6 +41,7 @@ class LocalReplica:
     """A gateway report since this start did not call it routable yet: what later ones say is about this start."""
     is_routable: bool = False
     in_flight: int | None = None
+    warmth: float | None = None
     failures: int = 0
     failure: Failure | None = None
     has_exited: bool = False
@@ -67,6 +68,7 @@ class LocalReplica:
             ready_at=self.ready_at,
             is_routable=self.is_routable,
             in_flight=self.in_flight if self.is_drain_seen or not self.is_draining else None,
+            warmth=self.warmth,
             is_draining=self.is_draining,
             drain_deadline=self.drain_deadline,
             drain_timeout_s=self.drain_timeout_s,
@@ -77,7 +79,7 @@ class LocalReplica:
     def started(self, child: Child | None, url: str) -> None:
         """A new process took its place."""
         self.child, self.url, self.started_at = child, url, time.time()
-        self.ready_at, self.info, self.in_flight = None, None, None
+        self.ready_at, self.info, self.in_flight, self.warmth = None, None, None, None
         self.has_exited = self.is_routable = self.was_absent = False
         self.unhealthy = 0
 
@@ -94,7 +96,7 @@ class LocalReplica:
         if report is not None and self.ready_at is not None:
             known = self.was_absent or time.time() - self.ready_at > ABSENCE_ASSUMED_S
             self.is_routable = self.is_routable or (report.is_routable and known)
-            self.in_flight = report.in_flight
+            self.in_flight, self.warmth = report.in_flight, report.warmth
             self.is_drain_seen = self.is_draining and report.reason == "Draining"
         return before != (self.is_routable, self.in_flight, self.is_drain_seen)
 

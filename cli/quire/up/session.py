@@ -14,6 +14,7 @@ from quire.up.commands import Programs
 from quire.up.display import Display
 from quire.up.gateway import GatewayProcess
 from quire.up.gpus import Gpus
+from quire.up.scaling import EVERY_S, Scaling
 from quire.up.state import StateDir
 from quire.up.wish import Wish
 from quire.up.world import LocalWorld
@@ -52,6 +53,8 @@ class Session:
         self.world.url = self.url
         self.world.secrets = wish.secrets
         self.world.gateway_key = "" if options.host in LOOPBACK else secrets.token_urlsafe(24)
+        self._scaling = Scaling(self.world, state, display.announce)
+        self._scaling.restore(wish.deployments)
         self._gateway = GatewayProcess(
             options.programs,
             state.routing_table,
@@ -69,19 +72,21 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         self.world.publish()
-        tasks = [asyncio.create_task(work) for work in (self._gateway.run(), self.world.watch(), self._follow_edits())]
-        reconcile = asyncio.create_task(self._reconcile_for_ever())
+        works = (self._gateway.run(), self.world.watch(), self._follow_edits())
+        tasks = [asyncio.create_task(work) for work in works]
+        deciding = [asyncio.create_task(work) for work in (self._reconcile_for_ever(), self._scale_for_ever())]
         ending = asyncio.create_task(self._ending.wait())
         try:
-            done, _ = await asyncio.wait([*tasks, reconcile, ending], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*tasks, *deciding, ending], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {ending}:
                 task.result()
         finally:
-            reconcile.cancel()
+            for task in deciding:
+                task.cancel()
             await self._end()
             for task in (*tasks, ending):
                 task.cancel()
-            await asyncio.gather(*tasks, reconcile, ending, return_exceptions=True)
+            await asyncio.gather(*tasks, *deciding, ending, return_exceptions=True)
 
     async def _reconcile_for_ever(self) -> None:
         while True:
@@ -109,6 +114,14 @@ class Session:
             self._state.write_status(deployments, self._options.file, f"{self.url}/v1")
         self._display.show(deployments, (await self.world.observe()).replicas)
         return decision
+
+    async def _scale_for_ever(self) -> None:
+        while True:
+            try:
+                await self._scaling.step(self._wish.deployments)
+            except OSError as error:
+                self._display.announce(f"{self._state.path} cannot be written: {error.strerror}; trying again")
+            await asyncio.sleep(EVERY_S)
 
     async def _follow_edits(self) -> None:
         file = self._options.file

@@ -66,6 +66,8 @@ class Wish:
             created = now.isoformat(timespec="microseconds").replace("+00:00", "Z")
             metadata = new.metadata.model_copy(update={"creation_timestamp": created, "generation": 1})
             return new.model_copy(update={"metadata": metadata})
+        if new.spec.autoscaling and known.spec.autoscaling:
+            new = with_replicas(new, known.spec.replicas)
         generation = known.metadata.generation + (known.spec != new.spec)
         kept = {"creation_timestamp": known.metadata.creation_timestamp, "generation": generation}
         return new.model_copy(update={"metadata": new.metadata.model_copy(update=kept), "status": known.status})
@@ -79,13 +81,14 @@ class Wish:
             spec = deployment.spec
             if spec.pod_template is not None:
                 said.append(f"{key}: spec.podTemplate has no effect without a cluster")
-            if spec.autoscaling is not None:
-                said.append(
-                    f"{key}: spec.autoscaling only keeps replicas within its bounds; nothing moves them by load"
-                )
             if spec.access.limits is not None:
                 said.append(f"{key}: spec.access.limits are not enforced")
         return said
+
+
+def with_replicas(deployment: LLMDeployment, replicas: int) -> LLMDeployment:
+    """The same deployment with another number in its one actuator of scale."""
+    return deployment.model_copy(update={"spec": deployment.spec.model_copy(update={"replicas": replicas})})
 
 
 def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret], file: Path) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -35,6 +36,8 @@ from quire_operator.world import (
     StopReplica,
     WithdrawRoute,
 )
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 POLL_S = 0.25
 REPORT_TIMEOUT_S = 2.0
@@ -121,6 +124,18 @@ class LocalWorld:
                     task.add_done_callback(partial(self._forget_check, replica.id))
             await asyncio.sleep(POLL_S)
 
+    async def ask_load(self) -> wire.GatewayLoad | None:
+        """What the gateway has to do now; None: it does not say."""
+        return await self._of_gateway("load", wire.GatewayLoad)
+
+    async def _of_gateway(self, page: str, kind: type[T]) -> T | None:
+        headers = {wire.HEADER_INTERNAL_KEY: self.gateway_key} if self.gateway_key else {}
+        try:
+            answer = await self._http.get(f"{self.url}/internal/v1/{page}", headers=headers, timeout=REPORT_TIMEOUT_S)
+            return msgspec.json.decode(answer.content, type=kind) if answer.is_success else None
+        except (httpx.HTTPError, msgspec.MsgspecError):
+            return None
+
     def _forget_check(self, replica: str, _: asyncio.Task[None]) -> None:
         self._checks.pop(replica, None)
 
@@ -159,6 +174,7 @@ class LocalWorld:
             policy=route.policy,
             internal_key=self._internal_key(key),
             api_keys=sorted(secret.values.values()) if secret else [],
+            scales_from_zero=route.scales_from_zero,
             replicas=[
                 wire.Replica(id=replica.id, url=replica.url, is_draining=replica.is_draining)
                 for replica in self.replicas.values()
@@ -233,13 +249,8 @@ class LocalWorld:
         self.changed.set()
 
     async def _ask_gateway(self) -> None:
-        headers = {wire.HEADER_INTERNAL_KEY: self.gateway_key} if self.gateway_key else {}
         before = self.is_gateway_reporting
-        try:
-            answer = await self._http.get(f"{self.url}/internal/v1/replicas", headers=headers, timeout=REPORT_TIMEOUT_S)
-            report = msgspec.json.decode(answer.content, type=wire.GatewayReport) if answer.is_success else None
-        except (httpx.HTTPError, msgspec.MsgspecError):
-            report = None
+        report = await self._of_gateway("replicas", wire.GatewayReport)
         self.is_gateway_reporting = report is not None
         changed = before != self.is_gateway_reporting
         if report is not None:

@@ -1,0 +1,67 @@
+"""From what gateways and replicas say to the scaling law's view, and the law's memory over all deployments."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from quire_api import wire
+from quire_api.v1alpha1 import LLMDeployment
+from quire_operator.autoscale import Decision, History, Load, ScalingLaw, desired_replicas
+from quire_operator.decide import wanted_replicas
+from quire_operator.world import Key, Phase, ReplicaState
+
+
+def load_of(
+    deployment: LLMDeployment, reports: Sequence[wire.GatewayLoad | None], replicas: Iterable[ReplicaState]
+) -> Load:
+    """One deployment's load: counts added up, latencies of the slowest gateway, idle as long as every gateway is.
+
+    A gateway that has not answered is None; one that does not know the deployment yet has not told either.
+    """
+    key = Key.of(deployment)
+    told = [entry for report in reports if report for entry in report.deployments if _key(entry) == key]
+    mine = [
+        replica
+        for replica in replicas
+        if replica.key == key and not replica.is_draining and replica.phase is not Phase.STOPPING
+    ]
+    ready = sum(replica.is_available for replica in mine)
+    return Load(
+        in_flight=sum(entry.in_flight for entry in told),
+        held=sum(entry.held for entry in told),
+        ready=ready,
+        starting=len(mine) - ready,
+        wanted=wanted_replicas(deployment),
+        ttft_s=max((entry.ttft_p90_s for entry in told if entry.ttft_p90_s is not None), default=None),
+        itl_s=max((entry.itl_p90_s for entry in told if entry.itl_p90_s is not None), default=None),
+        idle_s=min((entry.idle_s for entry in told), default=0.0),
+        is_complete=bool(reports) and len(told) == len(reports),
+    )
+
+
+class Scaler:
+    """Applies the law to every deployment that has `autoscaling`, and remembers for it."""
+
+    def __init__(self) -> None:
+        self._histories: dict[Key, History] = {}
+
+    def decide(
+        self,
+        deployments: Iterable[LLMDeployment],
+        reports: Sequence[wire.GatewayLoad | None],
+        replicas: Sequence[ReplicaState],
+        now: float,
+    ) -> Mapping[Key, Decision]:
+        """The law's word on each of them; `now` is any clock that never goes back."""
+        decisions = {}
+        for deployment in deployments:
+            if deployment.spec.autoscaling is None:
+                continue
+            key = Key.of(deployment)
+            law = ScalingLaw.of(deployment.spec.autoscaling)
+            seen = load_of(deployment, reports, replicas)
+            decisions[key] = desired_replicas(seen, law, self._histories.get(key, History.empty()), now)
+        self._histories = {key: decision.history for key, decision in decisions.items()}
+        return decisions
+
+
+def _key(entry: wire.DeploymentLoad) -> Key:
+    return Key(entry.namespace, entry.deployment)
