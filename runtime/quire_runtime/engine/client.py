@@ -43,6 +43,7 @@ from quire_runtime.scheduler.request import FinishReason
 log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
+LAST_WORDS_S = 0.5
 
 
 class EngineDied(Exception):
@@ -259,7 +260,9 @@ class AsyncEngineClient:
         self._has_exited.set()
         if not self._is_closing:
             # A last message may still lie in the socket: let the receiver take it first.
-            asyncio.get_running_loop().call_later(0.2, self._fail, EngineDied(f"The engine process {_ended(code)}."))
+            asyncio.get_running_loop().call_later(
+                LAST_WORDS_S, self._fail, EngineDied(f"The engine process {_ended(code)}.")
+            )
 
     async def _receive(self) -> None:
         while True:

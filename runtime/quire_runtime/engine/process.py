@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+LINGER_MS = 2000
 HUNG_S = 120.0
 """A loop that has not turned for so long has its stacks written to standard error."""
 REJECTION_CODES = {
@@ -61,7 +62,6 @@ class Carrier:
     def __init__(self, directory: str) -> None:
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
-        self._context = zmq.Context()
         self._directory = directory
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
         self._sender.start()
@@ -76,20 +76,23 @@ class Carrier:
         self._sender.join(timeout=5)
 
     def _send(self) -> None:
-        socket = self._connect(zmq.PUSH, "from-engine")
+        context = zmq.Context()
+        socket = self._connect(context, zmq.PUSH, "from-engine")
         encoder = msgspec.msgpack.Encoder()
         while (message := self._outbox.get()) is not None:
             socket.send(encoder.encode(message))
-        socket.close(linger=2000)
+        # Only the end of its context waits until the socket has handed over what it holds.
+        socket.close(linger=LINGER_MS)
+        context.term()
 
     def _receive(self) -> None:
-        socket = self._connect(zmq.PULL, "to-engine")
+        socket = self._connect(zmq.Context(), zmq.PULL, "to-engine")
         decoder = msgspec.msgpack.Decoder(ToEngine)
         while True:
             self.inbox.put(decoder.decode(socket.recv()))
 
-    def _connect(self, kind: int, name: str) -> "zmq.Socket[bytes]":
-        socket: zmq.Socket[bytes] = self._context.socket(kind)
+    def _connect(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, name: str) -> "zmq.Socket[bytes]":
+        socket: zmq.Socket[bytes] = context.socket(kind)
         socket.set_hwm(0)
         socket.connect(f"ipc://{self._directory}/{name}")
         return socket

@@ -1,0 +1,80 @@
+"""The engine loop's part in telling gateways what its prefix cache holds: one batch a step, packed elsewhere."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from quire_api import kv_events
+from quire_runtime.engine.messages import FromEngine, KVFrames
+from quire_runtime.kv.events import EventLog
+
+Source = Callable[[], list[bytes]]
+"""Every key that is findable now, parents first."""
+
+
+class KVPublisher:
+    """While watched, posts a snapshot and then every change; nothing is recorded while nobody watches.
+
+    post: takes functions that make a message, to be called in order on another thread.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        keys: Source,
+        *,
+        epoch: str,
+        block_size: int,
+        capacity: int,
+        post: Callable[[Callable[[], FromEngine]], None],
+    ) -> None:
+        self._log = log
+        self._keys = keys
+        self._epoch = epoch
+        self._block_size = block_size
+        self._capacity = capacity
+        self._post = post
+        self._sequence = 0
+        self._posted_at = 0.0
+
+    def watch(self, is_on: bool) -> None:
+        """Somebody (else) wants a snapshot and what follows it, or nobody wants anything any more."""
+        if not is_on:
+            self._log.is_on = False
+            self._log.take()
+            return
+        self.turn()
+        self._log.is_on = True
+        self._send(
+            partial(_snapshot, self._epoch, self._sequence, self._block_size, self._capacity, tuple(self._keys()))
+        )
+
+    def turn(self) -> None:
+        """Called once a turn of the loop."""
+        if not self._log.is_on:
+            return
+        operations = self._log.take()
+        if operations:
+            self._sequence += 1
+            self._send(partial(_change, kv_events.Batch(self._epoch, self._sequence, operations)))
+        elif time.monotonic() - self._posted_at >= kv_events.HEARTBEAT_S:
+            self._send(partial(_change, kv_events.Heartbeat(self._epoch, self._sequence)))
+
+    @property
+    def due_in_s(self) -> float:
+        """Time until the loop must turn again, so that a heartbeat is not late."""
+        if not self._log.is_on:
+            return kv_events.HEARTBEAT_S
+        return min(max(self._posted_at + kv_events.HEARTBEAT_S - time.monotonic(), 0.0), kv_events.HEARTBEAT_S)
+
+    def _send(self, make: Callable[[], FromEngine]) -> None:
+        self._posted_at = time.monotonic()
+        self._post(make)
+
+
+def _snapshot(epoch: str, sequence: int, block_size: int, capacity: int, keys: tuple[bytes, ...]) -> KVFrames:
+    return KVFrames(kv_events.pack_snapshot(epoch, sequence, block_size, capacity, keys), is_snapshot=True)
+
+
+def _change(frame: kv_events.Frame) -> KVFrames:
+    return KVFrames(kv_events.pack(frame))
