@@ -60,7 +60,9 @@ class EngineConfig(BaseModel):
     num_gpu_blocks_override: int | None = Field(None, ge=2, description="Exact number of KV-cache blocks.")
     max_num_seqs: int = Field(256, ge=1, description="Most sequences in one step.")
     max_num_batched_tokens: int = Field(8192, ge=1, description="Most tokens in one step.")
-    max_num_queued_reqs: int | None = Field(None, ge=1, description="Most waiting requests; more are refused.")
+    max_num_queued_reqs: int = Field(
+        2048, ge=1, description="Most requests that wait for their first step; more are refused with status 429."
+    )
     long_prefill_token_threshold: int = Field(0, ge=0, description="Longest prompt chunk in one step; 0: no bound.")
     enable_prefix_caching: bool = True
     enforce_eager: bool = Field(False, description="Run without CUDA graphs.")

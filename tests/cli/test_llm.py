@@ -9,6 +9,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from quire_api.errors import UserError
+from quire_runtime.config import EngineConfig
 
 MODEL = Path(__file__).parents[2] / "models" / "quire-tiny"
 QUESTION = [{"role": "user", "content": "What is a pod?"}]
@@ -189,3 +190,9 @@ def test_bad_settings_are_one_sentence(settings, message):
 def test_a_progress_bar_shows(llm, capsys):
     llm.generate(["A pod is", "A node is"], GREEDY)
     assert "Generating" in capsys.readouterr().out
+
+
+def test_a_list_may_be_longer_than_a_servers_queue(llm):
+    prompts = [{"prompt_token_ids": [5]}] * (EngineConfig.model_fields["max_num_queued_reqs"].default + 1)
+    answers = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+    assert len(answers) == len(prompts)

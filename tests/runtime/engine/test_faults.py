@@ -87,3 +87,12 @@ def test_max_tokens_none_fills_the_window(drive, prompts):
     driver.run()
     assert len(driver.tokens[0, 0]) == 64 - 40
     assert driver.finish[0, 0] == FinishReason.LENGTH
+
+
+def test_the_queue_has_a_bound_even_if_nobody_set_one(drive):
+    engine = drive().engine
+    bound = engine.config.max_num_queued_reqs
+    for handle in range(bound):
+        engine.add(handle, [5], GREEDY)
+    with pytest.raises(QueueFull, match=f"{bound} requests are waiting"):
+        engine.add(bound, [5], GREEDY)
