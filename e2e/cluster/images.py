@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -50,7 +51,9 @@ def pack_binary(layout: Layout, name: str) -> None:
         pack(layout, name, Path(folder), [f"/{name}"])
 
 
-def pack(layout: Layout, name: str, root: Path, entrypoint: list[str]) -> Path:
+def pack(
+    layout: Layout, name: str, root: Path, entrypoint: list[str], environment: Mapping[str, str] | None = None
+) -> Path:
     """One layer from `root`, tagged e2e.local/NAME:1; returns the archive."""
     layout.images.mkdir(parents=True, exist_ok=True)
     archive = layout.images / f"{name}.tar"
@@ -59,11 +62,12 @@ def pack(layout: Layout, name: str, root: Path, entrypoint: list[str]) -> Path:
         for child in sorted(root.iterdir()):
             tar.add(child, arcname=child.name, filter=_anonymous)
     digest = hashlib.sha256(layer.read_bytes()).hexdigest()
+    variables = [f"{key}={value}" for key, value in (environment or {}).items()]
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": entrypoint, "WorkingDir": "/"},
+            "config": {"Entrypoint": entrypoint, "WorkingDir": "/", "Env": variables},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()

@@ -98,7 +98,7 @@ def test_gateways_read_pods_and_one_secret():
 
 
 def test_a_registry_goes_before_every_image():
-    text = template("--set", "images.registry=mirror.example/q/", "--set", "images.runtime.tag=2").stdout
+    text = template("--set", "images.registry=mirror.example/q/", "--set-string", "images.runtime.tag=2").stdout
     assert "image: mirror.example/q/quire/operator:0.1.0" in text
     assert "image: mirror.example/q/quire/gateway:0.1.0" in text
     assert "--engine-image=mirror.example/q/quire/runtime:2" in text

@@ -1,0 +1,112 @@
+"""From an applied resource to tokens, and everything that happens to replicas while requests flow."""
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def apply(cluster, resource) -> None:
+    cluster.kubectl("apply", "-f", "-", given=resource)
+
+
+def serve(cluster, namespace, soon, resource) -> str:
+    """Apply, wait until Ready; the served name."""
+    apply(cluster, resource)
+    name = resource["metadata"]["name"]
+    wanted = resource["spec"].get("replicas", 1)
+    soon(lambda: cluster.get("llmd", name, namespace).get("status", {}).get("readyReplicas") == wanted, "replicas")
+    soon(lambda: cluster.ready(name, namespace)[0] == "True", "Ready")
+    return resource["spec"]["model"]["servedNames"][0]
+
+
+@contextmanager
+def load(cluster, model, tmp_path, clients=3):
+    """Streams while the block runs; afterwards the box holds how many were answered and what failed."""
+    stop = tmp_path / "stop"
+    command = [*cluster.layout.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
+    process = subprocess.Popen(
+        [*command, cluster.gateway, model, str(clients), str(stop)], stdout=subprocess.PIPE, text=True
+    )
+    seen: dict = {}
+    try:
+        yield seen
+        stop.touch()
+        seen |= json.loads(process.communicate(timeout=180)[0])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(cluster, model) -> str:
+    body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 8, "stream": True})
+    return cluster.run(
+        *("curl", "-sN", "--max-time", "100", f"{cluster.gateway}/completions"),
+        *("-H", "content-type: application/json", "-d", body),
+    )
+
+
+def test_helm_install_then_apply_then_a_stream_through_the_service(cluster, namespace, tiny, soon):
+    model = serve(cluster, namespace, soon, tiny())
+    answer = ask(cluster, model)
+    assert answer.count("data: {") >= 2
+    assert answer.rstrip().endswith("data: [DONE]")
+    status = cluster.get("llmd", "tiny", namespace)["status"]
+    assert status["url"] == "http://quire-gateway.quire-system.svc/v1"
+
+
+def test_scaling_from_one_to_three_and_back_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+    model = serve(cluster, namespace, soon, tiny())
+    with load(cluster, model, tmp_path) as seen:
+        cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=3")
+        soon(lambda: cluster.get("llmd", "tiny", namespace)["status"]["readyReplicas"] == 3, "three replicas")
+        cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=1")
+        soon(lambda: len(cluster.pods(namespace)) == 1, "one pod")
+    assert seen["failed"] == []
+    assert seen["answered"] > 0
+
+
+def test_a_rolling_update_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+    model = serve(cluster, namespace, soon, tiny())
+    (before,) = (pod["metadata"]["name"] for pod in cluster.pods(namespace))
+    with load(cluster, model, tmp_path) as seen:
+        apply(cluster, tiny(engine={"extraArgs": ["--max-num-seqs", "8"]}))
+        soon(
+            lambda: (
+                [p["metadata"]["name"] for p in cluster.pods(namespace)] not in ([before], [])
+                and len(cluster.pods(namespace)) == 1
+            ),
+            "the new revision alone",
+        )
+    assert seen["failed"] == []
+    assert seen["answered"] > 0
+
+
+def test_a_killed_container_comes_back(cluster, namespace, tiny, soon):
+    model = serve(cluster, namespace, soon, tiny())
+    (pod,) = (pod["metadata"]["name"] for pod in cluster.pods(namespace))
+    script = "import os, signal; os.kill(1, signal.SIGKILL)"
+    cluster.kubectl("exec", pod, "-n", namespace, "-c", "engine", "--", "python", "-c", script, check=False)
+    cluster.kubectl("delete", "pod", pod, "-n", namespace, "--grace-period=0", "--force")
+    soon(lambda: [p["metadata"]["name"] for p in cluster.pods(namespace)] not in ([pod], []), "another pod")
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
+    assert "[DONE]" in ask(cluster, model)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"model": {"source": "file:///no/such/model"}}, "WeightsNotFound"),
+        ({"engine": {"extraArgs": ["--no-such-flag"]}}, "EngineExited"),
+        ({"engine": {"device": "auto"}, "resources": {"gpus": 1}}, "GpuUnavailable"),
+    ],
+    ids=["path", "flag", "gpu"],
+)
+def test_what_is_wrong_shows_its_reason_and_heals(cluster, namespace, tiny, soon, spec, reason):
+    apply(cluster, tiny(**spec))
+    soon(lambda: cluster.ready("tiny", namespace)[1] == reason, reason)
+    apply(cluster, tiny())
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "healing")
