@@ -134,3 +134,38 @@ class GatewayLoad(msgspec.Struct, kw_only=True):
     deployments: list[DeploymentLoad] = []
     window_s: float = 30.0
     version: int = WIRE_VERSION
+
+
+class ReplicaScore(msgspec.Struct, kw_only=True):
+    """What the choice of a replica saw of one of them."""
+
+    replica: str
+    in_flight: int
+    queued_tokens: int
+    cost: float | None = None
+    """The cheapest is chosen; None: it was no candidate."""
+    cached_tokens: int = 0
+    uncached_tokens: int = 0
+    is_over_bound: bool = False
+    """It is far busier than the mean, and no candidate however warm."""
+    excluded: str = ""
+    """Why it gets no requests; empty for a candidate."""
+
+
+class RouteExplanation(msgspec.Struct, kw_only=True):
+    """/debug/route of a gateway: where a request would go now."""
+
+    model: str
+    deployment: str
+    namespace: str
+    policy: str
+    index_mode: str
+    prompt_tokens: int
+    is_tokenised: bool
+    """False: the prompt's length is estimated from its bytes, and nothing of it counts as cached."""
+    held: int
+    chosen: str = ""
+    """Empty: no replica can take it, so it would be held."""
+    reason: str = ""
+    replicas: list[ReplicaScore] = []
+    """Candidates by cost, then the others."""

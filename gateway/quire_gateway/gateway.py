@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 
+import msgspec
+
 from quire_api.connection import Connection
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_REQUEST_ID
@@ -11,12 +13,13 @@ from quire_gateway.admission import Bounds, RetryBudget
 from quire_gateway.config import GatewayConfig
 from quire_gateway.discovery import Discovery, FileDiscovery
 from quire_gateway.errors import JSON, Refusal
+from quire_gateway.explain import Explainer, asked
 from quire_gateway.fleet import Fleet
 from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
 from quire_gateway.pages import Pages
-from quire_gateway.proxy import ForwardRules, Proxy
+from quire_gateway.proxy import INDEX_MODE, ForwardRules, Proxy, parse_body
 from quire_gateway.reply import Reply
 from quire_gateway.request import Request
 from quire_gateway.routes import Route, find_route
@@ -57,6 +60,7 @@ class Gateway:
             self._follower.watch,
         )
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
+        self._explainer = Explainer(self.fleet, self._models, INDEX_MODE.decode())
         self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
         self._in_flight = 0
         self._is_idle = asyncio.Event()
@@ -109,7 +113,10 @@ class Gateway:
             if route in _PROXIED:
                 await self._forward(route, request, reply, exchange)
             else:
-                status, kind, body = self._pages.answer(route, request)
+                if route is Route.EXPLAIN:
+                    status, kind, body = 200, JSON, await self._explain(request)
+                else:
+                    status, kind, body = self._pages.answer(route, request)
                 reply.send(status, [(b"content-type", kind)], body)
         except Refusal as refusal:
             self._metrics.refused((exchange.namespace, exchange.deployment), refusal.code)
@@ -121,6 +128,14 @@ class Gateway:
             ]
             reply.send(refusal.status, headers, refusal.body())
             self._record(request, reply, exchange)
+
+    async def _explain(self, request: Request) -> bytes:
+        self._pages.check_internal(request)
+        is_post = request.method == "POST"
+        body, size = (parse_body(request.body), len(request.body)) if is_post else asked(request)
+        # Who holds the internal key may look at every model.
+        token = None if self._config.internal_key else request.bearer_token()
+        return msgspec.json.encode(await self._explainer.explain(body, size, token))
 
     async def _forward(self, route: Route, request: Request, reply: Reply, exchange: Exchange) -> None:
         if self._turns_away:

@@ -53,10 +53,10 @@ class Pages:
             case Route.VERSION:
                 return _json({"version": version("quire"), "wire": wire.WIRE_VERSION})
             case Route.REPLICAS:
-                self._check_internal(request)
+                self.check_internal(request)
                 return 200, JSON, msgspec.json.encode(self._fleet.report())
             case Route.LOAD:
-                self._check_internal(request)
+                self.check_internal(request)
                 return 200, JSON, msgspec.json.encode(self._fleet.load())
             case _:
                 return _json({"status": "ok"})
@@ -95,7 +95,11 @@ class Pages:
             "max_model_len": min(lengths, default=None),
         }
 
-    def _check_internal(self, request: Request) -> None:
+    def check_internal(self, request: Request) -> None:
+        """
+        Raises:
+            Refusal: 401, the gateway has an internal key and the request does not show it.
+        """
         given = (request.header(wire.HEADER_INTERNAL_KEY.encode()) or b"").decode("latin-1")
         if self._internal_key and not holds_key(given, [self._internal_key]):
             message = f"This page needs the internal key in the header {wire.HEADER_INTERNAL_KEY}."

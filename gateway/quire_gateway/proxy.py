@@ -66,7 +66,7 @@ class Proxy:
         Raises:
             Refusal: nothing has been sent to the client yet, and no replica will be asked (again).
         """
-        body = _parse(request.body)
+        body = parse_body(request.body)
         deployment = self._find(route, body, request.bearer_token(), exchange)
         admit(deployment, self._bounds)
         self._budget.request_came()
@@ -290,7 +290,11 @@ class _Life:
         return is_free or self._proxy._budget.take()
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
+    """
+    Raises:
+        Refusal: 400, not a JSON object.
+    """
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -37,6 +37,8 @@ class Request:
     peer: str
     arrived_at: float
     """Seconds on the loop's clock when the last byte was there."""
+    query: bytes = b""
+    """What follows the path's question mark, as sent."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of `name` (lower case)."""

@@ -20,6 +20,7 @@ class Route(Enum):
     VERSION = auto()
     REPLICAS = auto()
     LOAD = auto()
+    EXPLAIN = auto()
 
 
 _READ = frozenset({"GET", "HEAD"})
@@ -38,6 +39,7 @@ _TABLE: dict[str, tuple[frozenset[str], Route]] = {
     "/version": (_READ, Route.VERSION),
     "/internal/v1/replicas": (_READ, Route.REPLICAS),
     "/internal/v1/load": (_READ, Route.LOAD),
+    "/debug/route": (_READ | _WRITE, Route.EXPLAIN),
 }
 
 

@@ -184,6 +184,7 @@ class ClientConnection(asyncio.Protocol):
             body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
             peer=self._peer,
             arrived_at=self._loop.time(),
+            query=self._url.partition(b"?")[2],
         )
         is_old = self._parser.get_http_version() == "1.0"
         self._queue.append(_Incoming(request, is_old, self._parser.should_keep_alive()))
