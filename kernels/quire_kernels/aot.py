@@ -183,6 +183,7 @@ def _decode_inputs() -> None:
 
     whole, tables = torch.zeros(3, dtype=torch.int32), torch.zeros(4, 64, dtype=torch.int32)
     inputs_triton.decode_inputs(tables, tables, whole, whole, whole, 64, 16)
+    inputs_triton.mixed_inputs(tables, tables, whole, whole, torch.zeros(4, dtype=torch.int32), 64, 64, 16)
 
 
 def _sample(any_filter: bool) -> None:

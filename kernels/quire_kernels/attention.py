@@ -28,8 +28,9 @@ def paged_attention(
         from quire_kernels.prefill_attention_triton import prefill_attention
     else:
         decode_attention, prefill_attention = decode_attention_reference, prefill_attention_reference
-    if batch.num_decodes:
-        decode_attention(q, k_cache, v_cache, batch, scale, window, out)
-    if batch.num_decodes < len(batch.seq_lens_cpu):
-        prefill_attention(q, k_cache, v_cache, batch, scale, window, out)
+    for part in batch.parts or (batch,):
+        if part.num_decodes:
+            decode_attention(q, k_cache, v_cache, part, scale, window, out)
+        if part.num_decodes < len(part.seq_lens_cpu):
+            prefill_attention(q, k_cache, v_cache, part, scale, window, out)
     return out

@@ -29,3 +29,4 @@ class AttentionBatch:
     seq_lens_cpu: list[int]
     block_size: int
     layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    parts: "tuple[AttentionBatch, ...]" = ()

@@ -19,6 +19,8 @@ def cases(full: bool) -> Iterator[tuple[str, Run]]:
     for size in [1, 16, 64] if full else [4, 16]:
         for n in [1, 7, 256] if full else [1, 5]:
             yield f"decode_inputs {n} rows, blocks of {size}", partial(_run_inputs, n, 4096 if full else 60, size)
+        for counts in ([1, 1, 5, 20], [1, 0], [3, 0, 0], [1] * 4, [300, 0]):
+            yield f"mixed_inputs of {counts}, blocks of {size}", partial(_run_mixed_inputs, counts, size)
     shapes = [(1024, 4096), (4096, 1024), (151936, 1024), (6144, 4096), (96, 64), (100, 3072)] if full else [(20, 96)]
     for dtype in dtypes:
         for outputs, depth in [*shapes, (9, 1500)]:
@@ -51,6 +53,31 @@ def _run_inputs(n: int, length: int, size: int, device: torch.device) -> float:
     for number, (actual, wanted) in enumerate(pairs):
         if actual.dtype != wanted.dtype or not torch.equal(actual.cpu(), wanted):
             raise Mismatch(f"part {number}: {actual.tolist()} instead of {wanted.tolist()}"[:400])
+    return 0.0
+
+
+def _run_mixed_inputs(counts: list[int], size: int, device: torch.device) -> float:
+    from quire_kernels import inputs_triton
+
+    generator = torch.Generator().manual_seed(sum(counts))
+    n, length = len(counts), 400
+    columns = -(-length // size)
+    tokens = torch.randint(0, 1000, (n + 3, length + 1), generator=generator, dtype=torch.int32)
+    blocks = torch.randint(0, 5000, (n + 3, columns + 2), generator=generator, dtype=torch.int32)
+    rows = torch.randperm(n + 3, generator=generator)[:n].int()
+    contexts = torch.randint(0, length - 300, (n,), generator=generator, dtype=torch.int32)
+    starts = torch.tensor([0, *counts]).cumsum(0).int()
+    total = int(starts[-1]) + 7
+    arguments = (tokens, blocks, rows, contexts, starts)
+    made = inputs_triton.mixed_inputs(*(x.to(device) for x in arguments), total, columns, size)
+    expected = inputs.mixed_inputs_reference(*arguments, total, columns, size)
+    held = torch.arange(columns) * size < expected.seq_lens.unsqueeze(1)
+    for name, actual, wanted in zip(expected._fields, made, expected, strict=True):
+        actual = actual.cpu()
+        if name == "block_tables":
+            actual, wanted = actual[held], wanted[held]
+        if actual.dtype != wanted.dtype or not torch.equal(actual, wanted):
+            raise Mismatch(f"{name}: {actual.tolist()} instead of {wanted.tolist()}"[:400])
     return 0.0
 
 

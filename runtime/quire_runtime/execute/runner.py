@@ -1,5 +1,6 @@
 """Carries out step plans: writes the rows, builds the inputs, runs the model, draws tokens, sends them home."""
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_kernels import inputs as kernels
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.greedy import likeliest
 from quire_runtime.execute.graphs import Decoded, DecodeGraphs, Slots
 from quire_runtime.execute.inputs import decode_inputs, mixed_inputs
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
+from quire_runtime.execute.mixed_graphs import MixedGraphs, MixedSlots, Replayed
 from quire_runtime.execute.output import OutputCopy, PendingStep
 from quire_runtime.execute.rows import Rows, Wants
 from quire_runtime.execute.sampler import POISONED, Draws, Sampler
@@ -49,8 +52,10 @@ class Runner:
         self._output = OutputCopy(device)
         self._sampler = Sampler(tables, vocab_size)
         self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
         if graphs and device.type == "cuda":
             self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, device)
+            self._mixed = MixedGraphs(self._mixed_slots, tables, self._graphs.sizes[-1], depth, device)
             self._logits = torch.empty(self._graphs.sizes[-1], vocab_size, dtype=kv.data.dtype, device=device)
 
     @torch.inference_mode()
@@ -64,7 +69,7 @@ class Runner:
         draw_slots = np.flatnonzero(plan.samples)
         draw_positions = (plan.context_lens + plan.query_lens)[draw_slots]
         draw_rows = plan.rows[draw_slots]
-        rows, contexts, lens, query_starts, last, drawn_rows, positions, *writes = self._staging.send(
+        rows, contexts, lens, query_starts, last, drawn_rows, positions, drawn, *writes = self._staging.send(
             [
                 plan.rows,
                 plan.context_lens,
@@ -73,6 +78,7 @@ class Runner:
                 starts[1:][draw_slots] - 1,
                 draw_rows,
                 draw_positions,
+                draw_slots.astype(np.int32),
                 plan.table_rows * self.tables.max_blocks + plan.table_columns,
                 plan.table_blocks,
                 plan.copy_sources,
@@ -83,6 +89,11 @@ class Runner:
         self._write(writes)
         logits: Tensor | None
         prompt: list[tuple[int, int, PositionLogprobs]] = []
+        if self._mixed is not None and not (self.tables.wants[plan.rows] & Wants.PROMPT_LOGPROBS).any():
+            replayed = self._mixed.run(plan, starts)
+            if replayed is not None:
+                draws = Draws(draw_rows, draw_positions, drawn_rows, positions)
+                return self._draw_some(plan, replayed, draw_slots, drawn, draws)
         if len(plan.rows) == plan.num_decodes == len(draw_slots):
             logits = self._decode_step(plan, rows, contexts)
         else:
@@ -112,6 +123,18 @@ class Runner:
             tokens, logprobs = self._sampler.draw(decoded.logits, draws)
         tensors = [tokens, *(logprobs.tensors if logprobs is not None else [])]
         return PendingStep(len(plan.rows), slots, logprobs, [], self._output.start(tensors))
+
+    def _draw_some(
+        self, plan: StepPlan, replayed: Replayed, draw_slots: NDArray[np.intp], drawn: Tensor, draws: Draws
+    ) -> PendingStep:
+        """The same where only the sequences of draw_slots (on the device: `drawn`) draw."""
+        tokens, logits, logprobs = replayed.tokens, replayed.logits, None
+        if len(draw_slots) < len(plan.rows):
+            tokens, logits = tokens.index_select(0, drawn), logits.index_select(0, drawn)
+        if self.tables.wants[draws.rows_cpu].any():
+            tokens, logprobs = self._sampler.draw(logits, draws)
+        tensors = [tokens, *(logprobs.tensors if logprobs is not None else [])]
+        return PendingStep(len(plan.rows), draw_slots, logprobs, [], self._output.start(tensors))
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -164,6 +187,44 @@ class Runner:
         logits = self.model.compute_logits(hidden, out=self._logits[:size])
         likeliest(logits, POISONED, tokens, slots.turn, slots.rows, seq_lens, self.tables.tokens)
         return logits, seq_lens
+
+    def _mixed_slots(self, slots: MixedSlots, tokens: Tensor, num_tokens: int, has_decodes: bool) -> Tensor:
+        """A step with prompts as graphs record it; `tokens` and the draw rows' token tables take the likeliest ones."""
+        tables, n = self.tables, len(slots.rows)
+        made = kernels.mixed_inputs(
+            tables.tokens,
+            tables.blocks,
+            slots.rows,
+            slots.contexts,
+            slots.starts,
+            num_tokens,
+            tables.max_blocks,
+            tables.block_size,
+        )
+        prefills = AttentionBatch(
+            positions=made.positions,
+            slots=made.slots,
+            query_starts=made.prefill_starts,
+            seq_lens=made.seq_lens,
+            block_tables=made.block_tables,
+            num_decodes=0,
+            query_starts_cpu=[0] * n + [num_tokens],
+            seq_lens_cpu=[tables.width - 1] * n,
+            block_size=tables.block_size,
+        )
+        decodes = replace(
+            prefills,
+            query_starts=tables.counting[: n + 1],
+            seq_lens=made.decode_lens,
+            num_decodes=n,
+            query_starts_cpu=list(range(n + 1)),
+            layouts={},
+        )
+        batch = replace(prefills, parts=(decodes, prefills)) if has_decodes else prefills
+        hidden = self.model.forward(made.token_ids, self.kv.layers, batch).index_select(0, made.last)
+        logits = self.model.compute_logits(hidden, out=self._logits[:n])
+        likeliest(logits, POISONED, tokens, slots.turn, slots.draw_rows, slots.draw_positions, tables.tokens)
+        return logits
 
     def _prompt_logprobs(
         self, plan: StepPlan, starts: NDArray[np.int32], hidden: Tensor

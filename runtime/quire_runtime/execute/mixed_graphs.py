@@ -1,0 +1,125 @@
+"""CUDA graphs for short steps that hold prompts: launching kernels one by one takes longer than running them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire_runtime.execute.rows import Rows
+from quire_runtime.scheduler.plan import StepPlan
+
+HEADER = 4
+"""Words before the first array of a step's inputs; word 0 says which of the token buffers the step fills."""
+TOKENS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+SEQUENCES = (1, 4, 16, 64, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSlots:
+    """A padded batch of n sequences on the device, int32: rows, contexts, draw_rows, draw_positions [n], starts
+    [n + 1], turn [1]. What a sequence draws is recorded at its draw row and position: the spare row where it does not draw."""
+
+    rows: Tensor
+    contexts: Tensor
+    draw_rows: Tensor
+    draw_positions: Tensor
+    starts: Tensor
+    turn: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Of each sequence: logits [n, V] after its last token and the likeliest token int32 [n]; overwritten later."""
+
+    logits: Tensor
+    tokens: Tensor
+
+
+Forward = Callable[[MixedSlots, Tensor, int, bool], Tensor]
+"""(padded batch, token buffers int32 [turns, >= n], padded number of tokens, are there decodes) -> logits [n, V]"""
+
+
+class MixedGraphs:
+    """Replays a captured step where one fits; one of a new shape is captured the second time it is asked for.
+
+    Shapes are padded: tokens to TOKENS, sequences to SEQUENCES. At most `depth` steps may be unread.
+    """
+
+    def __init__(self, forward: Forward, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
+        self._forward = forward
+        self._tables = tables
+        self.sequences = [n for n in SEQUENCES if n <= max_num_seqs]
+        words = HEADER + 5 * self.sequences[-1] + 1
+        self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
+        self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
+        self._tokens = torch.zeros(depth + 1, self.sequences[-1], dtype=torch.int32, device=device)
+        self._stream = torch.cuda.Stream(device)
+        self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._asked: set[tuple[int, int, bool]] = set()
+        self._pool: tuple[int, int] | None = None
+        self._turn = 0
+
+    def run(self, plan: StepPlan, starts: NDArray[np.int32]) -> Replayed | None:
+        """Carry out a plan whose tables have been written; None where no graph fits (run it eagerly).
+
+        starts int32 [n + 1]: first query token of each sequence.
+        """
+        n = len(plan.rows)
+        tokens = next((size for size in TOKENS if size >= starts[-1]), None)
+        size = next((size for size in self.sequences if size >= n), None)
+        if tokens is None or size is None:
+            return None
+        shape = (tokens, size, plan.num_decodes > 0)
+        if shape not in self._graphs and shape not in self._asked:
+            self._asked.add(shape)
+            return None
+        if shape not in self._graphs:
+            self._capture(*shape)
+        self._turn = (self._turn + 1) % len(self._hosts)
+        words = HEADER + 5 * size + 1
+        self._fill(plan, starts, self._hosts[self._turn].numpy()[:words], size)
+        self._inputs[:words].copy_(self._hosts[self._turn][:words], non_blocking=True)
+        graph, logits = self._graphs[shape]
+        graph.replay()
+        return Replayed(logits[:n], self._tokens[self._turn, :n])
+
+    def _capture(self, tokens: int, size: int, has_decodes: bool) -> None:
+        """Record the graph over a batch of padding; it runs once before, so that every kernel is compiled."""
+        inputs = np.zeros(HEADER + 5 * size + 1, np.int32)
+        inputs[HEADER : HEADER + size] = inputs[HEADER + 2 * size : HEADER + 3 * size] = self._tables.spare
+        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
+        slots = self._slots(size)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            self._forward(slots, self._tokens, tokens, has_decodes)
+            graph.capture_begin(*([] if self._pool is None else [self._pool]), capture_error_mode="thread_local")
+            try:
+                logits = self._forward(slots, self._tokens, tokens, has_decodes)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._pool = self._pool or graph.pool()
+        self._graphs[tokens, size, has_decodes] = (graph, logits)
+
+    def _slots(self, size: int) -> MixedSlots:
+        words = self._inputs[HEADER : HEADER + 5 * size + 1]
+        rows, contexts, draw_rows, draw_positions = words[: 4 * size].view(4, size)
+        return MixedSlots(rows, contexts, draw_rows, draw_positions, words[4 * size :], self._inputs[:1])
+
+    def _fill(self, plan: StepPlan, starts: NDArray[np.int32], host: NDArray[np.int32], size: int) -> None:
+        n = len(plan.rows)
+        host[0] = self._turn
+        rows, contexts, draw_rows, draw_positions = host[HEADER : HEADER + 4 * size].reshape(4, size)
+        rows[:n], rows[n:] = plan.rows, self._tables.spare
+        contexts[:n], contexts[n:] = plan.context_lens, 0
+        draw_rows[:] = self._tables.spare
+        draw_positions[:] = 1
+        np.copyto(draw_rows[:n], plan.rows, where=plan.samples)
+        np.copyto(draw_positions[:n], plan.context_lens + plan.query_lens, where=plan.samples)
+        first_tokens = host[HEADER + 4 * size :]
+        first_tokens[: n + 1] = starts
+        first_tokens[n + 1 :] = starts[-1]
