@@ -22,6 +22,7 @@ import zmq.asyncio
 from quire_api.errors import UserError
 from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.kv_fan_out import KVFanOut
 from quire_runtime.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -31,12 +32,14 @@ from quire_runtime.engine.messages import (
     EngineStats,
     FromEngine,
     Heartbeat,
+    KVFrames,
     PromptLogprobs,
     RequestRejected,
     RequestTimes,
     Step,
     ToEngine,
     TokenLogprobs,
+    WatchKV,
 )
 from quire_runtime.scheduler.request import FinishReason
 
@@ -114,6 +117,7 @@ class AsyncEngineClient:
         self._failure: Exception | None = None
         self._is_closing = False
         self._heard_at: float | None = None
+        self._kv = KVFanOut(lambda is_on: self._send_soon(WatchKV(is_on)))
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -202,6 +206,14 @@ class AsyncEngineClient:
             if running and self._failure is None and not self._is_closing:
                 self._send_soon(AbortRequests([handle]))
 
+    def kv_events(self) -> AsyncGenerator[bytes, None]:
+        """A snapshot of the prefix cache and from there on every change, as whole frames of quire_api.kv_events.
+
+        Ends when the engine does, or when the reader is too far behind.
+        """
+        self._listen()
+        return self._kv.listen()
+
     async def drain(self, timeout_s: float) -> bool:
         """Have the engine refuse new requests, wait for those that run; True if all of them ended in time."""
         if self._failure is None:
@@ -276,6 +288,8 @@ class AsyncEngineClient:
                 case RequestRejected(handle=handle, code=code, message=text):
                     if handle in self._streams:
                         self._streams[handle].deltas.put_nowait(RequestRefused(code, text))
+                case KVFrames():
+                    self._kv.publish(message)
                 case EngineReady():
                     self.info = message
                     self._is_ready.set()
@@ -325,6 +339,7 @@ class AsyncEngineClient:
             return
         self._failure = failure
         self._is_ready.set()
+        self._kv.close()
         for stream in self._streams.values():
             stream.deltas.put_nowait(failure)
 

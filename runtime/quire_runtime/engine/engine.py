@@ -15,6 +15,7 @@ from quire_runtime.engine.load import Loaded, load
 from quire_runtime.engine.messages import STEP_SIZE_BOUNDS, EngineStats, PromptLogprobs, RequestTimes, TokenLogprobs
 from quire_runtime.execute.output import PendingStep, StepResult
 from quire_runtime.execute.sampler import POISONED
+from quire_runtime.kv.events import EventLog
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -78,6 +79,7 @@ class Engine:
         self.max_model_len = memory.max_model_len
         self.vocab_size = facts.vocab_size
         self.eos_token_ids = frozenset(facts.eos_token_ids)
+        self.kv_log = EventLog()
         self._scheduler = Scheduler(
             SchedulerConfig(
                 max_num_seqs=config.max_num_seqs,
@@ -90,6 +92,7 @@ class Engine:
                 max_num_queued_reqs=config.max_num_queued_reqs,
             ),
             self.loaded.model_revision,
+            self.kv_log,
         )
         self._runner = self.loaded.runner
         self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
@@ -188,6 +191,10 @@ class Engine:
     def reset_prefix_cache(self) -> bool:
         """Forget every cached block; False while requests run."""
         return self._scheduler.reset_prefix_cache()
+
+    def prefix_keys(self) -> list[bytes]:
+        """Keys of the blocks that a prompt could find in the prefix cache now; `kv_log` tells what changes."""
+        return self._scheduler.prefix_keys()
 
     @property
     def stats(self) -> EngineStats:

@@ -9,7 +9,7 @@ from quire_runtime.engine.messages import FromEngine, KVFrames
 from quire_runtime.kv.events import EventLog
 
 Source = Callable[[], list[bytes]]
-"""Every key that is findable now, parents first."""
+"""Every key that is findable now."""
 
 
 class KVPublisher:
@@ -44,7 +44,10 @@ class KVPublisher:
             self._log.take()
             return
         self.turn()
-        self._log.is_on = True
+        if not self._log.is_on:
+            # What changed unwatched is in no batch: whoever holds an older snapshot must see a gap.
+            self._sequence += 1
+            self._log.is_on = True
         self._send(
             partial(_snapshot, self._epoch, self._sequence, self._block_size, self._capacity, tuple(self._keys()))
         )

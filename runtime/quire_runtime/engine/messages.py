@@ -31,7 +31,13 @@ class Drain(msgspec.Struct, tag=True, array_like=True, gc=False):
     """Take no new requests; finish those that run."""
 
 
-ToEngine = AddRequest | AbortRequests | Drain
+class WatchKV(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Send a KVFrames snapshot and from there on every change of the prefix index; or, with `is_on` false, stop."""
+
+    is_on: bool
+
+
+ToEngine = AddRequest | AbortRequests | Drain | WatchKV
 
 
 class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -146,4 +152,11 @@ class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):
     stats: EngineStats
 
 
-FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat
+class KVFrames(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Whole frames of quire_api.kv_events, as they go to gateways; a snapshot goes to those who wait for one."""
+
+    frames: bytes
+    is_snapshot: bool = False
+
+
+FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames

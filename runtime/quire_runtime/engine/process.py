@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,7 @@ import zmq
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -37,6 +39,7 @@ from quire_runtime.engine.messages import (
     RequestRejected,
     Step,
     ToEngine,
+    WatchKV,
 )
 
 if TYPE_CHECKING:
@@ -61,13 +64,14 @@ class Carrier:
 
     def __init__(self, directory: str) -> None:
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[FromEngine | Callable[[], FromEngine] | None] = queue.SimpleQueue()
         self._directory = directory
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
         self._sender.start()
         threading.Thread(target=self._receive, name="receiver", daemon=True).start()
 
-    def post(self, message: FromEngine) -> None:
+    def post(self, message: FromEngine | Callable[[], FromEngine]) -> None:
+        """Send a message, or what a function makes on the sender's thread."""
         self._outbox.put(message)
 
     def close(self) -> None:
@@ -80,7 +84,7 @@ class Carrier:
         socket = self._connect(context, zmq.PUSH, "from-engine")
         encoder = msgspec.msgpack.Encoder()
         while (message := self._outbox.get()) is not None:
-            socket.send(encoder.encode(message))
+            socket.send(encoder.encode(message() if callable(message) else message))
         # Only the end of its context waits until the socket has handed over what it holds.
         socket.close(linger=LINGER_MS)
         context.term()
@@ -101,9 +105,17 @@ class Carrier:
 class Loop:
     """Drains the inbox, steps the engine, posts one message per step; a heartbeat while idle."""
 
-    def __init__(self, engine: "Engine", carrier: Carrier) -> None:
+    def __init__(self, engine: "Engine", carrier: Carrier, epoch: str) -> None:
         self._engine = engine
         self._carrier = carrier
+        self._kv = KVPublisher(
+            engine.kv_log,
+            engine.prefix_keys,
+            epoch=epoch,
+            block_size=engine.config.block_size,
+            capacity=engine.loaded.memory.num_blocks - 1,
+            post=carrier.post,
+        )
         self._sequence = 0
         self._last_post = 0.0
         self._guarded_at = 0.0
@@ -113,6 +125,7 @@ class Loop:
             self._guard()
             self._drain_inbox(wait=not self._engine.has_work)
             outputs = self._engine.step()
+            self._kv.turn()
             if outputs is not None and (len(outputs.handles) or outputs.prompt_logprobs):
                 self._sequence += 1
                 self._post(
@@ -140,7 +153,7 @@ class Loop:
     def _drain_inbox(self, wait: bool) -> None:
         with contextlib.suppress(queue.Empty):
             if wait:
-                self._take(self._carrier.inbox.get(timeout=HEARTBEAT_S))
+                self._take(self._carrier.inbox.get(timeout=min(HEARTBEAT_S, self._kv.due_in_s)))
             while True:
                 self._take(self._carrier.inbox.get_nowait())
 
@@ -153,6 +166,8 @@ class Loop:
                     self._engine.abort(handle)
             case Drain():
                 self._engine.drain()
+            case WatchKV(is_on=is_on):
+                self._kv.watch(is_on)
 
     def _add(self, message: AddRequest) -> None:
         try:
@@ -211,6 +226,7 @@ def main() -> None:
     config = read_config()
     follow_parent()
     carrier = Carrier(sys.argv[1])
+    epoch = uuid.uuid4().hex
     try:
         started = time.perf_counter()
         from quire_runtime.engine.engine import Engine
@@ -225,7 +241,7 @@ def main() -> None:
                 num_blocks=loaded.memory.num_blocks,
                 max_model_len=engine.max_model_len,
                 max_num_seqs=config.max_num_seqs,
-                epoch=uuid.uuid4().hex,
+                epoch=epoch,
                 startup_s={"import": imported - started, **loaded.startup_s, "total": time.perf_counter() - started},
                 architecture=loaded.model_config.architecture,
                 num_parameters=loaded.num_parameters,
@@ -233,7 +249,7 @@ def main() -> None:
         )
         gc.collect()
         gc.freeze()
-        Loop(engine, carrier).run()
+        Loop(engine, carrier, epoch).run()
     except UserError as error:
         carrier.post(EngineFailed(str(error), is_user_error=True, reason=type(error).__name__))
     except Exception as error:

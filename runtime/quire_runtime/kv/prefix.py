@@ -79,6 +79,10 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def keys(self) -> list[bytes]:
+        """Every key that is findable now."""
+        return list(self._blocks)
+
     def lookup(self, chain: PrefixChain, contents: Ints) -> Ints:
         """Blocks that hold the longest known prefix of `contents` (int32 [full blocks, block_size]).
 

@@ -156,6 +156,11 @@ class Scheduler:
         if self._tables.index is not None:
             self._tables.index.clear()
 
+    def prefix_keys(self) -> list[bytes]:
+        """Keys of the blocks that a prompt could find in the prefix cache now."""
+        index = self._tables.index
+        return [] if index is None else index.keys()
+
     def cached_tokens(self, handle: int) -> int:
         """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that and after it.
 

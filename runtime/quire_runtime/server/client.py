@@ -30,3 +30,7 @@ class EngineClient(Protocol):
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing it early aborts the request."""
         ...
+
+    def kv_events(self) -> AsyncGenerator[bytes, None]:
+        """The prefix cache as a stream of quire_api.kv_events; ends with the engine."""
+        ...
