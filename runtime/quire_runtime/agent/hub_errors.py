@@ -1,6 +1,5 @@
 """What the Hub client's errors mean to a user."""
 
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +13,14 @@ from huggingface_hub.errors import (
 )
 
 from quire_api.errors import UserError
+from quire_runtime.agent.disk import disk_error
 from quire_runtime.agent.errors import (
-    CacheNotWritable,
-    DiskFull,
     InvalidSource,
     SourceUnreachable,
     WeightsNotFound,
     WeightsUnauthorized,
 )
 from quire_runtime.agent.source import HubSource
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def as_user_error(error: BaseException, source: HubSource, cache_dir: Path) -> UserError | None:
@@ -45,15 +40,8 @@ def as_user_error(error: BaseException, source: HubSource, cache_dir: Path) -> U
                 return InvalidSource(f"{name} is not a valid repository name.")
             case httpx.TransportError() | OfflineModeIsEnabled():
                 return _unreachable(name, str(cause) or type(cause).__name__)
-            case OSError() if cause.errno in NO_SPACE:
-                return DiskFull(
-                    f"The disk of {cache_dir} was full before {name} was complete. "
-                    "Free some space or name another download directory, then start again."
-                )
-            case OSError() if cause.errno in NOT_WRITABLE:
-                return CacheNotWritable(
-                    f"Downloads cannot be kept in {cache_dir} ({cause.strerror}). Name another download directory."
-                )
+            case OSError() if told := disk_error(cause, name, cache_dir):
+                return told
             case OSError() if "Consistency check failed" in str(cause):
                 return _unreachable(name, "the connection broke off before the file was complete")
     if isinstance(error, LocalEntryNotFoundError):

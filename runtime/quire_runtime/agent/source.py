@@ -8,7 +8,13 @@ from urllib.parse import unquote, urlsplit
 from quire_runtime.agent.errors import InvalidSource, UnsupportedScheme
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-ELSEWHERE = ("s3", "oci", "pvc")
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-_]{1,62}")
+IMAGE = re.compile(
+    r"(?P<registry>[A-Za-z0-9.\-]+(:\d+)?|\[[0-9a-fA-F:]+\](:\d+)?)"
+    r"/(?P<repository>[a-z0-9]+([._/\-]+[a-z0-9]+)*)"
+    r"(:(?P<tag>\w[\w.\-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+KNOWN = "file://, hf://org/name, s3://bucket/prefix or oci://registry/repository:tag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +27,50 @@ class HubSource:
     repository: str
     revision: str | None
 
+    def __str__(self) -> str:
+        return f"hf://{self.repository}"
 
-def parse_source(source: str, revision: str | None = None) -> LocalSource | HubSource:
-    """Read `file:///dir`, a plain path, `hf://org/name[@revision]`, or `org/name` where no such directory exists.
+
+@dataclass(frozen=True, slots=True)
+class BucketSource:
+    bucket: str
+    prefix: str
+    """Without slashes at its ends; empty for the whole bucket."""
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    registry: str
+    """Host, with the port where one is given."""
+    repository: str
+    reference: str
+    """A tag, or sha256:… ."""
+
+    def __str__(self) -> str:
+        separator = "@" if self.reference.startswith("sha256:") else ":"
+        return f"oci://{self.registry}/{self.repository}{separator}{self.reference}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSource:
+    claim: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"pvc://{self.claim}/{self.path}"
+
+
+Source = LocalSource | HubSource | BucketSource | RegistrySource | ClaimSource
+
+
+def parse_source(source: str, revision: str | None = None) -> Source:
+    """Read an address with a scheme, a plain path, or `org/name` where no such directory exists.
 
     Raises:
-        InvalidSource: none of these, or two different revisions.
+        InvalidSource: none of these, two different revisions, or a revision where there are none.
         UnsupportedScheme: another scheme.
     """
     scheme, found, rest = source.partition("://")
@@ -37,21 +81,29 @@ def parse_source(source: str, revision: str | None = None) -> LocalSource | HubS
         if not source:
             raise InvalidSource("No model was named. Give a directory or hf://org/name.")
         return LocalSource(path)
-    if scheme == "file":
-        parts = urlsplit(source)
-        if parts.netloc not in ("", "localhost") or not parts.path:
-            raise InvalidSource(
-                f"{source} names the host {parts.netloc!r}; write file:///directory with three slashes."
-            )
-        return LocalSource(Path(unquote(parts.path)))
     if scheme == "hf":
         return _hub(source, rest, revision)
-    if scheme in ELSEWHERE:
-        raise UnsupportedScheme(
-            f"{source}: {scheme}:// sources are not supported by this release outside a cluster. "
-            "Copy the model to a directory and name that, or use hf://org/name."
-        )
-    raise UnsupportedScheme(f"{source}: {scheme}:// is not known. Use a directory, file:// or hf://org/name.")
+    if scheme == "file":
+        return _local(source)
+    if revision is not None and scheme in ("s3", "oci", "pvc"):
+        raise InvalidSource(f"{source} has no revisions. Remove the revision {revision!r}; only hf:// has them.")
+    if scheme == "s3":
+        return _bucket(source, rest)
+    if scheme == "oci":
+        return _registry(source, rest)
+    if scheme == "pvc":
+        claim, _, inside = rest.partition("/")
+        if not claim or ".." in inside.split("/"):
+            raise InvalidSource(f"{source} is not written as pvc://claim/path.")
+        return ClaimSource(claim, inside.strip("/"))
+    raise UnsupportedScheme(f"{source}: {scheme}:// is not known. Use a directory, {KNOWN}.")
+
+
+def _local(source: str) -> LocalSource:
+    parts = urlsplit(source)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise InvalidSource(f"{source} names the host {parts.netloc!r}; write file:///directory with three slashes.")
+    return LocalSource(Path(unquote(parts.path)))
 
 
 def _hub(source: str, rest: str, revision: str | None) -> HubSource:
@@ -61,3 +113,18 @@ def _hub(source: str, rest: str, revision: str | None) -> HubSource:
     if written and revision and written != revision:
         raise InvalidSource(f"{source} asks for revision {written}, but the revision given beside it is {revision}.")
     return HubSource(repository, written or revision)
+
+
+def _bucket(source: str, rest: str) -> BucketSource:
+    bucket, _, prefix = rest.partition("/")
+    if not BUCKET.fullmatch(bucket):
+        raise InvalidSource(f"{source} is not written as s3://bucket/prefix.")
+    return BucketSource(bucket, prefix.strip("/"))
+
+
+def _registry(source: str, rest: str) -> RegistrySource:
+    matched = IMAGE.fullmatch(rest)
+    if not matched:
+        raise InvalidSource(f"{source} is not written as oci://registry/repository:tag, in lower case.")
+    reference = matched["digest"] or matched["tag"] or "latest"
+    return RegistrySource(matched["registry"], matched["repository"], reference)

@@ -1,8 +1,14 @@
-"""A server on 127.0.0.1 that speaks as much of the Hub's API as a download needs, and can misbehave."""
+"""Stores on 127.0.0.1: a server with as much of the Hub's API as a download needs, moto's S3, Debian's registry."""
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
 import re
+import socket
+import struct
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import boto3
+import httpx
 import huggingface_hub
 import pytest
+from botocore.config import Config
+from moto.server import ThreadedMotoServer
 
 COMMIT = "c0ffee" + "0" * 34
 MODEL = {
@@ -166,3 +176,184 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     yield hub
     hub.close()
+
+
+def safetensors(name: str, size: int) -> bytes:
+    """One tensor of `size` bytes whose content depends on its place."""
+    header = json.dumps({name: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    content = b"".join(struct.pack("<I", index * 2654435761 % 2**32) for index in range(size // 4))
+    return struct.pack("<Q", len(header)) + header + content
+
+
+@pytest.fixture(scope="session")
+def model_files() -> dict[str, bytes]:
+    """A small model of two shards, 4 MiB and 1 MiB."""
+    shards = {"model-00001-of-00002.safetensors": 4 << 20, "model-00002-of-00002.safetensors": 1 << 20}
+    index = {"weight_map": {name: name for name in shards}}
+    return {
+        "config.json": b'{"model_type": "llama"}',
+        "tokenizer.json": b'{"version": "1.0"}',
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        **{name: safetensors(name, size) for name, size in shards.items()},
+    }
+
+
+class Link:
+    """A TCP connection to a server that can be cut or held once some bytes have come through it."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._budget: int | None = None
+        self._cuts = False
+        self._open = threading.Event()
+        self._open.set()
+        self._lock = threading.Lock()
+        self.received = b""
+        """All that clients have sent."""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def cut_after(self, count: int) -> None:
+        """Close the connection that brings the answers past `count` bytes; later ones are whole again."""
+        self._budget, self._cuts = count, True
+
+    def hold_after(self, count: int) -> None:
+        """Let nothing through beyond `count` bytes of answers until `release`."""
+        self._open.clear()
+        self._budget, self._cuts = count, False
+
+    def release(self) -> None:
+        self._budget = None
+        self._open.set()
+
+    def ranges(self) -> list[int]:
+        """Where the requests that asked for a part began, those from the start left out."""
+        found = re.findall(rb"(?im)^range: bytes=(\d+)-", self.received)
+        return [int(start) for start in found if int(start)]
+
+    def count(self, method: str) -> int:
+        return len(re.findall(rb"(?m)^" + method.encode() + rb" /", self.received))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.release()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                client.close()
+                continue
+            for source, sink, is_answer in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._carry, args=(source, sink, is_answer), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if not is_answer:
+                    self.received += data
+                elif not self._lets_through(len(data)):
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _lets_through(self, count: int) -> bool:
+        with self._lock:
+            if self._budget is None:
+                return True
+            self._budget -= count
+            if self._budget >= 0:
+                return True
+            if self._cuts:
+                self._budget = None
+                return False
+        return self._open.wait(120)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """Address of moto's S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class Bucket:
+    """A fresh bucket `models`, spoken to over a Link."""
+
+    def __init__(self, url: str) -> None:
+        httpx.post(f"{url}/moto-api/reset").raise_for_status()
+        self.url = url
+        self.link = Link(int(url.rpartition(":")[2]))
+        self.client: Any = boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id="admin",
+            aws_secret_access_key="admin",
+            config=Config(request_checksum_calculation="when_required", s3={"addressing_style": "path"}),
+        )
+        self.client.create_bucket(Bucket="models")
+
+    def put(self, files: dict[str, bytes], prefix: str = "tiny/", **options: str) -> None:
+        for name, content in files.items():
+            self.client.put_object(Bucket="models", Key=prefix + name, Body=content, **options)
+
+    def demand_credentials(self, *, after: int = 0) -> None:
+        """From the `after`th request on; nobody has any."""
+        httpx.post(f"{self.url}/moto-api/reset-auth", content=str(after)).raise_for_status()
+
+
+@pytest.fixture
+def bucket(
+    moto: str, model_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Bucket]:
+    """The small model under s3://models/tiny; the environment points there and to nothing of this machine."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    bucket = Bucket(moto)
+    bucket.put(model_files)
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{bucket.link.address}",
+        "AWS_ACCESS_KEY_ID": "reader",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield bucket
+    bucket.link.close()
+    httpx.post(f"{moto}/moto-api/reset-auth", content="inf")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MiB, which only root can mount."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

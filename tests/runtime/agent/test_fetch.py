@@ -4,7 +4,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,10 @@ def test_a_directory_is_its_own_source(tmp_path: Path):
         ("hf://justname", InvalidSource, "hf://org/name"),
         ("hf://org/name@", InvalidSource, "hf://org/name"),
         ("hf://org/name/file", InvalidSource, "hf://org/name"),
-        ("s3://bucket/model", UnsupportedScheme, "not supported by this release outside a cluster"),
-        ("oci://registry/model", UnsupportedScheme, "not supported by this release outside a cluster"),
-        ("pvc://claim/model", UnsupportedScheme, "not supported by this release outside a cluster"),
+        ("s3://", InvalidSource, "s3://bucket/prefix"),
+        ("oci://registry", InvalidSource, "oci://registry/repository:tag"),
+        ("oci://registry/Upper", InvalidSource, "lower case"),
+        ("pvc://claim/model", UnsupportedScheme, "only in a cluster"),
         ("gopher://x/y", UnsupportedScheme, "is not known"),
     ],
 )
@@ -61,6 +61,12 @@ def test_a_source_that_cannot_be_is_refused_with_a_next_step(source: str, error:
 def test_two_different_revisions_are_refused():
     with pytest.raises(InvalidSource, match=r"v1.*v2"):
         fetch_model("hf://org/tiny@v1", revision="v2")
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/model", "oci://registry/model:v1", "pvc://claim/model"])
+def test_only_the_hub_has_revisions(source: str):
+    with pytest.raises(InvalidSource, match="only hf:// has them"):
+        fetch_model(source, revision="main")
 
 
 @pytest.mark.parametrize("source", ["hf://org/tiny", "hf://org/tiny@v1", "org/tiny"])
@@ -132,18 +138,6 @@ def test_a_model_larger_than_the_disk_is_refused_before_the_first_byte(hub: Any,
     assert not [path for _, path, _ in hub.requests if "/resolve/" in path]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 20 MiB, which only root can mount."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_disk_that_fills_up_on_the_way_is_reported(hub: Any, small_disk: Path):
     hub.files["model.safetensors"] = bytes(24 << 20)
     hub.claimed_size = 1  # the listing is wrong, so that only the write itself can fail
@@ -201,5 +195,6 @@ def test_a_complete_earlier_download_serves_while_the_hub_is_down(hub: Any, tmp_
 
 
 def test_the_agent_runs_without_torch():
-    code = "import sys, quire_runtime.agent.fetch; sys.exit('torch' in sys.modules)"
+    modules = ", ".join(f"quire_runtime.agent.{name}" for name in ("main", "bucket", "registry"))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
