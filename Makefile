@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu crds env cluster-up cluster-down clean
+.PHONY: help demo test lint format bench-cpu crds docs env e2e cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -48,6 +48,13 @@ bench-cpu: $(STAMP) ## our engine beside Transformers generate on this machine
 
 crds: $(STAMP) ## write crds/ from the pydantic models
 	$(BIN)/python -m quire_api.crd --write crds
+	cp crds/llmdeployments.yaml charts/quire/files/
+
+docs: $(STAMP) ## write the pages of docs/ that come from the code
+	$(BIN)/python -m quire.reference docs
+
+e2e: .quire/bin/.built $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
+	$(BIN)/pytest e2e
 
 cluster-up: .quire/bin/.built $(STAMP) ## a real one-node Kubernetes in a network namespace
 	$(CLUSTER) up

@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option(help="Base address of a Quire gateway or engine.", envvar="QUIRE_URL")]
+InternalKey = Annotated[
+    str, typer.Option(help="Key of the gateway's inner pages, where it has one.", envvar="QUIRE_INTERNAL_KEY")
+]
 ApiKey = Annotated[str, typer.Option(help="Key to send, where the server asks for one.", envvar="QUIRE_API_KEY")]
 
 
@@ -76,6 +79,86 @@ def chat(
     run_chat(question, url=url, model=model, system=system, max_tokens=max_tokens, temperature=temperature, key=api_key)
 
 
+@app.command(epilog="Examples:  quire top   |   quire top --once --url http://gateway:8000")
+def top(
+    url: Url = "http://127.0.0.1:8000",
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end, as for scripts.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two pictures.", min=0.2)] = 1.0,
+    internal_key: InternalKey = "",
+) -> None:
+    """Watch deployments and replicas: requests, queues, caches, latencies."""
+    from quire.top import run_top
+
+    run_top(url=url, internal_key=internal_key, every_s=every, is_once=once)
+
+
+@app.command(epilog="Examples:  quire explain 'What is a pod?'   |   quire explain --raw - < prompt.txt")
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt, as a user's message; - reads it from standard input.")],
+    url: Url = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="Served name; by default the first that /v1/models lists.")] = "",
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Plain text for /v1/completions, without chat template.")] = False,
+    output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="Form.")] = "table",
+    api_key: ApiKey = "",
+    internal_key: InternalKey = "",
+) -> None:
+    """Show where the gateway would send a prompt now, with every replica's score; nothing is sent."""
+    from quire.explain import run_explain
+
+    run_explain(
+        prompt,
+        url=url,
+        model=model,
+        system=system,
+        is_raw=raw,
+        api_key=api_key,
+        internal_key=internal_key,
+        output=output,
+    )
+
+
+@app.command(
+    epilog="Examples:  quire bench http://127.0.0.1:8000 --concurrency 16   |   "
+    "quire bench http://127.0.0.1:8000 --rate 5 --requests 300 --json result.json"
+)
+def bench(
+    url: Annotated[str, typer.Argument(help="Base address of any OpenAI-compatible endpoint.")],
+    model: Annotated[str, typer.Option(help="Served name; by default the first that /v1/models lists.")] = "",
+    api: Annotated[Literal["chat", "completions"], typer.Option(help="Which of the two is asked.")] = "chat",
+    requests: Annotated[int, typer.Option(help="Requests in all.", min=1)] = 100,
+    concurrency: Annotated[int, typer.Option(help="Closed loop: clients that ask one after the other.", min=1)] = 8,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: requests a second, at random times.", min=0.001)
+    ] = None,
+    input_words: Annotated[int, typer.Option(help="Words of a prompt.", min=1)] = 128,
+    shared_words: Annotated[int, typer.Option(help="Of these, words that all prompts begin with.", min=0)] = 0,
+    output_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Chooses prompts and arrival times.")] = 0,
+    json_file: Annotated[str, typer.Option("--json", help="Write the figures to this file; - prints them.")] = "",
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the distribution of the time to first token.")] = False,
+    api_key: ApiKey = "",
+) -> None:
+    """Load an endpoint with streamed requests and show throughput and latencies."""
+    from quire.bench import plan_for, run_bench
+
+    plan = plan_for(
+        url,
+        model=model,
+        api=api,
+        requests=requests,
+        concurrency=concurrency,
+        rate=rate,
+        input_words=input_words,
+        shared_words=shared_words,
+        output_tokens=output_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    run_bench(plan, key=api_key, json_file=json_file, has_plot=plot)
+
+
 @app.command(
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
@@ -87,7 +170,7 @@ def serve(context: typer.Context) -> None:
     serve_main(context.args)
 
 
-@app.command()
+@app.command(epilog="Example:  quire version")
 def version() -> None:
     """Print the version of Quire."""
     from importlib.metadata import version as installed

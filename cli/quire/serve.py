@@ -73,7 +73,7 @@ class _Command(typer.core.TyperCommand):
     """Lets one flag take several values, as `vllm serve` does: --served-model-name a b."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        many = {f"--{name.replace('_', '-')}" for name, field in _fields() if _is_list(field)}
+        many = {f"--{name.replace('_', '-')}" for name, field in settings_fields() if _is_list(field)}
         spread: list[str] = []
         flag: str | None = None
         taken = 0
@@ -126,11 +126,11 @@ def resolve(
         BadSetting
     """
     stored = {} if config_file is None else _read(config_file)
-    unknown = stored.keys() - {name for name, _ in _fields()}
+    unknown = stored.keys() - {name for name, _ in settings_fields()}
     if unknown:
         raise BadSetting(f"{config_file} names {sorted(unknown)[0]!r}, which is no setting. See `quire serve --help`.")
     settings = []
-    for name, field in _fields():
+    for name, field in settings_fields():
         variable = ENVIRONMENT.get(name, "")
         given = model if name == "model" else flags.get(name)
         if given not in (None, []):
@@ -153,7 +153,7 @@ def _leave_word(reason: str, error: Exception) -> None:
         Path(path).write_text(json.dumps({"reason": reason, "message": str(error)}))
 
 
-def _fields() -> Iterator[tuple[str, FieldInfo]]:
+def settings_fields() -> Iterator[tuple[str, FieldInfo]]:
     configs: tuple[type[BaseModel], ...] = (EngineConfig, ServerConfig)
     for config in configs:
         yield from config.model_fields.items()
@@ -161,13 +161,13 @@ def _fields() -> Iterator[tuple[str, FieldInfo]]:
 
 def _parameters() -> Iterator[inspect.Parameter]:
     yield _parameter("model", Annotated[str | None, typer.Argument(help="Directory, file:// or hf:// source.")])
-    for name, field in _fields():
+    for name, field in settings_fields():
         if name in _NO_FLAG:
             continue
         flag = f"--{name.replace('_', '-')}"
         kind = _flag_type(field)
         spelled = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-        yield _parameter(name, Annotated[kind | None, typer.Option(spelled, help=_help(name, field))])
+        yield _parameter(name, Annotated[kind | None, typer.Option(spelled, help=setting_help(name, field))])
     explain = typer.Option("--explain", help="Print every resolved value and where it came from, and end.")
     yield _parameter("explain", Annotated[bool, explain], default=False)
     file = typer.Option("--config", help="YAML file with settings, named as the flags.")
@@ -200,7 +200,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _help(name: str, field: FieldInfo) -> str:
+def setting_help(name: str, field: FieldInfo) -> str:
     choices = [
         str(value) for kind in _members(field.annotation) if get_origin(kind) is Literal for value in get_args(kind)
     ]

@@ -47,7 +47,7 @@ class EngineConfig(BaseModel):
     tokenizer: str | None = Field(None, description="Directory of the tokenizer; by default the model's own.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     download_dir: str | None = Field(None, description="Where models from the Hub are kept.")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the weights say; float32 weights run as float32 on a CPU, bfloat16 on a GPU."
     )
@@ -64,17 +64,20 @@ class EngineConfig(BaseModel):
         2048, ge=1, description="Most requests that wait for their first step; more are refused with status 429."
     )
     long_prefill_token_threshold: int = Field(0, ge=0, description="Longest prompt chunk in one step; 0: no bound.")
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV cache of prompts that begin alike.")
     enforce_eager: bool = Field(False, description="Run without CUDA graphs.")
     async_scheduling: bool | None = Field(
         None, description="Plan and launch a step before the one before it is read; by default on a GPU only."
     )
-    seed: int = 0
-    load_format: Literal["auto", "dummy", "safetensors", "pt"] = "auto"
+    seed: int = Field(0, description="Seed of requests that bring none.")
+    load_format: Literal["auto", "dummy", "safetensors", "pt"] = Field(
+        "auto",
+        description="auto: safetensors; dummy: random weights; pt: pickled ones (tensors only).",
+    )
     generation_config: Literal["auto", "vllm"] = Field(
         "auto", description="auto: default sampling parameters from the model's generation_config.json."
     )
-    skip_tokenizer_init: bool = False
+    skip_tokenizer_init: bool = Field(False, description="Offline only: prompts and answers are token ids.")
 
     @classmethod
     def of(cls, **values: Any) -> "EngineConfig":
