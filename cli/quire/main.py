@@ -135,6 +135,9 @@ def bench(
     shared_words: Annotated[int, typer.Option(help="Of these, words that all prompts begin with.", min=0)] = 0,
     output_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Write on to the longest answer; Quire and vLLM know how.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Chooses prompts and arrival times.")] = 0,
     json_file: Annotated[str, typer.Option("--json", help="Write the figures to this file; - prints them.")] = "",
     plot: Annotated[bool, typer.Option("--plot", help="Draw the distribution of the time to first token.")] = False,
@@ -154,6 +157,7 @@ def bench(
         shared_words=shared_words,
         output_tokens=output_tokens,
         temperature=temperature,
+        ignore_eos=ignore_eos,
         seed=seed,
     )
     run_bench(plan, key=api_key, json_file=json_file, has_plot=plot)
