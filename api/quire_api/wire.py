@@ -4,9 +4,15 @@ All types are msgspec structs, sent as JSON unless said otherwise; unknown field
 be newer.
 """
 
+from typing import Literal
+
 import msgspec
 
 WIRE_VERSION = 1
+
+IndexMode = Literal["EXACT", "DEGRADED", "FALLBACK"]
+"""How a gateway knows a replica's cache: told by its engine without a gap; told before, and a snapshot is awaited; or
+not told, so that it goes by what it sent there itself."""
 
 # Sent by the gateway, honoured by an engine only beside the deployment's internal key.
 HEADER_INTERNAL_KEY = "x-quire-internal-key"
@@ -96,6 +102,13 @@ class ReplicaReport(msgspec.Struct, kw_only=True):
     warmth: float = 0.0
     """Prompt tokens that its cache has saved through this gateway; each counts half after ten minutes."""
     url: str = ""
+    index_mode: IndexMode = "FALLBACK"
+    index_blocks: int = 0
+    """Blocks that it holds (EXACT), or is believed to hold."""
+    index_problem: str = ""
+    """Why its cache is not known exactly; empty while it is."""
+    model: ModelInfo | None = None
+    """What the engine says of itself; None before its first answer."""
 
 
 class GatewayReport(msgspec.Struct, kw_only=True):
@@ -148,6 +161,7 @@ class ReplicaScore(msgspec.Struct, kw_only=True):
     uncached_tokens: int = 0
     is_over_bound: bool = False
     """It is far busier than the mean, and no candidate however warm."""
+    index_mode: IndexMode = "FALLBACK"
     excluded: str = ""
     """Why it gets no requests; empty for a candidate."""
 
@@ -159,7 +173,8 @@ class RouteExplanation(msgspec.Struct, kw_only=True):
     deployment: str
     namespace: str
     policy: str
-    index_mode: str
+    index_mode: IndexMode
+    """Of the chosen replica; FALLBACK where none can take it."""
     prompt_tokens: int
     is_tokenised: bool
     """False: the prompt's length is estimated from its bytes, and nothing of it counts as cached."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from quire_api import blocks
 from quire_gateway.cost import Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, candidate
+from quire_gateway.index import Expectation
 from quire_gateway.models import Prompt
 
 
@@ -41,11 +42,13 @@ class Choice:
         candidates = [candidate(replica, cached.get(replica.id, 0)) for replica in replicas]
         return self._deployment.policy.pick(self._prompt.count, candidates)
 
-    def expect(self, replica: ReplicaState) -> None:
-        """Index the whole prompt at `replica`, which is about to compute it: twins of a cold prefix meet there."""
+    def expect(self, replica: ReplicaState) -> Expectation | None:
+        """Index the whole prompt at `replica`, which is about to compute it: twins of a cold prefix meet there.
+
+        To be settled once it is computed, or will not be.
+        """
         chain = self._chain(replica)
-        if chain is not None:
-            self._deployment.index.insert(replica.id, chain.all())
+        return None if chain is None else self._deployment.index.expect(replica.id, chain.all())
 
     def _cached_tokens(self, replicas: Sequence[ReplicaState]) -> dict[str, int]:
         sharing: dict[tuple[str, int], list[str]] = {}

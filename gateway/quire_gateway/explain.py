@@ -3,11 +3,12 @@
 Tokenising, hashing, matching and the policy are those of the data plane, called with the same arguments.
 """
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
 from quire_api import wire
-from quire_gateway.admission import authorize
+from quire_gateway.admission import authorize, salt_of
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Score
 from quire_gateway.errors import Refusal
@@ -19,10 +20,9 @@ from quire_gateway.request import Request
 class Explainer:
     """Re-runs the choice of a replica."""
 
-    def __init__(self, fleet: Fleet, models: ModelStore, index_mode: str) -> None:
+    def __init__(self, fleet: Fleet, models: ModelStore) -> None:
         self._fleet = fleet
         self._models = models
-        self._index_mode = index_mode
 
     async def explain(self, body: dict[str, Any], size: int, token: str | None) -> wire.RouteExplanation:
         """The choice for the chat or completion request `body`, `size` bytes of JSON; `token` None may use any model.
@@ -41,12 +41,13 @@ class Explainer:
         replicas = deployment.candidates(set())
         info = next((replica.info for replica in replicas if replica.info is not None), None)
         prompt = await self._models.prompt(path, body, size, info)
+        prompt = replace(prompt, salt=salt_of(deployment, token or "", body))
         told = wire.RouteExplanation(
             model=str(model),
             deployment=deployment.table.name,
             namespace=deployment.table.namespace,
             policy=deployment.table.policy,
-            index_mode=self._index_mode,
+            index_mode="FALLBACK",
             prompt_tokens=prompt.count,
             is_tokenised=bool(prompt.tokens),
             held=deployment.held,
@@ -56,7 +57,8 @@ class Explainer:
         if replicas:
             pick = Choice(deployment, prompt).pick(replicas)
             told.chosen, told.reason = pick.replica, pick.reason
-            told.replicas = [_scored(score) for score in sorted(pick.scores, key=lambda score: score.cost)]
+            told.index_mode = deployment.replicas[pick.replica].index_mode
+            told.replicas = [_scored(score, deployment) for score in sorted(pick.scores, key=lambda score: score.cost)]
         told.replicas += _others(deployment, replicas)
         return told
 
@@ -79,7 +81,7 @@ def asked(request: Request) -> tuple[dict[str, Any], int]:
     return body, len(query.get("message", query.get("prompt", "")).encode())
 
 
-def _scored(score: Score) -> wire.ReplicaScore:
+def _scored(score: Score, deployment: DeploymentState) -> wire.ReplicaScore:
     return wire.ReplicaScore(
         replica=score.replica,
         cost=score.cost,
@@ -88,6 +90,7 @@ def _scored(score: Score) -> wire.ReplicaScore:
         cached_tokens=score.cached_tokens,
         uncached_tokens=score.uncached_tokens,
         is_over_bound=score.is_over_bound,
+        index_mode=deployment.replicas[score.replica].index_mode,
     )
 
 
@@ -98,6 +101,7 @@ def _others(deployment: DeploymentState, candidates: list[ReplicaState]) -> list
             in_flight=replica.in_flight,
             queued_tokens=replica.queued_tokens,
             excluded=replica.reason,
+            index_mode=replica.index_mode,
         )
         for replica in deployment.replicas.values()
         if replica not in candidates

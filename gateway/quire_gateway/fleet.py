@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from quire_api import wire
 from quire_gateway.cost import Candidate
 from quire_gateway.health import Health
-from quire_gateway.index import PrefixIndex
+from quire_gateway.index import Expectation, PrefixIndex
+from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.upstream import UpstreamPool
+
+_EVENTS_COME_WITHIN_S = 1.0
 
 Excluded = set[tuple[str, int]]
 """Replicas (id, generation of its health) that a request has failed on."""
@@ -20,19 +23,25 @@ Excluded = set[tuple[str, int]]
 class Ticket:
     """One request's share in its replica's counts; `release` returns it, once."""
 
-    __slots__ = ("_is_released", "_queued", "replica")
+    __slots__ = ("_is_released", "_queued", "expectation", "replica")
 
     def __init__(self, replica: "ReplicaState", uncached_tokens: int) -> None:
         self.replica = replica
+        self.expectation: Expectation | None = None
+        """Blocks that its prefill will make the replica store."""
         self._queued = uncached_tokens
         self._is_released = False
         replica.in_flight += 1
         replica.queued_tokens += uncached_tokens
 
     def first_byte(self) -> None:
-        """The prefill is done: its tokens no longer queue."""
+        """The prefill is done: its tokens no longer queue, and the engine will have told what it stored."""
         self.replica.queued_tokens -= self._queued
         self._queued = 0
+        if self.expectation is not None:
+            index = self.replica.deployment.index
+            asyncio.get_running_loop().call_later(_EVENTS_COME_WITHIN_S, index.settle, self.expectation)
+            self.expectation = None
 
     def release(self) -> None:
         """The request has ended, in whatever way."""
@@ -59,6 +68,16 @@ class ReplicaState:
     """Prompt tokens that its cache was believed to hold when they were sent."""
     health: Health = field(default_factory=Health)
     info: wire.ModelInfo | None = None
+    feed: Feed = field(init=False)
+    is_followed: bool = False
+    """Its KV events are being followed."""
+
+    def __post_init__(self) -> None:
+        self.feed = Feed(self.deployment.index, self.id)
+
+    @property
+    def index_mode(self) -> wire.IndexMode:
+        return self.feed.mode(asyncio.get_running_loop().time())
 
     @property
     def is_candidate(self) -> bool:
@@ -73,7 +92,8 @@ class ReplicaState:
         """One token came out of it; `info` are its facts now."""
         index = self.deployment.index
         if info is not None:
-            if self.info is not None and self.info.engine_epoch != info.engine_epoch:
+            is_other = self.info is not None and self.info.engine_epoch != info.engine_epoch
+            if is_other and self.feed.epoch != info.engine_epoch:
                 index.clear_replica(self.id)
             index.add_replica(self.id, info.kv_capacity_tokens // info.block_size)
         self.info = info
@@ -218,6 +238,10 @@ class Fleet:
                     queued_tokens=replica.queued_tokens,
                     warmth=round(replica.saved_tokens.value(now), 3),
                     url=replica.url,
+                    index_mode=replica.feed.mode(now),
+                    index_blocks=replica.deployment.index.blocks_of(replica.id),
+                    index_problem=replica.feed.problem,
+                    model=replica.info,
                 )
                 for replica in self.replicas()
             ]

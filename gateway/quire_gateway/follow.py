@@ -10,6 +10,7 @@ from quire_api.errors import UserError
 from quire_gateway.discovery import Discovery
 from quire_gateway.fleet import Fleet, ReplicaState
 from quire_gateway.health import probe
+from quire_gateway.kv_follow import follow_events
 from quire_gateway.models import ModelStore
 from quire_gateway.upstream import UpstreamFailure
 
@@ -87,6 +88,9 @@ class Follower:
                 continue
             if not replica.is_removed:
                 replica.became_routable(info)
+                if info is not None and not replica.is_followed:
+                    replica.is_followed = True
+                    self._spawn(follow_events(replica))
                 self.has_answered = True
                 log.info("replica %s of %s is routable", replica.id, table.name)
             return

@@ -19,7 +19,7 @@ from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
 from quire_gateway.pages import Pages
-from quire_gateway.proxy import INDEX_MODE, ForwardRules, Proxy, parse_body
+from quire_gateway.proxy import ForwardRules, Proxy, parse_body
 from quire_gateway.reply import Reply
 from quire_gateway.request import Request
 from quire_gateway.routes import Route, find_route
@@ -60,7 +60,7 @@ class Gateway:
             self._follower.watch,
         )
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
-        self._explainer = Explainer(self.fleet, self._models, INDEX_MODE.decode())
+        self._explainer = Explainer(self.fleet, self._models)
         self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
         self._in_flight = 0
         self._is_idle = asyncio.Event()

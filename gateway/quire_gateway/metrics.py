@@ -1,12 +1,15 @@
 """What the gateway measures, as Prometheus metrics in a registry of its own."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from quire_api.wire import IndexMode
 from quire_gateway.fleet import Fleet
 
 _WHO = ("namespace", "deployment")
+_MODES: tuple[IndexMode, ...] = get_args(IndexMode)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -43,6 +46,18 @@ class Metrics:
         self._routable = self._gauge("replicas_routable", "Replicas that get requests.")
         self._replicas = self._gauge("replicas", "Replicas in the routing table.")
         self._index = self._gauge("index_blocks", "Distinct blocks in the prefix index.")
+        self._index_mode = Gauge(
+            "quire_gateway_index_mode",
+            "1 for how each replica's cache is known: EXACT (told), DEGRADED (a snapshot is awaited), FALLBACK.",
+            (*_WHO, "replica", "mode"),
+            registry=self._registry,
+        )
+        self._replica_blocks = Gauge(
+            "quire_gateway_index_replica_blocks",
+            "Blocks that each replica holds, or is believed to hold.",
+            (*_WHO, "replica"),
+            registry=self._registry,
+        )
         self._stale = Gauge(
             "quire_gateway_routing_table_stale",
             "1 while the newest routing table cannot be used.",
@@ -81,12 +96,18 @@ class Metrics:
         """The exposition text, gauges read from `fleet` now."""
         for gauge in (self._in_flight, self._held, self._routable, self._replicas, self._index):
             gauge.clear()
+        self._index_mode.clear()
+        self._replica_blocks.clear()
         for who, deployment in fleet.deployments.items():
             self._in_flight.labels(*who).set(deployment.in_flight)
             self._held.labels(*who).set(deployment.held)
             self._routable.labels(*who).set(sum(replica.is_candidate for replica in deployment.replicas.values()))
             self._replicas.labels(*who).set(len(deployment.replicas))
             self._index.labels(*who).set(len(deployment.index))
+            for replica in deployment.replicas.values():
+                for mode in _MODES:
+                    self._index_mode.labels(*who, replica.id, mode).set(replica.index_mode == mode)
+                self._replica_blocks.labels(*who, replica.id).set(deployment.index.blocks_of(replica.id))
         self._stale.set(is_table_stale)
         return generate_latest(self._registry)
 

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from quire_api import wire
 from quire_gateway.access_log import Exchange
-from quire_gateway.admission import Bounds, RetryBudget, Wait, admit, authorize, hold, may_use
+from quire_gateway.admission import Bounds, RetryBudget, Wait, admit, authorize, hold, may_use, salt_of
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Pick
 from quire_gateway.errors import Refusal
@@ -26,9 +26,6 @@ from quire_gateway.routes import Route
 from quire_gateway.upstream import UpstreamFailure, request_bytes
 
 log = logging.getLogger(__name__)
-
-INDEX_MODE = b"FALLBACK"
-"""The index is fed by the gateway's own picks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +125,9 @@ class _Life:
             *internal_headers(key),
             (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
         ]
+        self._salt = salt_of(deployment, request.bearer_token(), body)
+        if deployment.table.api_keys:
+            self._headers.append((wire.HEADER_CACHE_SALT.encode(), self._salt.encode()))
 
     async def run(self) -> None:
         """
@@ -146,7 +146,7 @@ class _Life:
             replica = self._deployment.replicas[pick.replica]
             self._note(pick)
             ticket = self._deployment.take(replica, pick.uncached_tokens)
-            choice.expect(replica)
+            ticket.expectation = choice.expect(replica)
             try:
                 if await self._attempt(replica, ticket):
                     return
@@ -169,7 +169,7 @@ class _Life:
         prompt = await self._proxy._models.prompt(request.path, self._body, len(request.body), info)
         self._exchange.prompt_tokens = prompt.count
         self._proxy._metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
-        return prompt
+        return replace(prompt, salt=self._salt)
 
     def _note(self, pick: Pick) -> None:
         exchange = self._exchange
@@ -177,6 +177,7 @@ class _Life:
         exchange.replica = pick.replica
         exchange.reason = pick.reason
         exchange.cached_tokens = pick.cached_tokens
+        exchange.index_mode = self._deployment.replicas[pick.replica].index_mode
         self._proxy._metrics.picked(self._deployment.key, pick.reason)
 
     async def _attempt(self, replica: ReplicaState, ticket: Ticket) -> bool:
@@ -270,7 +271,7 @@ class _Life:
             (wire.HEADER_REPLICA.encode(), replica.id.encode()),
             (wire.HEADER_REASON.encode(), exchange.reason.encode()),
             (wire.HEADER_CACHED_TOKENS.encode(), str(exchange.cached_tokens).encode()),
-            (wire.HEADER_INDEX_MODE.encode(), INDEX_MODE),
+            (wire.HEADER_INDEX_MODE.encode(), exchange.index_mode.encode()),
             (wire.HEADER_ATTEMPTS.encode(), str(exchange.attempts).encode()),
             (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
             *self._wait.headers(),

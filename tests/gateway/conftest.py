@@ -143,6 +143,9 @@ class StubEngine:
             if self.internal_key and seen.headers.get("x-quire-internal-key") != self.internal_key:
                 return self._send(writer, 403, b"{}")
             return self._send(writer, 200, msgspec.json.encode(self.info()))
+        if seen.path == "/internal/v1/kv-events":
+            self.connections -= 1
+            return self._send(writer, 404, b"{}")
         if seen.path == "/internal/v1/tokenizer":
             self.bundle_fetches += 1
             return self._send(writer, 200, self.bundle.pack())
