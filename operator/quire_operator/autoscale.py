@@ -130,7 +130,7 @@ def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> 
     Incomplete data may add replicas and takes none away. `Decision.reason` is shown to the user as it is.
     """
     current = seen.current
-    history = _observed(seen, past, now)
+    history = _observed(seen, law, past, now)
     if len(history.rival_writes) >= RIVALRY_WRITES:
         kept = _within(current, law)
         reason = (
@@ -161,9 +161,10 @@ def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> 
     return Decision(replicas, reason, replace(history, lows=lows, highs=highs, wrote=replicas))
 
 
-def _observed(seen: Load, past: History, now: float) -> History:
+def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History:
     rivals = tuple(at for at in past.rival_writes if now - at < RIVALRY_WINDOW_S)
-    if past.wrote is not None and seen.wanted is not None and seen.wanted != past.wrote:
+    # New bounds move the number too, and are nobody's writing.
+    if past.wrote is not None and seen.wanted is not None and seen.wanted != _within(past.wrote, law):
         rivals += (now,)
     has_changed = seen.ready != past.ready or past.ready_changed_at is None
     return replace(

@@ -264,6 +264,16 @@ class TestRivals:
         assert decision.replicas == wanted
         assert "somebody else changed replicas" in decision.reason
 
+    def test_new_bounds_are_no_rival(self):
+        past = History.empty()
+        for second in range(40):
+            law = ScalingLaw(in_flight_per_replica=1, max_replicas=3 + second % 2)
+            wanted = min(past.wrote or 1, law.max_replicas)
+            decision = desired_replicas(Load(in_flight=100, ready=3, wanted=wanted), law, past, float(second))
+            past = decision.history
+        assert not decision.is_contested
+        assert not past.rival_writes
+
     def test_it_takes_over_again_when_the_other_has_gone(self):
         past = replace(History.empty(), wrote=6, rival_writes=(1.0, 2.0, 3.0))
         assert desired_replicas(Load(in_flight=1, ready=6, wanted=6), PLAIN, past, 100.0).is_contested
