@@ -27,6 +27,14 @@ def root_key(model_revision: str, block_size: int, adapter: str = "", salt: str 
     return sha256(b"".join(parts)).digest()[:KEY_BYTES]
 
 
+def caller_salt(key_digest: bytes, asked: str) -> str:
+    """The salt of a caller with an API key: callers with different keys never meet, nor one's own salts. 32 hex digits.
+
+    key_digest: SHA-256 of the key. asked: the request's own cache_salt, "" for none.
+    """
+    return sha256(key_digest + asked.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of the block that holds `tokens` behind the block `parent`.
 

@@ -3,10 +3,13 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 from quire_api import wire
+from quire_api.blocks import caller_salt
 from quire_gateway.errors import Refusal
 from quire_gateway.fleet import DeploymentState, Excluded
 from quire_gateway.request import Headers
@@ -47,6 +50,13 @@ def authorize(deployment: DeploymentState, token: str) -> None:
         message = "This model needs an API key. Send it as `Authorization: Bearer KEY`."
         raise Refusal(401, "missing_api_key", message)
     raise Refusal(401, "invalid_api_key", "The API key is not valid for this model. Check the key.")
+
+
+def salt_of(deployment: DeploymentState, token: str, body: Mapping[str, Any]) -> str:
+    """What keeps this caller's cached prefixes from others: the API key, where there are keys, and `cache_salt`."""
+    asked = body.get("cache_salt")
+    asked = asked if isinstance(asked, str) else ""
+    return caller_salt(sha256(token.encode()).digest(), asked) if deployment.table.api_keys else asked
 
 
 def admit(deployment: DeploymentState, bounds: Bounds) -> None:

@@ -135,7 +135,7 @@ def _unpack(packed: bytes, digest: str) -> Tokenizer:
 
 def _encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], window: int) -> Prompt:
     tokens = encode_chat(tokenizer, body, window=window)
-    return Prompt(tokens, len(tokens), body.get("cache_salt") or "")
+    return Prompt(tokens, len(tokens))
 
 
 def _encode_completion(tokenizer: Tokenizer, body: Mapping[str, Any], window: int) -> Prompt:
@@ -146,4 +146,4 @@ def _encode_completion(tokenizer: Tokenizer, body: Mapping[str, Any], window: in
         tokenizer.encode(each, add_special_tokens=adds, window=window) if isinstance(each, str) else each
         for each in prompts
     ]
-    return Prompt(encoded[0], sum(len(each) for each in encoded), body.get("cache_salt") or "")
+    return Prompt(encoded[0], sum(len(each) for each in encoded))

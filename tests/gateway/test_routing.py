@@ -1,11 +1,13 @@
 """Where requests go, seen from the engines: prefixes, restarts, salts, discovery."""
 
 import asyncio
+from hashlib import sha256
 
 import msgspec
 import pytest
 
 from quire_api import wire
+from quire_api.blocks import caller_salt
 
 
 def words(start, count):
@@ -46,6 +48,24 @@ async def test_another_salt_shares_nothing(world):
     await ask(world, words(0, 20), extra_body={"cache_salt": "alice"})
     assert (await ask(world, words(0, 20), extra_body={"cache_salt": "bob"}))[2] == 0
     assert (await ask(world, words(0, 20), extra_body={"cache_salt": "alice"}))[2] == 20
+
+
+async def test_api_keys_share_nothing_and_the_engine_is_told_so(make_world, make_engine):
+    engine = await make_engine(internal_key="inner")
+    world = await make_world({"a": engine}, {"internal_key": "inner", "api_keys": ["alice", "bob"]})
+
+    async def cached(key: str, **body: str) -> int:
+        raw = await world.client(key).completions.with_raw_response.create(
+            model="m", prompt=words(0, 20), extra_body=body
+        )
+        return int(raw.headers["x-quire-cached-tokens"])
+
+    assert [await cached("alice"), await cached("bob"), await cached("alice")] == [0, 0, 20]
+    assert [await cached("bob", cache_salt="apart \u20ac"), await cached("bob")] == [0, 20]
+    salts = [seen.headers["x-quire-cache-salt"] for seen in engine.seen]
+    assert salts[0] == salts[2] == caller_salt(sha256(b"alice").digest(), "")
+    assert salts[1] == salts[4] != salts[3]
+    assert len({*salts}) == 3
 
 
 @pytest.mark.parametrize("prompt", [None, 7, {"a": 1}, [[1], "x", None], []])

@@ -100,3 +100,19 @@ async def test_the_engines_refusals_pass(real):
         await real.client().completions.create(model="m", prompt="x", max_tokens=-1)
     with pytest.raises(openai.BadRequestError):
         await real.client().chat.completions.create(model="m", messages=[])
+
+
+async def test_two_api_keys_do_not_see_each_others_cache(make_world, engine_url):
+    world = await make_world({}, {"internal_key": KEY, "api_keys": ["alice", "bob"]})
+    world.table.deployments[0].replicas = [wire.Replica(id="real", url=engine_url)]
+    world.publish()
+    async with asyncio.timeout(240):
+        while world.routable() != {"real"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    async def cached(key: str) -> int:
+        answer = await world.client(key).completions.create(model="m", prompt=[7, 8, 9, 10] * 20, max_tokens=1)
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    assert [await cached("alice"), await cached("bob")] == [0, 0]
+    assert await cached("alice") == await cached("bob") == 64

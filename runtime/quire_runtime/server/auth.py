@@ -17,10 +17,10 @@ _CALLER = "quire.caller"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """is_internal: internal headers are honoured. cache_salt: separates the prefix caches of different keys."""
+    """is_internal: internal headers are honoured. key_digest: SHA-256 of the API key, empty without one."""
 
     is_internal: bool
-    cache_salt: str = ""
+    key_digest: bytes = b""
 
 
 def caller_of(scope: Scope) -> Caller:
@@ -70,7 +70,7 @@ class Auth:
         fits = [compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(fits):
             return Unauthorized("The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.")
-        return Caller(is_internal=False, cache_salt=digest.hex()[:32])
+        return Caller(is_internal=False, key_digest=digest)
 
 
 def _digest(key: bytes) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
+from quire_api.blocks import caller_salt
 from quire_api.openai import PRIORITIES, ChatCompletionRequest, CompletionRequest, InvalidRequest
 from quire_api.sampling import SamplingParams
 from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY
@@ -37,8 +38,8 @@ def begin(
     if caller.is_internal:
         priority = _priority(request.headers.get(HEADER_PRIORITY), priority)
         salt = request.headers.get(HEADER_CACHE_SALT, salt)
-    elif caller.cache_salt:
-        salt = f"{caller.cache_salt}:{salt}"
+    elif caller.key_digest:
+        salt = caller_salt(caller.key_digest, salt)
     return Generation(
         service,
         prompts,
