@@ -77,7 +77,10 @@ class Gateways:
         before, count = self.words, self.count
         self.words, self.count = words_of(reports), len(reports)
         GATEWAYS.set(self.count)
-        changed = {key for key in before.keys() | self.words.keys() if before.get(key) != self.words.get(key)}
+        facts, self.facts = self.facts, self.facts | facts_of(reports)
+        keys = before.keys() | self.words.keys()
+        changed = {key for key in keys if _matters(before.get(key)) != _matters(self.words.get(key))}
+        changed |= {key for key in keys if facts.get(key) != self.facts.get(key)}
         if changed or (count == 0) != (self.count == 0):
             self._on_change(changed if (count == 0) == (self.count == 0) else ())
 
@@ -93,6 +96,17 @@ class Gateways:
         self._addresses = [
             f"http://{f'[{address}]' if ':' in address else address}:{self._port}" for address in addresses if address
         ]
+
+    async def ask_load(self) -> list[wire.GatewayLoad | None]:
+        """The load of every known gateway; None for one that does not answer."""
+        return list(await asyncio.gather(*(self._ask_load(address) for address in self._addresses)))
+
+    async def _ask_load(self, address: str) -> wire.GatewayLoad | None:
+        try:
+            answer = await self._http.get(f"{address}/internal/v1/load", headers=self._headers)
+            return msgspec.json.decode(answer.content, type=wire.GatewayLoad) if answer.is_success else None
+        except (httpx.HTTPError, msgspec.MsgspecError):
+            return None
 
     async def _ask(self, address: str) -> None:
         try:
@@ -110,7 +124,7 @@ def words_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, dict[str, Gatew
     for report in reports:
         for entry in report.replicas:
             mine = words.setdefault(Key(entry.namespace, entry.deployment), {})
-            said = GatewayWord(entry.is_routable, entry.in_flight, entry.reason == "Draining")
+            said = GatewayWord(entry.is_routable, entry.in_flight, entry.reason == "Draining", entry.warmth)
             before = mine.get(entry.replica)
             mine[entry.replica] = said if before is None else _together(before, said)
     return words
@@ -121,4 +135,28 @@ def _together(one: GatewayWord, other: GatewayWord) -> GatewayWord:
         one.is_routable or other.is_routable,
         one.in_flight + other.in_flight,
         one.is_drain_seen and other.is_drain_seen,
+        one.warmth + other.warmth,
     )
+
+
+def facts_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, ModelFacts]:
+    """What the engines say of their models, through whichever gateway has asked them."""
+    facts: dict[Key, ModelFacts] = {}
+    for report in reports:
+        for entry in report.replicas:
+            if entry.model is not None:
+                facts[Key(entry.namespace, entry.deployment)] = ModelFacts(
+                    architecture=entry.model.architecture or None,
+                    parameters=entry.model.num_parameters or None,
+                    context_length=entry.model.max_model_len,
+                    revision=entry.model.model_revision,
+                )
+    return facts
+
+
+def _matters(words: Mapping[str, GatewayWord] | None) -> dict[str, tuple[bool, bool, bool]]:
+    """The part of the words that is worth a look: how busy a pod is counts only at the end of its drain."""
+    return {
+        pod: (word.is_routable, word.is_drain_seen, word.is_drain_seen and word.in_flight == 0)
+        for pod, word in (words or {}).items()
+    }

@@ -14,6 +14,7 @@ import kopf
 
 from quire_api.connection import Connection
 from quire_api.errors import UserError
+from quire_operator.autoscaling import autoscale_for_ever
 from quire_operator.build_pod import Settings
 from quire_operator.config import OperatorConfig
 from quire_operator.gateways import Gateways
@@ -111,16 +112,15 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         ready_flag=listening,
         stop_flag=stop,
     )
-    tasks = {
-        asyncio.create_task(work)
-        for work in (
-            watching,
-            reconciler.run(),
-            gateways.run(),
-            routing.run(),
-            _lead(lease, reconciler, routing, config),
-        )
-    }
+    works = (
+        watching,
+        reconciler.run(),
+        gateways.run(),
+        routing.run(),
+        autoscale_for_ever(kube, store, gateways, reconciler.is_leading),
+        _lead(lease, reconciler, routing, config),
+    )
+    tasks = {asyncio.create_task(work) for work in works}
     ending = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({*tasks, ending}, return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in done if task is not ending and not stop.is_set()]

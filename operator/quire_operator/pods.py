@@ -36,6 +36,8 @@ class GatewayWord:
     in_flight: int
     is_drain_seen: bool
     """Every gateway that knows it sends it nothing new, so its count can only fall."""
+    warmth: float = 0.0
+    """Prompt tokens that its cache has saved of late."""
 
 
 def replicas_of(
@@ -107,6 +109,7 @@ def _replica(key: Key, pod: Manifest, word: GatewayWord | None, now: float) -> R
         ready_at=_seconds(ready.get("lastTransitionTime")) if phase is Phase.READY else None,
         is_routable=is_gate_open(pod) or (word is not None and word.is_routable),
         in_flight=word.in_flight if word and (word.is_drain_seen or not is_draining) else None,
+        warmth=word.warmth if word else None,
         is_draining=is_draining,
         drain_deadline=deadline,
         failures=crashes,

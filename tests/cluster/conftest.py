@@ -81,6 +81,12 @@ class Cluster:
         beside.write_text(json.dumps({"replicas": replicas}))
         beside.replace(self._reports)
 
+    def load(self, deployments: list[dict[str, Any]]) -> None:
+        """What the gateway says of its load from now on."""
+        beside = self._reports.with_name("next-load")
+        beside.write_text(json.dumps({"gateway": "g", "deployments": deployments}))
+        beside.replace(self._reports.with_name("load"))
+
     def route(self, namespace: str, deployment: str, *pods: str, in_flight: int = 0) -> None:
         """Let the gateway say that it got answers through these pods."""
         self.report(

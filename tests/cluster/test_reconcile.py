@@ -160,3 +160,44 @@ def test_the_gateways_table_holds_names_and_keys(cluster, namespace, tiny, soon)
     assert found["internal_key"] == key
     cluster.kubectl("delete", "llmd", "chat", "-n", namespace)
     soon(lambda: entry() is None, "the entry to go")
+
+
+def test_the_scaling_law_wakes_a_sleeping_deployment_for_a_held_request(cluster, namespace, tiny, soon):
+    wish = tiny(replicas=0, autoscaling={"minReplicas": 0, "maxReplicas": 2, "targets": {"inFlightPerReplica": 4}})
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=wish)
+    soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "ScaledToZero"), "ScaledToZero")
+    entry = {
+        "deployment": "tiny",
+        "namespace": namespace,
+        "in_flight": 0,
+        "queued_tokens": 0,
+        "requests": 9,
+        "idle_s": 0.0,
+    }
+    cluster.load([{**entry, "held": 7}])
+    soon(lambda: cluster.get("llmd", "tiny", namespace)["spec"]["replicas"] == 2, "two replicas: 7 / 4")
+    routed(cluster, namespace, soon, 2)
+    soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "Serving"), "Serving")
+    cluster.load([])
+
+
+def test_the_status_tells_what_the_engines_say_of_the_model(cluster, namespace, tiny, soon):
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    (name,) = soon(lambda: pods(cluster, namespace), "a pod")
+    model = {
+        "served_names": ["tiny"],
+        "model_revision": "abc",
+        "block_size": 16,
+        "block_format": 1,
+        "max_model_len": 2048,
+        "tokenizer_digest": "d",
+        "kv_capacity_tokens": 4096,
+        "max_num_seqs": 8,
+        "engine_epoch": "e",
+        "architecture": "LlamaForCausalLM",
+        "num_parameters": 12,
+    }
+    words = {"deployment": "tiny", "namespace": namespace, "replica": name, "is_routable": True, "in_flight": 0}
+    cluster.report([{**words, "model": model}])
+    wanted = {"architecture": "LlamaForCausalLM", "parameters": 12, "contextLength": 2048, "revision": "abc"}
+    soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "the facts")

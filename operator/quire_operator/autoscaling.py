@@ -1,0 +1,52 @@
+"""The scaling law in a cluster: asks the gateways each second and writes `replicas` by the scale subresource."""
+
+import asyncio
+import logging
+import time
+
+from quire_api.v1alpha1 import API_VERSION, KIND
+from quire_operator.gateways import Gateways
+from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
+from quire_operator.pods import replicas_of
+from quire_operator.scaling import Scaler
+from quire_operator.store import Store
+from quire_operator.world import Key
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+
+
+async def autoscale_for_ever(kube: Kube, store: Store, gateways: Gateways, is_leading: asyncio.Event) -> None:
+    """Apply the law to every deployment that has `autoscaling`, while we lead; a new leader begins with no memory."""
+    scaler = Scaler()
+    while True:
+        await asyncio.sleep(EVERY_S)
+        if not is_leading.is_set():
+            scaler = Scaler()
+            continue
+        try:
+            await _step(kube, store, gateways, scaler)
+        except (ApiError, ApiUnavailable, NotLeading) as error:
+            log.warning("scaling: %s", error)
+
+
+async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) -> None:
+    found = [resource.deployment for resource in store.resources.values() if resource.deployment]
+    scaled = {Key.of(deployment): deployment for deployment in found if deployment.spec.autoscaling}
+    if not scaled:
+        return
+    now = time.time()
+    replicas = [
+        replica
+        for key in scaled
+        for replica in replicas_of(
+            key, store.children(key, "Deployment"), store.children(key, "Pod"), gateways.words.get(key, {}), now
+        )
+    ]
+    decisions = scaler.decide(scaled.values(), await gateways.ask_load(), replicas, time.monotonic())
+    for key, decision in decisions.items():
+        if decision.replicas != scaled[key].spec.replicas:
+            change = {"spec": {"replicas": decision.replicas}}
+            await kube.patch(API_VERSION, KIND, key.namespace, key.name, change, "scale")
+            log.info("%s scales %s", key, decision.reason)
