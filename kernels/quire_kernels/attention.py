@@ -16,11 +16,14 @@ def paged_attention(
     scale: float,
     window: int | None,
     out: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
 ) -> Tensor:
     """Query i of a sequence sees its keys j with i - window < j <= i; window None: all up to i.
 
     q [T, Hq, D], last dimension contiguous; caches [blocks, Hkv, block size, D] contiguous, of q's dtype, the step's
     own K and V already stored. Softmax and sums in fp32. Returns [T, Hq, D] contiguous, or fills `out`.
+    With k and v, the step's own keys and values [T, Hkv, D], whole long prompts are spared the way through the cache.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     if q.is_cuda:
@@ -31,6 +34,16 @@ def paged_attention(
     for part in batch.parts or (batch,):
         if part.num_decodes:
             decode_attention(q, k_cache, v_cache, part, scale, window, out)
-        if part.num_decodes < len(part.seq_lens_cpu):
-            prefill_attention(q, k_cache, v_cache, part, scale, window, out)
+        if part.num_decodes == len(part.seq_lens_cpu):
+            continue
+        fresh, rest = [], [part]
+        if k is not None and v is not None and q.is_cuda and q.dtype.itemsize == 2:
+            from quire_kernels import fresh_attention
+
+            if q.shape[2] in fresh_attention.DIMENSIONS and fresh_attention.is_available():
+                fresh, rest = fresh_attention.divide(part, window)
+        for start, end in fresh:
+            fresh_attention.attend(q[start:end], k[start:end], v[start:end], scale, out[start:end])
+        for prefills in rest:
+            prefill_attention(q, k_cache, v_cache, prefills, scale, window, out)
     return out

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -126,7 +127,7 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
         windows += [1, 300]
     for number, ((kind, spans), (q_heads, kv_heads, dim)) in enumerate(itertools.product(mixes.items(), heads)):
         dtypes = [fp32, bf16, fp16] if full else [fp32, fp32, fp16][number % 3 : number % 3 + 1]
-        blocks = [16, 32, 64, 8] if full and kind == "mixed" else [[16, 32, 16, 8][number % 4]]
+        blocks = [16, 32, 64, 8] if full and kind == "mixed" else [[16, 64, 32, 8][number % 4]]
         for dtype, window, block_size in itertools.product(dtypes, windows, blocks):
             name = f"{kind} attention {q_heads}/{kv_heads}x{dim} window {window} blocks of {block_size} {dtype}"
             yield (
@@ -142,6 +143,11 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
     if full:
         yield "decode attention in a CUDA graph, replayed at other lengths", _run_graph
+        for dtype, dim in itertools.product((bf16, fp16), (64, 128)):
+            yield (
+                f"attention of whole long prompts x{dim} {dtype}".replace("torch.", ""),
+                partial(_run_fresh, dim, dtype),
+            )
 
 
 def _run(
@@ -189,6 +195,17 @@ def _run_alone(spans: list[tuple[int, int]], device: torch.device) -> float:
     return 0.0
 
 
+def _run_fresh(dim: int, dtype: torch.dtype, device: torch.device) -> float:
+    spans = [(900, 1), (0, 2500), (0, 700), (100, 2300), (0, 2048), (0, 2049), (3, 20)]
+    batch, blocks = make_batch(spans, 16, device)
+    q, k_cache, v_cache = tensors(batch, blocks, 6, 2, dim, dtype, device)
+    places = batch.slots // 16, slice(None), batch.slots % 16
+    k, v = k_cache[places], v_cache[places]
+    out = torch.full(q.shape, torch.nan, dtype=dtype, device=device)
+    paged_attention(q, k_cache, v_cache, batch, dim**-0.5, None, out, k=k, v=v)
+    return expect_close(out, plain_attention(q, k_cache, v_cache, batch, dim**-0.5, None).cpu())
+
+
 def _run_graph(device: torch.device) -> float:
     width, capacity = 24, 4096
     longest, blocks = make_batch([(capacity - 1, 1)] * width, 16, device, spare_columns=0)
@@ -196,7 +213,7 @@ def _run_graph(device: torch.device) -> float:
     paged_attention(q, k_cache, v_cache, longest, 0.1, None)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = paged_attention(q, k_cache, v_cache, longest, 0.1, None)
+        out = paged_attention(q, k_cache, v_cache, replace(longest, layouts={}), 0.1, None)
     worst = 0.0
     for seed in range(3):
         lens = torch.randint(1, capacity, (width,), generator=torch.Generator().manual_seed(seed)).int()

@@ -44,7 +44,7 @@ class DecodeWork:
 
 def split_keys(sequences: int) -> int:
     """Keys of one split."""
-    return 128 if sequences <= 16 else 1024
+    return 128 if sequences <= 16 else 768
 
 
 def decode_attention(
@@ -165,13 +165,13 @@ def _decode_kernel(
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
         table = tables + sequence * table_stride
-        cells = kv_head * cache_head + (places % SIZE) * cache_slot
         # The table is read a tile ahead, so that reading keys and values never waits for it.
         ahead = tl.load(table + (start + places) // SIZE, mask=start + places < end, other=0)
         for first in range(start, end, KEYS):
             at = first + places
             held = (at < end)[:, None] & (dims < DIM)[None, :]
-            offsets = (ahead.to(tl.int64) * cache_block + cells)[:, None] + dims[None, :]
+            cells = ahead.to(tl.int64) * cache_block + kv_head * cache_head + (at % SIZE) * cache_slot
+            offsets = cells[:, None] + dims[None, :]
             ahead = tl.load(table + (at + KEYS) // SIZE, mask=at + KEYS < end, other=0)
             keys = tl.load(k_cache + offsets, mask=held, other=0.0)
             values = tl.load(v_cache + offsets, mask=held, other=0.0)

@@ -37,7 +37,7 @@ PREFILL = {
 }
 # Rows are the heads of a group, padded to 16.
 DECODE = {
-    ("cuda", 2, 128): Tile(16, 64, 4, 3),
+    ("cuda", 2, 128): Tile(16, 32, 2, 3, 6),
     ("cuda", 2, 256): Tile(16, 32, 4, 2),
     ("cuda", 4, 128): Tile(16, 32, 4, 2),
     ("cuda", 4, 256): Tile(16, 16, 4, 1),

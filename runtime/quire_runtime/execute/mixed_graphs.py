@@ -20,7 +20,9 @@ SEQUENCES = (1, 4, 16, 64, 256)
 @dataclass(frozen=True, slots=True)
 class MixedSlots:
     """A padded batch of n sequences on the device, int32: rows, contexts, draw_rows, draw_positions [n], starts
-    [n + 1], turn [1]. What a sequence draws is recorded at its draw row and position: the spare row where it does not draw."""
+    [n + 1], turn [1]. What a sequence draws is recorded at its draw row and position; the spare row's where it does
+    not draw.
+    """
 
     rows: Tensor
     contexts: Tensor

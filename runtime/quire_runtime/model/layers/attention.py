@@ -44,5 +44,5 @@ class Attention:
             k_norm=self.k_norm,
             eps=self.eps,
         )
-        attended = paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window)
+        attended = paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window, k=k, v=v)
         return self.output(attended.flatten(1))
