@@ -1,9 +1,12 @@
 """What the pages and examples say is what the code does."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter
 from typer.main import get_command
 
 from quire import reference
@@ -11,11 +14,12 @@ from quire.main import app
 from quire.serve import settings_fields
 from quire_api import wire
 from quire_gateway.routes import _TABLE
+from quire_runtime import server
 from quire_runtime.engine.process import REJECTION_CODES
-from quire_runtime.server import chat, completions, status, tokenize
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "http-api.md").read_text()
+NO_ROUTES = APIRouter()
 SOURCES = [*(ROOT / "gateway").rglob("*.py"), *(ROOT / "runtime/quire_runtime/server").glob("*.py")]
 
 
@@ -27,12 +31,12 @@ def test_generated_pages_are_fresh(page: str) -> None:
 def test_every_path_is_in_the_page() -> None:
     served = {
         (method, route.path.replace(":path}", "}"))
-        for room in (chat, completions, status, tokenize)
-        for route in room.router.routes
+        for room in pkgutil.iter_modules(server.__path__)
+        for route in getattr(importlib.import_module(f"{server.__name__}.{room.name}"), "router", NO_ROUTES).routes
         for method in route.methods
     }
     served |= {(method, path) for path, (methods, _) in _TABLE.items() for method in methods}
-    told = set(re.findall(r"(GET|POST) (/[\w/{}.]*)", API))
+    told = set(re.findall(r"(GET|POST) (/[\w/{}.-]*)", API))
     assert {entry for entry in served if entry[0] != "HEAD"} == told
 
 
