@@ -25,7 +25,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     temperature 0 is greedy; top_k 0 or -1, top_p 1 and min_p 0 switch their filter off. `max_tokens=None` means up to
     the model's window. `logprobs=k` returns the k likeliest tokens beside the chosen one at each position; the
-    distribution reported is the model's own, before penalties and temperature.
+    distribution reported is the model's own, before penalties and temperature. `stop` may be one text; None for a list
+    means none.
 
     Raises:
         InvalidSampling: a value is outside its range.
@@ -53,8 +54,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            self.stop = [self.stop]
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        self.stop_token_ids = list(self.stop_token_ids or ())
         self._whole("n", 1, MAX_CHOICES)
         self._real("temperature", 0.0, 100.0)
         self._real("top_p", 0.0, 1.0, open_low=True)
