@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import httpx
 import openai
@@ -9,6 +10,18 @@ import pytest
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "tiny", "prompt": "hi"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_leaks(server):
+    """After every bad request of this page no request is in flight and no block is held."""
+    yield
+    names = ("quire:http_requests_in_flight", "vllm:num_requests_running", "quire:kv_blocks_used")
+    deadline = time.monotonic() + 60
+    while held := {name: value for name in names if (value := server.metric(name))}:
+        assert time.monotonic() < deadline, held
+        time.sleep(0.05)
+
 
 BAD_CHATS = {
     "no messages": ({"model": "tiny"}, "messages is required", "messages"),
