@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from quire.up import run_up
+from quire.up.state import StateDir
+from quire_api.errors import UserError
+
 STAND_INS = Path(__file__).parent / "stand_ins.py"
 DEADLINE_S = 90.0
 
@@ -280,6 +284,39 @@ def test_nothing_outlives_a_killed_up(up):
     up.wait(lambda: not up.pids())
 
 
+@pytest.mark.parametrize("delay_s", [0.0, 0.002, 0.005, 0.01, 0.02])
+def test_ending_in_the_middle_of_a_start_leaves_nothing(up, delay_s):
+    up.write(replicas=4)
+    up.start()
+    while "gateway at" not in up.output():
+        assert up.process.poll() is None
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    assert up.end(signal.SIGTERM) in (0, -signal.SIGTERM), up.output()
+    deadline = time.monotonic() + DEADLINE_S
+    while up.pids():
+        assert time.monotonic() < deadline, up.pids()
+        time.sleep(0.05)
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nothing(up):
+    up.write()
+    up.start()
+    up.wait(lambda: up.serves(1))
+    in_the_way = up.state / f".routing-table.json.{up.process.pid}"
+    in_the_way.mkdir()
+    up.write(replicas=2)
+    up.wait(lambda: "routing-table.json cannot be written" in up.output())
+    (engine,) = list(up.pids("engine"))[:1]
+    os.kill(engine, signal.SIGKILL)
+    up.wait(lambda: "starts again" in up.output())
+    in_the_way.rmdir()
+    up.wait(lambda: up.serves(2))
+    assert len(up.table()["replicas"]) == 2
+    assert up.end() == 0
+    assert not up.pids()
+
+
 class TestRefusedAtTheStart:
     def refusal(self, up, port: int = 0) -> str:
         up.start(port)
@@ -314,6 +351,23 @@ class TestRefusedAtTheStart:
     def test_a_secret_that_is_not_in_the_file(self, up):
         up.write(more="access: {apiKeysSecretRef: {name: keys}}")
         assert "spec.access.apiKeysSecretRef: add the Secret keys to the file" in self.refusal(up)
+
+    @pytest.mark.parametrize("port", [-1, 65536, 10**30])
+    def test_a_port_that_is_none(self, up, port):
+        up.write()
+        assert self.refusal(up, port) == f"quire: {port} is no port; use --port with 1 to 65535, or 0 for a free one\n"
+
+    @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.invalid", "a" * 70])
+    def test_a_host_that_is_not_ours(self, up, host):
+        up.write()
+        with pytest.raises(UserError, match="is no address of this machine"):
+            run_up(up.file, host=host, port=0, state_dir=up.state)
+
+    def test_a_state_folder_on_a_full_disk(self, up):
+        up.state.mkdir()
+        (up.state / "lock").symlink_to("/dev/full")
+        with pytest.raises(UserError, match="cannot be used for state: "):
+            StateDir.open(up.state)
 
     def test_a_port_in_use(self, up):
         up.write()

@@ -1,6 +1,7 @@
 """`quire up FILE.yaml`: from a resource file to an endpoint on this machine."""
 
 import asyncio
+import errno
 import socket
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from rich.console import Console
 from quire.up.commands import Programs
 from quire.up.display import Display
 from quire.up.gpus import Gpus, devices_of_this_machine
-from quire.up.replica import free_port
 from quire.up.session import Options, Session
 from quire.up.state import StateDir, default_state_dir
 from quire.up.wish import Wish
@@ -55,20 +55,24 @@ async def _serve(options: Options, wish: Wish, state: StateDir, display: Display
 
 
 def _usable_port(host: str, port: int) -> int:
+    if not 0 <= port <= 65535:
+        raise UserError(f"{port} is no port; use --port with 1 to 65535, or 0 for a free one")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except OSError:
-        raise UserError(f"{host} is no address of this machine; use --host 127.0.0.1 or --host 0.0.0.0") from None
-    if port == 0:
-        return free_port(host)
+    except (OSError, UnicodeError):
+        raise _no_address(host) from None
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OverflowError:
-            raise UserError(f"{port} is no port; use --port with 1 to 65535") from None
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _no_address(host) from None
             raise PortInUse(
                 f"port {port} of {host} cannot be used: {error.strerror}; stop what listens there, or use --port"
             ) from None
-    return port
+        return int(probe.getsockname()[1])
+
+
+def _no_address(host: str) -> UserError:
+    return UserError(f"{host} is no address of this machine; use --host 127.0.0.1 or --host 0.0.0.0")

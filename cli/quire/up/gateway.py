@@ -41,13 +41,18 @@ class GatewayProcess:
         delay = RESTART_FIRST_S
         while not self._is_stopping:
             began = time.monotonic()
-            self._child = await Child.start(self._argv, self._log, environment=self._environment)
-            await self._child.exited.wait()
+            try:
+                self._child = await Child.start(self._argv, self._log, environment=self._environment)
+            except OSError as error:
+                how = f"cannot be started: {error.strerror}"
+            else:
+                await self._child.exited.wait()
+                how = self._child.how_it_ended()
             if self._is_stopping:
                 return
             if time.monotonic() - began > STABLE_AFTER_S:
                 delay = RESTART_FIRST_S
-            self._announce(f"the gateway {self._child.how_it_ended()}; it starts again in {delay:.1f} s")
+            self._announce(f"the gateway {how}; it starts again in {delay:.1f} s")
             await asyncio.sleep(delay)
             delay = min(delay * 2, RESTART_LONGEST_S)
 

@@ -81,15 +81,18 @@ class Session:
             for task in done - {ending}:
                 task.result()
         finally:
+            self._ending.set()
             for task in deciding:
                 task.cancel()
+            # What a decision was starting must be known before it can be ended.
+            await asyncio.gather(*deciding, return_exceptions=True)
             await self._end()
             for task in (*tasks, ending):
                 task.cancel()
-            await asyncio.gather(*tasks, *deciding, ending, return_exceptions=True)
+            await asyncio.gather(*tasks, ending, return_exceptions=True)
 
     async def _reconcile_for_ever(self) -> None:
-        while True:
+        while not self._ending.is_set():
             self.world.changed.clear()
             nap = LONGEST_NAP_S
             try:
@@ -98,14 +101,17 @@ class Session:
                     nap = min(decision.wake_at - time.time(), nap)
             except OSError as error:
                 self._display.announce(f"{self._state.path} cannot be written: {error.strerror}; trying again")
+            # Not wait_for: in Python 3.11 it forgets a cancellation that comes together with the change.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.world.changed.wait(), max(nap, 0.01))
+                async with asyncio.timeout(max(nap, 0.01)):
+                    await self.world.changed.wait()
 
     async def _reconcile(self) -> Decision:
         wish = self._wish
         decision = decide(list(wish.deployments.values()), await self.world.observe(), time.time())
         for intention in decision.intentions:
             await self.world.apply(intention)
+        self.world.publish()
         before = {key: deployment.status for key, deployment in wish.deployments.items()}
         for key, status in decision.statuses.items():
             wish.deployments[key] = wish.deployments[key].model_copy(update={"status": status})
@@ -116,7 +122,7 @@ class Session:
         return decision
 
     async def _scale_for_ever(self) -> None:
-        while True:
+        while not self._ending.is_set():
             try:
                 await self._scaling.step(self._wish.deployments)
             except OSError as error:
@@ -151,7 +157,8 @@ class Session:
         self._display.announce("ending: requests in flight may finish; press Ctrl-C again to end at once")
         await self._gateway.stop()
         await self.world.close()
-        self._state.write_status([], self._options.file, "")
+        with contextlib.suppress(OSError):
+            self._state.write_status([], self._options.file, "")
         self._display.announce("everything has stopped")
 
     def _on_signal(self) -> None:

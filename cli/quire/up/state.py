@@ -56,18 +56,19 @@ class StateDir:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / _LOCK).open("a+")
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be used for state: {error.strerror}; give another with --state-dir"
-            ) from None
+            raise _unusable(path, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise AlreadyRunning(
                 f"another `quire up` already works in {path}; stop it, or give another folder with --state-dir"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError as error:
+            raise _unusable(path, error) from None
         state = cls(path.resolve(), lock)
         try:
             state_root().mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,10 @@ class StateDir:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be used for state: {error.strerror}; give another with --state-dir")
 
 
 def write_atomically(path: Path, text: str | bytes, mode: int = 0o644) -> None:

@@ -67,6 +67,7 @@ class LocalWorld:
         self._http = httpx.AsyncClient(trust_env=False, timeout=HEALTH_TIMEOUT_S)
         self._stops: set[asyncio.Task[None]] = set()
         self._written = b""
+        self._cannot_write = False
         self._checks: dict[str, asyncio.Task[None]] = {}
 
     async def observe(self) -> Observed:
@@ -156,14 +157,24 @@ class LocalWorld:
                 replica.child.kill()
 
     def publish(self) -> None:
-        """Write the routing table if it changed: ready replicas of every route, draining ones marked."""
+        """Write the routing table if it changed: ready replicas of every route, draining ones marked.
+
+        Where it cannot be written the gateway goes on by the old one; call again.
+        """
         table = wire.RoutingTable(
             deployments=[self._deployment(key, route) for key, route in sorted(self._routes.items())]
         )
         data = msgspec.json.encode(table)
         if data != self._written:
-            write_atomically(self._state.routing_table, data, mode=0o600)
+            try:
+                write_atomically(self._state.routing_table, data, mode=0o600)
+            except OSError as error:
+                if not self._cannot_write:
+                    self._announce(f"{self._state.routing_table} cannot be written: {error.strerror}; trying again")
+                self._cannot_write = True
+                return
             self._written = data
+            self._cannot_write = False
 
     def _deployment(self, key: Key, route: Route) -> wire.Deployment:
         secret = self.secrets.get((key.namespace, route.api_keys_secret or ""))
