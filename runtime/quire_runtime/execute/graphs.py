@@ -62,7 +62,9 @@ class DecodeGraphs:
         words = HEADER + 3 * self.sizes[-1]
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
-        self._tokens = torch.zeros(depth + 1, self.sizes[-1], dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=device)
+        # What runs for a capture must not touch tokens that are still on their way to the host.
+        self._capture_turn = depth + 1
         self._stream = torch.cuda.Stream(device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._asked: set[int] = set()
@@ -95,7 +97,7 @@ class DecodeGraphs:
     def capture(self, size: int) -> None:
         """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
         inputs = np.full(HEADER + 3 * size, -1, np.int32)
-        inputs[:HEADER] = 0
+        inputs[:HEADER] = self._capture_turn
         inputs[HEADER : HEADER + size] = self._tables.spare
         inputs[HEADER + size : HEADER + 2 * size] = 0
         self._inputs[: len(inputs)] = torch.from_numpy(inputs)

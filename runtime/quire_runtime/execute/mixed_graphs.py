@@ -53,11 +53,14 @@ class MixedGraphs:
     def __init__(self, forward: Forward, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
         self._forward = forward
         self._tables = tables
-        self.sequences = [n for n in SEQUENCES if n <= max_num_seqs]
+        most = min(max_num_seqs, SEQUENCES[-1])
+        self.sequences = [*(n for n in SEQUENCES if n < most), most]
         words = HEADER + 5 * self.sequences[-1] + 1
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
-        self._tokens = torch.zeros(depth + 1, self.sequences[-1], dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(depth + 2, self.sequences[-1], dtype=torch.int32, device=device)
+        # What runs for a capture must not touch tokens that are still on their way to the host.
+        self._capture_turn = depth + 1
         self._stream = torch.cuda.Stream(device)
         self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._asked: set[tuple[int, int, bool]] = set()
@@ -91,6 +94,7 @@ class MixedGraphs:
     def _capture(self, tokens: int, size: int, has_decodes: bool) -> None:
         """Record the graph over a batch of padding; it runs once before, so that every kernel is compiled."""
         inputs = np.zeros(HEADER + 5 * size + 1, np.int32)
+        inputs[0] = self._capture_turn
         inputs[HEADER : HEADER + size] = inputs[HEADER + 2 * size : HEADER + 3 * size] = self._tables.spare
         self._inputs[: len(inputs)] = torch.from_numpy(inputs)
         slots = self._slots(size)
