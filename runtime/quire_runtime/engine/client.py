@@ -117,7 +117,7 @@ class AsyncEngineClient:
         self._failure: Exception | None = None
         self._is_closing = False
         self._heard_at: float | None = None
-        self._kv = KVFanOut(lambda is_on: self._send_soon(WatchKV(is_on)))
+        self._kv = KVFanOut(lambda number: self._send_soon(WatchKV(number)))
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []

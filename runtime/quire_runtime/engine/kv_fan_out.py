@@ -1,6 +1,7 @@
 """The front end's side of the KV events: one engine's frames to every gateway that listens."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Callable
 
 from quire_runtime.engine.messages import KVFrames
@@ -31,13 +32,14 @@ class _Listener:
 class KVFanOut:
     """Belongs to one event loop.
 
-    watch: tells the engine to send a snapshot and from there on every change (True), or to stop (False).
+    watch: has the engine send a snapshot that bears a number, and from there on every change; 0: stop.
     """
 
-    def __init__(self, watch: Callable[[bool], None]) -> None:
+    def __init__(self, watch: Callable[[int], None]) -> None:
         self._watch = watch
         self._listeners: set[_Listener] = set()
-        self._is_asked = False
+        self._numbers = itertools.count(1)
+        self._awaited = 0
         self._is_closed = False
 
     async def listen(self) -> AsyncGenerator[bytes, None]:
@@ -46,23 +48,27 @@ class KVFanOut:
             return
         listener = _Listener()
         self._listeners.add(listener)
-        if not self._is_asked:
-            self._is_asked = True
-            self._watch(True)
+        if not self._awaited:
+            self._awaited = next(self._numbers)
+            self._watch(self._awaited)
         try:
             while (data := await listener.get()) is not None:
                 yield data
         finally:
             self._listeners.discard(listener)
             if not self._listeners and not self._is_closed:
-                self._is_asked = False
-                self._watch(False)
+                self._awaited = 0
+                self._watch(0)
 
     def publish(self, frames: KVFrames) -> None:
-        if frames.is_snapshot:
-            self._is_asked = False
+        is_snapshot = frames.number > 0
+        if is_snapshot:
+            # Between a snapshot asked for by listeners that have left and one asked for since, changes are missing.
+            if frames.number != self._awaited:
+                return
+            self._awaited = 0
         for listener in list(self._listeners):
-            if listener.has_snapshot == frames.is_snapshot:
+            if listener.has_snapshot == is_snapshot:
                 continue
             listener.has_snapshot = True
             listener.put(frames.frames)

@@ -27,6 +27,7 @@ class KVPublisher:
         block_size: int,
         capacity: int,
         post: Callable[[Callable[[], FromEngine]], None],
+        heartbeat_s: float = kv_events.HEARTBEAT_S,
     ) -> None:
         self._log = log
         self._keys = keys
@@ -34,23 +35,17 @@ class KVPublisher:
         self._block_size = block_size
         self._capacity = capacity
         self._post = post
+        self._heartbeat_s = heartbeat_s
         self._sequence = 0
         self._posted_at = 0.0
 
-    def watch(self, is_on: bool) -> None:
-        """Somebody (else) wants a snapshot and what follows it, or nobody wants anything any more."""
-        if not is_on:
-            self._log.is_on = False
-            self._log.take()
-            return
+    def watch(self, number: int) -> None:
+        """Somebody (else) wants a snapshot, known to him by `number`, and what follows it; 0: nobody wants anything."""
         self.turn()
-        if not self._log.is_on:
-            # What changed unwatched is in no batch: whoever holds an older snapshot must see a gap.
-            self._sequence += 1
-            self._log.is_on = True
-        self._send(
-            partial(_snapshot, self._epoch, self._sequence, self._block_size, self._capacity, tuple(self._keys()))
-        )
+        self._log.is_on = number > 0
+        if number:
+            keys = tuple(self._keys())
+            self._send(partial(_snapshot, number, self._epoch, self._sequence, self._block_size, self._capacity, keys))
 
     def turn(self) -> None:
         """Called once a turn of the loop."""
@@ -60,23 +55,25 @@ class KVPublisher:
         if operations:
             self._sequence += 1
             self._send(partial(_change, kv_events.Batch(self._epoch, self._sequence, operations)))
-        elif time.monotonic() - self._posted_at >= kv_events.HEARTBEAT_S:
+        elif time.monotonic() - self._posted_at >= self._heartbeat_s:
             self._send(partial(_change, kv_events.Heartbeat(self._epoch, self._sequence)))
 
     @property
     def due_in_s(self) -> float:
         """Time until the loop must turn again, so that a heartbeat is not late."""
         if not self._log.is_on:
-            return kv_events.HEARTBEAT_S
-        return min(max(self._posted_at + kv_events.HEARTBEAT_S - time.monotonic(), 0.0), kv_events.HEARTBEAT_S)
+            return self._heartbeat_s
+        return min(max(self._posted_at + self._heartbeat_s - time.monotonic(), 0.0), self._heartbeat_s)
 
     def _send(self, make: Callable[[], FromEngine]) -> None:
         self._posted_at = time.monotonic()
         self._post(make)
 
 
-def _snapshot(epoch: str, sequence: int, block_size: int, capacity: int, keys: tuple[bytes, ...]) -> KVFrames:
-    return KVFrames(kv_events.pack_snapshot(epoch, sequence, block_size, capacity, keys), is_snapshot=True)
+def _snapshot(
+    number: int, epoch: str, sequence: int, block_size: int, capacity: int, keys: tuple[bytes, ...]
+) -> KVFrames:
+    return KVFrames(kv_events.pack_snapshot(epoch, sequence, block_size, capacity, keys), number)
 
 
 def _change(frame: kv_events.Frame) -> KVFrames:

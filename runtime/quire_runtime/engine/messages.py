@@ -32,9 +32,9 @@ class Drain(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class WatchKV(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """Send a KVFrames snapshot and from there on every change of the prefix index; or, with `is_on` false, stop."""
+    """Send a KVFrames snapshot that bears `number`, and from there on every change of the prefix index; 0: stop."""
 
-    is_on: bool
+    number: int
 
 
 ToEngine = AddRequest | AbortRequests | Drain | WatchKV
@@ -153,10 +153,10 @@ class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class KVFrames(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """Whole frames of quire_api.kv_events, as they go to gateways; a snapshot goes to those who wait for one."""
+    """Whole frames of quire_api.kv_events, as they go to gateways: the snapshot asked for by `number`, or changes (0)."""
 
     frames: bytes
-    is_snapshot: bool = False
+    number: int = 0
 
 
 FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames

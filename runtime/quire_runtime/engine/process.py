@@ -166,8 +166,8 @@ class Loop:
                     self._engine.abort(handle)
             case Drain():
                 self._engine.drain()
-            case WatchKV(is_on=is_on):
-                self._kv.watch(is_on)
+            case WatchKV(number=number):
+                self._kv.watch(number)
 
     def _add(self, message: AddRequest) -> None:
         try:
