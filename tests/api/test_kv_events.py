@@ -1,5 +1,6 @@
 """The frames of the KV event stream, held to vectors that any other implementation can be held to as well."""
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_vectors_in_order_are_one_history() -> None:
 def test_it_does_not_matter_how_the_stream_is_cut(cuts: list[int]) -> None:
     reader, frames = FrameReader(), []
     edges = [0, *sorted(cuts), len(STREAM)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         frames += reader.read(STREAM[start:end])
     assert b"".join(map(kv_events.pack, frames)) == STREAM
 
