@@ -58,7 +58,7 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     kv_cache_memory: Bytes | None = Field(None, gt=0, description="Memory of the KV cache, for example 8Gi.")
     num_gpu_blocks_override: int | None = Field(None, ge=2, description="Exact number of KV-cache blocks.")
-    max_num_seqs: int = Field(256, ge=1, description="Most sequences in one step.")
+    max_num_seqs: int = Field(256, ge=1, le=16384, description="Most sequences in one step.")
     max_num_batched_tokens: int = Field(8192, ge=1, description="Most tokens in one step.")
     max_num_queued_reqs: int = Field(
         2048, ge=1, description="Most requests that wait for their first step; more are refused with status 429."

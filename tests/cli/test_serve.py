@@ -66,6 +66,8 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str):
         (["m", "--dtype", "int3"], "dtype"),
         (["m", "--max-model-len", "many"], "max_model_len"),
         (["m", "--default-chat-template-kwargs", "{"], "not JSON"),
+        (["m", "--api-key", ""], "api_key"),
+        (["m", "--max-num-seqs", "99999999"], "max_num_seqs"),
     ],
 )
 def test_wrong_values_are_one_sentence(arguments: list[str], says: str):

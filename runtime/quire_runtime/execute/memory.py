@@ -63,7 +63,7 @@ def plan_memory(
     """Blocks and window for the memory there is; `weights` and `workspace` in bytes, already taken or measured.
 
     Raises:
-        DoesNotFit: not even one sequence of the window asked for has room.
+        DoesNotFit: not even one sequence of the window asked for has room, or more was asked for by hand than there is.
     """
     size = config.block_size
     block = block_bytes(model.num_layers, model.num_kv_heads, size, model.head_dim, dtype)
@@ -94,6 +94,12 @@ def plan_memory(
                 f"{need / GiB:.2f} GiB of KV cache, but {left / GiB:.2f} of {total / GiB:.1f} GiB are left for it. "
                 "Lower max_model_len, raise kv_cache_memory or use a machine with more memory."
             )
+    if num_blocks * block > total - weights:
+        raise DoesNotFit(
+            f"{config.model}: a KV cache of {num_blocks} blocks needs {num_blocks * block / GiB:.2f} GiB, but beside "
+            f"the weights there are {max(total - weights, 0) / GiB:.2f} GiB. Lower kv_cache_memory or "
+            "num_gpu_blocks_override."
+        )
     return MemoryPlan(total, weights, workspace, reserve, block, num_blocks, window, size)
 
 

@@ -68,6 +68,13 @@ def test_sizes_given_by_hand_are_taken(facts, available):
     assert "99 blocks of 16 = 1584 tokens" in plan(facts, kv_cache_memory="1200Ki").table()
 
 
+@pytest.mark.parametrize("settings", [{"kv_cache_memory": "900Ti"}, {"num_gpu_blocks_override": 10**12}])
+def test_more_than_there_is_is_refused_also_by_hand(facts, available, settings):
+    available(1 * GiB)
+    with pytest.raises(DoesNotFit, match=r"beside the weights there are 1\.00 GiB"):
+        plan(facts, **settings)
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("8Gi", 8 * GiB), ("8GiB", 8 * GiB), ("1.5Mi", 3 * 2**19), ("500M", 500 * 10**6), (77, 77)]
 )
