@@ -52,8 +52,8 @@ def fetch_model(
     parsed = parse_source(source, revision)
     match parsed:
         case LocalSource(path):
-            if not path.is_dir():
-                state = "is not a directory" if path.exists() else "does not exist"
+            if not os.path.isdir(path):
+                state = "is not a directory" if os.path.exists(path) else "does not exist"
                 raise WeightsNotFound(
                     f"The model directory {path} {state}. For a model of the Hub write hf://org/name."
                 )

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a ready engine, with the seconds each phase took."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def load(config: EngineConfig) -> Loaded:
 
 def model_directory(config: EngineConfig) -> Path:
     """The local directory of the model; fetched first where the source is remote."""
-    if Path(config.model).is_dir():
+    if os.path.isdir(config.model):
         return Path(config.model)
     from quire_runtime.agent.fetch import fetch_model
 

@@ -15,7 +15,7 @@ class ServerConfig(BaseModel):
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     served_model_name: list[str] = Field([], description="Names clients may ask for; by default the model as given.")
-    api_key: list[str] = Field(
+    api_key: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="Keys that clients must send one of; with one set, all but probes and metrics need it."
     )
     internal_key: str = Field(

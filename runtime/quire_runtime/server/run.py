@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
@@ -96,22 +97,7 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
     app = create_app(None, None, config)
     service: Service = app.state.service
     stop = StopSignal()
-    http = HttpServer(
-        uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_level=config.uvicorn_log_level,
-            access_log=not config.disable_access_log,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=LAST_WORDS_S,
-            ssl_certfile=config.ssl_certfile,
-            ssl_keyfile=config.ssl_keyfile,
-            server_header=False,
-        )
-    )
+    http = HttpServer(_http_config(app, config))
     logging.getLogger("uvicorn.access").addFilter(NoProbes())
     answering = asyncio.create_task(http.serve(sockets=[listener]), name="http")
     address, port = listener.getsockname()[:2]
@@ -138,6 +124,35 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
         await answering
 
 
+def _http_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+    """
+    Raises:
+        UserError: the certificate or its key cannot be used.
+    """
+    loaded = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level=config.uvicorn_log_level,
+        access_log=not config.disable_access_log,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_WORDS_S,
+        ssl_certfile=config.ssl_certfile,
+        ssl_keyfile=config.ssl_keyfile,
+        server_header=False,
+    )
+    try:
+        loaded.load()
+    except OSError as error:
+        raise UserError(
+            f"The certificate {config.ssl_certfile} or its key cannot be used ({error.strerror or error}). "
+            "Check --ssl-certfile and --ssl-keyfile."
+        ) from None
+    return loaded
+
+
 async def _run_engine(config: EngineConfig, service: Service, clients: list[AsyncEngineClient]) -> None:
     """Start the engine, attach it, and watch it until it dies.
 
@@ -158,7 +173,7 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
 
 
 def _model_directory(config: EngineConfig) -> Path:
-    if Path(config.model).is_dir():
+    if os.path.isdir(config.model):
         return Path(config.model)
     from quire_runtime.agent.fetch import fetch_model
 

@@ -210,6 +210,22 @@ def test_a_port_in_use_is_one_line(server, tmp_path):
     assert json.loads((tmp_path / "why").read_text())["reason"] == "CannotListen"
 
 
+def test_a_certificate_that_is_not_there_is_one_line(model_directory, tmp_path):
+    flags = ("--host", "127.0.0.1", "--port", "0", "--ssl-certfile", "/nowhere.pem")
+    ended = start_and_wait(str(model_directory), *flags, log=tmp_path / "why")
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines() == [
+        "quire: The certificate /nowhere.pem or its key cannot be used (No such file or directory). "
+        "Check --ssl-certfile and --ssl-keyfile."
+    ]
+
+
+def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
+    ended = start_and_wait("/x" * 3000, "--host", "127.0.0.1", "--port", "0", log=tmp_path / "why")
+    assert ended.returncode == 2, ended.stderr[-2000:]
+    assert ended.stderr.strip().splitlines()[-1].startswith("quire: The model directory /x")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says", "reason"),
     [
