@@ -1,6 +1,7 @@
 """The weight files of a model directory."""
 
 import json
+import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,10 @@ class PickleShard:
         self.path = path
         try:
             held = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise MalformedModel(
+                f"{path} is truncated or damaged, or holds more than tensors. Download it again as safetensors."
+            ) from error
         except Exception as error:
             raise _damaged(path, error) from error
         if not isinstance(held, dict) or not all(isinstance(item, Tensor) for item in held.values()):
