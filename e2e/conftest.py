@@ -125,13 +125,23 @@ def cluster() -> Iterator[Cluster]:
         cluster.kubectl("apply", "-f", str(SOURCES / "manifests" / "coredns.yaml"))
         cluster.kubectl("create", "namespace", SYSTEM)
         cluster.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
-        flags = [f"--set-string={name}={value}" for name, value in IMAGES.items() if value not in ("true", "false")]
-        flags += [f"--set={name}={value}" for name, value in IMAGES.items() if value in ("true", "false")]
-        cluster.helm("install", "quire", str(CHART), "-n", SYSTEM, "--wait", "--timeout=3m", *flags)
+        _install(cluster)
         yield cluster
     finally:
         if os.environ.get("QUIRE_KEEP_CLUSTER") != "1":
             teardown.down(layout)
+
+
+@pytest.fixture
+def install(cluster: Cluster) -> Callable[[], None]:
+    """Installs the chart again."""
+    return lambda: _install(cluster)
+
+
+def _install(cluster: Cluster) -> None:
+    flags = [f"--set={name}={value}" for name, value in IMAGES.items() if value in ("true", "false")]
+    flags += [f"--set-string={name}={value}" for name, value in IMAGES.items() if value not in ("true", "false")]
+    cluster.helm("install", "quire", str(CHART), "-n", SYSTEM, "--wait", "--timeout=3m", *flags)
 
 
 @pytest.fixture

@@ -1,52 +1,7 @@
 """From an applied resource to tokens, and everything that happens to replicas while requests flow."""
 
-import json
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
-
-
-def apply(cluster, resource) -> None:
-    cluster.kubectl("apply", "-f", "-", given=resource)
-
-
-def serve(cluster, namespace, soon, resource) -> str:
-    """Apply, wait until Ready; the served name."""
-    apply(cluster, resource)
-    name = resource["metadata"]["name"]
-    wanted = resource["spec"].get("replicas", 1)
-    soon(lambda: cluster.get("llmd", name, namespace).get("status", {}).get("readyReplicas") == wanted, "replicas")
-    soon(lambda: cluster.ready(name, namespace)[0] == "True", "Ready")
-    return resource["spec"]["model"]["servedNames"][0]
-
-
-@contextmanager
-def load(cluster, model, tmp_path, clients=3):
-    """Streams while the block runs; afterwards the box holds how many were answered and what failed."""
-    stop = tmp_path / "stop"
-    command = [*cluster.layout.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
-    process = subprocess.Popen(
-        [*command, cluster.gateway, model, str(clients), str(stop)], stdout=subprocess.PIPE, text=True
-    )
-    seen: dict = {}
-    try:
-        yield seen
-        stop.touch()
-        seen |= json.loads(process.communicate(timeout=180)[0])
-    finally:
-        process.kill()
-        process.wait()
-
-
-def ask(cluster, model) -> str:
-    body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 8, "stream": True})
-    return cluster.run(
-        *("curl", "-sN", "--max-time", "100", f"{cluster.gateway}/completions"),
-        *("-H", "content-type: application/json", "-d", body),
-    )
+from scenario import apply, ask, load, serve
 
 
 def test_helm_install_then_apply_then_a_stream_through_the_service(cluster, namespace, tiny, soon):
