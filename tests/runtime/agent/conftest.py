@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import boto3
 import httpx
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
@@ -49,6 +49,7 @@ class FakeHub:
         """The next answer with a body longer than this ends there, without a word."""
         self.claimed_size: int | None = None
         """Size that the listing gives for the weights, whatever they are."""
+        self.claimed_sha256: str | None = None
         self.tokens_seen_by_cdn = False
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         hub = self
@@ -110,7 +111,7 @@ class FakeHub:
         size = self.claimed_size if self.claimed_size and name.endswith(".safetensors") else len(content)
         entry = {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(content).hexdigest()}
         if name.endswith(".safetensors"):
-            sha = hashlib.sha256(content).hexdigest()
+            sha = self.claimed_sha256 or hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"oid": sha, "sha256": sha, "size": size, "pointerSize": 130}
         return entry
 
@@ -286,6 +287,11 @@ class Link:
         return self._open.wait(120)
 
 
+@pytest.fixture
+def make_link() -> Callable[[int], Link]:
+    return Link
+
+
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
     """Address of moto's S3 server."""
@@ -349,10 +355,10 @@ def bucket(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 20 MiB, which only root can mount."""
+    """A file system of 24 MiB, which only root can mount."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     yield place
