@@ -20,6 +20,7 @@ MERGE_KEYS = {
     "spec.schedulingGates": "name",
     "spec.topologySpreadConstraints": "topologyKey",
     "spec.volumes": "name",
+    "spec.volumes.ephemeral.volumeClaimTemplate.metadata.ownerReferences": "uid",
     **{
         f"spec.{containers}.{field}": key
         for containers in ("containers", "ephemeralContainers", "initContainers")
@@ -36,7 +37,7 @@ MERGE_KEYS = {
 REPLACED_WHOLE = frozenset({"spec.volumes", "spec.resourceClaims"})
 """Lists whose elements keep only the fields of the patch (patch strategy retainKeys): a volume has one source."""
 
-MERGED_SETS = frozenset({"metadata.finalizers"})
+MERGED_SETS = frozenset({"metadata.finalizers", "spec.volumes.ephemeral.volumeClaimTemplate.metadata.finalizers"})
 
 
 class BadTemplate(ValueError):
