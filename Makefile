@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu crds docs env e2e cluster-up cluster-down clean
+.PHONY: help demo test lint format bench-cpu crds docs env e2e cluster-build cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 CLUSTER := PYTHONPATH=e2e $(BIN)/python -m cluster
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: $(STAMP) ## create .venv with everything installed
 
@@ -55,6 +55,8 @@ docs: $(STAMP) ## write the pages of docs/ that come from the code
 
 e2e: .quire/bin/.built $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
 	$(BIN)/pytest e2e
+
+cluster-build: .quire/bin/.built ## Kubernetes and its tools from Go modules: minutes the first time, seconds after
 
 cluster-up: .quire/bin/.built $(STAMP) ## a real one-node Kubernetes in a network namespace
 	$(CLUSTER) up
