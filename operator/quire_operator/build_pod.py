@@ -20,9 +20,16 @@ NOTICE_S = 5
 """From a pod's deletion to SIGTERM: gateways and endpoints see it go before it turns requests away."""
 MARGIN_S = 10
 """From the end of the drain to SIGKILL."""
+FETCH_S = 6 * 3600
+"""What fetching may take before the kubelet tries anew."""
+DOCKER_CONFIG = "/registry"
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "accessKeyId", "AWS_SECRET_ACCESS_KEY": "secretAccessKey"}
 STARTUP_S = 3600
 """What loading may take before the kubelet tries anew."""
-SOURCES_IN_PODS = ("file://", "hf://", "pvc://")
+AGENT = "agent"
+AGENT_PORT = 8001
+FETCHED = ("hf://", "s3://", "oci://")
+"""Sources that the agent brings into the pod before the engine starts."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,13 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "initContainers": [_agent(deployment, settings)] if _is_fetched(deployment) else [],
         "containers": [_engine(deployment, drain_s, settings)],
         "volumes": [
             {"name": "cache", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
             *([{"name": "shm", "emptyDir": {"medium": "Memory"}}] if gpus else []),
-            *_model_volume(deployment.spec.model.source),
+            *_model_volumes(deployment),
         ],
         "topologySpreadConstraints": [
             {
@@ -75,6 +83,8 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
             }
         ],
     }
+    if not spec["initContainers"]:
+        del spec["initContainers"]
     if settings.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
     if gpus:
@@ -90,13 +100,13 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
 
 
 def model_location(source: str) -> str:
-    """What the engine loads: a path in the container, or the hf:// source as it is."""
+    """The path in the container that the engine loads."""
     if source.startswith("file://"):
         return source.removeprefix("file://")
     if source.startswith("pvc://"):
         _, path = _claim_and_path(source)
         return f"{MODELS}/{path}".rstrip("/")
-    return source
+    return MODELS
 
 
 def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Manifest:
@@ -106,7 +116,7 @@ def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Ma
     mounts = [{"mountPath": CACHE, "name": "cache"}, {"mountPath": "/tmp", "name": "tmp"}]
     if spec.resources.gpus:
         mounts.append({"mountPath": "/dev/shm", "name": "shm"})
-    if spec.model.source.startswith("pvc://"):
+    if not spec.model.source.startswith("file://"):
         mounts.append({"mountPath": MODELS, "name": "model", "readOnly": True})  # type: ignore[dict-item]
     return {
         "name": ENGINE,
@@ -126,15 +136,78 @@ def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Ma
         "livenessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 10},
         "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
         "resources": _resources(deployment, settings.gpu_resource),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _confined(),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
+    """A native sidecar: the engine starts once its startup probe holds, and it outlives an engine that crashes."""
+    model = deployment.spec.model
+    flags = ["--source", model.source, "--destination", MODELS, "--port", str(AGENT_PORT)]
+    if model.revision is not None:
+        flags += ["--revision", model.revision]
+    mounts: list[Manifest] = [
+        {"mountPath": MODELS, "name": "model"},
+        {"mountPath": CACHE, "name": "cache"},
+        {"mountPath": "/tmp", "name": "tmp"},
+    ]
+    if model.auth is not None and model.source.startswith("oci://"):
+        mounts.append({"mountPath": DOCKER_CONFIG, "name": "registry", "readOnly": True})
+    return {
+        "name": AGENT,
+        "restartPolicy": "Always",
+        "image": settings.engine_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "quire_runtime.agent"],
+        "args": flags,
+        "env": _agent_environment(deployment),
+        "ports": [{"containerPort": AGENT_PORT, "name": "agent", "protocol": "TCP"}],
+        "startupProbe": {
+            "httpGet": {"path": "/healthz", "port": "agent"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": FETCH_S,
+        },
+        "securityContext": _confined(),
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _agent_environment(deployment: LLMDeployment) -> list[Manifest]:
+    model = deployment.spec.model
+    environment: list[Manifest] = [
+        {"name": TERMINATION_LOG, "value": "/dev/termination-log"},
+        {"name": "HOME", "value": CACHE},
+        {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
+        {"name": "PYTHONUNBUFFERED", "value": "1"},
+    ]
+    if model.auth is None:
+        return environment
+    if model.source.startswith("oci://"):
+        return [*environment, {"name": "DOCKER_CONFIG", "value": DOCKER_CONFIG}]
+    keys = {"HF_TOKEN": "token"} if model.source.startswith("hf://") else S3_KEYS
+    secret = model.auth.secret_ref.name
+    return environment + [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        for variable, key in keys.items()
+    ]
+
+
+def _confined() -> Manifest:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _is_fetched(deployment: LLMDeployment) -> bool:
+    return deployment.spec.model.source.startswith(FETCHED)
 
 
 def _environment(deployment: LLMDeployment) -> list[Manifest]:
@@ -151,9 +224,6 @@ def _environment(deployment: LLMDeployment) -> list[Manifest]:
     if spec.resources.cpu is not None:
         cores = max(ceil(quantity_value(spec.resources.cpu)), 1)
         environment.append({"name": "OMP_NUM_THREADS", "value": str(cores)})
-    if spec.model.auth is not None and spec.model.source.startswith("hf://"):
-        token = {"secretKeyRef": {"name": spec.model.auth.secret_ref.name, "key": "token"}}
-        environment.append({"name": "HF_TOKEN", "valueFrom": token})
     return environment
 
 
@@ -171,11 +241,18 @@ def _resources(deployment: LLMDeployment, gpu_resource: str) -> Manifest:
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
-def _model_volume(source: str) -> list[dict[str, Any]]:
-    if not source.startswith("pvc://"):
+def _model_volumes(deployment: LLMDeployment) -> list[dict[str, Any]]:
+    model = deployment.spec.model
+    if model.source.startswith("pvc://"):
+        claim, _ = _claim_and_path(model.source)
+        return [{"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
+    if not _is_fetched(deployment):
         return []
-    claim, _ = _claim_and_path(source)
-    return [{"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
+    volumes: list[dict[str, Any]] = [{"name": "model", "emptyDir": {}}]
+    if model.auth is not None and model.source.startswith("oci://"):
+        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        volumes.append({"name": "registry", "secret": {"secretName": model.auth.secret_ref.name, "items": items}})
+    return volumes
 
 
 def _claim_and_path(source: str) -> tuple[str, str]:

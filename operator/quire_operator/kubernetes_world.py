@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from quire_api.v1alpha1 import LLMDeployment
 from quire_operator.build import LABEL_REVISION, revision_deployment, standing_objects
-from quire_operator.build_pod import ROUTABLE_GATE, SOURCES_IN_PODS, Settings
+from quire_operator.build_pod import ROUTABLE_GATE, Settings
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, Kube
 from quire_operator.merge import BadTemplate, Manifest
@@ -214,10 +214,6 @@ class KubernetesWorld:
             if refused[0] == self._wish() and time.monotonic() < refused[1]:
                 return refused[2]
             self._memory.refused = None
-        if not spec.model.source.startswith(SOURCES_IN_PODS):
-            scheme = spec.model.source.split("://")[0]
-            known = ", ".join(SOURCES_IN_PODS)
-            return Finding("SourceNotSupported", f"model.source: {scheme}:// cannot be served yet; use one of {known}")
         for path, reference in (
             ("access.apiKeysSecretRef", spec.access.api_keys_secret_ref),
             ("model.auth.secretRef", spec.model.auth.secret_ref if spec.model.auth else None),

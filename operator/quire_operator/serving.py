@@ -16,7 +16,7 @@ def serve_flags(deployment: LLMDeployment, location: str, host: str, port: int, 
     argv += ["--served-model-name", *deployment.served_names]
     argv += ["--disable-access-log", "--shutdown-timeout", f"{shutdown_timeout_s:g}"]
     argv += ["--device", engine.device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
-    if spec.model.revision is not None:
+    if spec.model.revision is not None and location.startswith("hf://"):
         argv += ["--revision", spec.model.revision]
     if engine.max_model_len is not None:
         argv += ["--max-model-len", str(engine.max_model_len)]

@@ -201,3 +201,9 @@ def test_the_status_tells_what_the_engines_say_of_the_model(cluster, namespace, 
     cluster.report([{**words, "model": model}])
     wanted = {"architecture": "LlamaForCausalLM", "parameters": 12, "contextLength": 2048, "revision": "abc"}
     soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "the facts")
+
+
+def test_a_fetched_model_has_an_agent_beside_the_engine(cluster, namespace, tiny, soon):
+    (name,) = serve(cluster, namespace, soon, tiny(model={"source": "hf://Qwen/Qwen3-0.6B"}))
+    (agent,) = cluster.get("pod", name, namespace)["spec"]["initContainers"]
+    assert (agent["name"], agent["restartPolicy"]) == ("agent", "Always")

@@ -42,11 +42,15 @@ def test_the_api_server_refuses_with_a_sentence(cluster, namespace, tiny, spec, 
         ),
         ({"engine": {"device": "auto"}, "resources": {"gpus": 1}}, "GpuUnavailable", "resources.gpus"),
         ({"resources": {"memory": "900Ti"}}, "InsufficientResources", "Insufficient memory"),
-        ({"model": {"source": "s3://bucket/model"}}, "SourceNotSupported", "s3://"),
+        (
+            {"model": {"source": "hf://a/b", "auth": {"secretRef": {"name": "nohub"}}}},
+            "SecretNotFound",
+            "spec.model.auth.secretRef: the Secret nohub does not exist",
+        ),
         ({"model": {"source": "pvc://weights/tiny"}}, "WeightsNotFound", "volume claim weights does not exist"),
         ({"access": {"apiKeysSecretRef": {"name": "nokeys"}}}, "SecretNotFound", "nokeys"),
     ],
-    ids=["template", "field", "gpu", "memory", "source", "claim", "secret"],
+    ids=["template", "field", "gpu", "memory", "auth", "claim", "secret"],
 )
 def test_the_ready_condition_names_the_reason(cluster, namespace, tiny, soon, spec, reason, words):
     apply(cluster, namespace, tiny(**spec))

@@ -23,6 +23,8 @@ WISHES = {
         "replicas": 2,
         "rollout": {"drainTimeout": "2m"},
     },
+    "registry": {"model": {"source": "oci://registry.example/models/tiny:1", "auth": {"secretRef": {"name": "pull"}}}},
+    "bucket": {"model": {"source": "s3://models/tiny", "auth": {"secretRef": {"name": "s3"}}}},
     "claim-and-template": {
         "model": {"source": "pvc://weights/qwen3"},
         "podTemplate": {
@@ -82,7 +84,10 @@ def test_own_containers_satisfy_the_restricted_standard(name):
     assert engine["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert engine["securityContext"]["allowPrivilegeEscalation"] is False
     assert engine["securityContext"]["readOnlyRootFilesystem"] is True
-    assert all(set(v) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for v in spec["volumes"])
+    assert all(set(v) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "secret"} for v in spec["volumes"])
+    for agent in spec.get("initContainers", []):
+        assert agent["restartPolicy"] == "Always"
+        assert agent["securityContext"] == engine["securityContext"]
     assert spec["automountServiceAccountToken"] is False
 
 
@@ -107,7 +112,7 @@ def test_labels_that_select_pods_cannot_be_overwritten():
     ("source", "location"),
     [
         ("file:///models/tiny", "/models/tiny"),
-        ("hf://Qwen/Qwen3-8B", "hf://Qwen/Qwen3-8B"),
+        ("hf://Qwen/Qwen3-8B", "/models"),
         ("pvc://weights", "/models"),
         ("pvc://weights/a/b/", "/models/a/b"),
     ],
