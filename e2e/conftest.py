@@ -191,14 +191,13 @@ def tiny(namespace: str) -> Callable[..., dict[str, Any]]:
 
     def make(name: str = "tiny", **spec: Any) -> dict[str, Any]:
         model = {"source": f"file://{REPOSITORY}/models/quire-tiny", "servedNames": [f"{name}-{namespace}"]}
+        model |= spec.pop("model", {})
+        mounts = [{"name": "repository", "mountPath": str(REPOSITORY), "readOnly": True}]
+        is_fetched = not model["source"].startswith("file://")
         template = {
             "spec": {
-                "containers": [
-                    {
-                        "name": "engine",
-                        "volumeMounts": [{"name": "repository", "mountPath": str(REPOSITORY), "readOnly": True}],
-                    }
-                ],
+                "initContainers": [{"name": "agent", "volumeMounts": mounts}] if is_fetched else [],
+                "containers": [{"name": "engine", "volumeMounts": mounts}],
                 "volumes": [
                     {"name": "repository", "persistentVolumeClaim": {"claimName": "repository", "readOnly": True}}
                 ],
@@ -209,7 +208,7 @@ def tiny(namespace: str) -> Callable[..., dict[str, Any]]:
             "kind": "LLMDeployment",
             "metadata": {"name": name, "namespace": namespace},
             "spec": {
-                "model": {**model, **spec.pop("model", {})},
+                "model": model,
                 "engine": {
                     "device": "cpu",
                     "maxModelLen": 512,

@@ -55,10 +55,11 @@ def test_a_killed_container_comes_back(cluster, namespace, tiny, soon):
     ("spec", "reason"),
     [
         ({"model": {"source": "file:///no/such/model"}}, "WeightsNotFound"),
+        ({"model": {"source": "hf://nobody/nothing"}}, "SourceUnreachable"),
         ({"engine": {"extraArgs": ["--no-such-flag"]}}, "EngineExited"),
         ({"engine": {"device": "auto"}, "resources": {"gpus": 1}}, "GpuUnavailable"),
     ],
-    ids=["path", "flag", "gpu"],
+    ids=["path", "hub", "flag", "gpu"],
 )
 def test_what_is_wrong_shows_its_reason_and_heals(cluster, namespace, tiny, soon, spec, reason):
     apply(cluster, tiny(**spec))
