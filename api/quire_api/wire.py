@@ -182,5 +182,7 @@ class RouteExplanation(msgspec.Struct, kw_only=True):
     chosen: str = ""
     """Empty: no replica can take it, so it would be held."""
     reason: str = ""
+    miss: str = ""
+    """Why the chosen replica has no more of the prompt cached; empty if it has all of it."""
     replicas: list[ReplicaScore] = []
     """Candidates by cost, then the others."""

@@ -33,6 +33,8 @@ class Exchange(msgspec.Struct):
     attempts: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    miss: str = ""
+    """Why no more of the prompt was cached there; empty if all of it was."""
     index_mode: str = ""
     """How the replica's cache was known when it was chosen: EXACT, DEGRADED or FALLBACK."""
     queue_ms: float = 0.0

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from quire_api import blocks
+from quire_api.wire import ModelInfo
 from quire_gateway.cost import Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, candidate
 from quire_gateway.index import Expectation
+from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
 
 
@@ -21,6 +23,15 @@ class Chain:
         for key in self._rest:
             self._known.append(key)
             yield key
+
+    def at(self, depth: int) -> bytes | None:
+        """The key of one block; None beyond the last."""
+        while len(self._known) <= depth:
+            key = next(self._rest, None)
+            if key is None:
+                return None
+            self._known.append(key)
+        return self._known[depth]
 
     def all(self) -> list[bytes]:
         """Every key of the chain."""
@@ -42,13 +53,42 @@ class Choice:
         candidates = [candidate(replica, cached.get(replica.id, 0)) for replica in replicas]
         return self._deployment.policy.pick(self._prompt.count, candidates)
 
+    def miss(self, pick: Pick) -> str:
+        """Why `pick`'s replica has no more of the prompt's full blocks cached; empty if it has them all.
+
+        `elsewhere` (another replica of the same model has more), `evicted` (lately, at some replica), `other_salt`,
+        `other_model`, `other_block_size` (it was sent, but they may not share), `unknown` (not tokenised), or `novel`.
+        """
+        deployment, tokens = self._deployment, self._prompt.tokens
+        replica = deployment.replicas[pick.replica]
+        chain = self._chain(replica)
+        if chain is None or replica.info is None:
+            return "unknown" if self._prompt.count else ""
+        missing = chain.at(pick.cached_tokens // replica.info.block_size)
+        if missing is None:
+            return ""
+        warmer = [score.replica for score in pick.scores if score.cached_tokens > pick.cached_tokens]
+        if any(self._chain(deployment.replicas[name]) is chain for name in warmer):
+            return "elsewhere"
+        if missing in deployment.index.removed:
+            return "evicted"
+        if pick.cached_tokens:
+            return "novel"
+        return deployment.beginnings.difference(tokens, self._namespace(replica.info)) or "novel"
+
     def expect(self, replica: ReplicaState) -> Expectation | None:
         """Index the whole prompt at `replica`, which is about to compute it: twins of a cold prefix meet there.
 
         To be settled once it is computed, or will not be.
         """
         chain = self._chain(replica)
-        return None if chain is None else self._deployment.index.expect(replica.id, chain.all())
+        if chain is None or replica.info is None:
+            return None
+        self._deployment.beginnings.add(self._prompt.tokens, self._namespace(replica.info))
+        return self._deployment.index.expect(replica.id, chain.all())
+
+    def _namespace(self, info: ModelInfo) -> Namespace:
+        return Namespace(info.model_revision, info.block_size, self._prompt.salt)
 
     def _cached_tokens(self, replicas: Sequence[ReplicaState]) -> dict[str, int]:
         sharing: dict[tuple[str, int], list[str]] = {}

@@ -55,8 +55,9 @@ class Explainer:
         # Tokenising took its time; who is a candidate is asked again, as the data plane does.
         replicas = deployment.candidates(set())
         if replicas:
-            pick = Choice(deployment, prompt).pick(replicas)
-            told.chosen, told.reason = pick.replica, pick.reason
+            choice = Choice(deployment, prompt)
+            pick = choice.pick(replicas)
+            told.chosen, told.reason, told.miss = pick.replica, pick.reason, choice.miss(pick)
             told.index_mode = deployment.replicas[pick.replica].index_mode
             told.replicas = [_scored(score, deployment) for score in sorted(pick.scores, key=lambda score: score.cost)]
         told.replicas += _others(deployment, replicas)

@@ -11,6 +11,7 @@ from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
 from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
+from quire_gateway.misses import Beginnings
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.upstream import UpstreamPool
 
@@ -108,6 +109,7 @@ class DeploymentState:
         self.table = table
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
+        self.beginnings = Beginnings()
         self.policy: Policy = POLICIES[table.policy]()
         self.load = LoadMeter(asyncio.get_running_loop().time())
         self.held = 0

@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
+from quire_gateway.misses import Removed
+
 _MOST_MASKS = 4096
 
 
@@ -51,6 +53,8 @@ class PrefixIndex:
         self._replicas: dict[str, _Holder] = {}
         self._names: dict[int, str] = {}
         self._masks: dict[int, int] = {}
+        self.removed = Removed()
+        """What replicas have evicted lately."""
 
     def __len__(self) -> int:
         """Distinct blocks known."""
@@ -130,12 +134,18 @@ class PrefixIndex:
         if not holder.is_exact:
             self.insert(replica, keys)
             return None
-        expected = holder.expected
-        room = holder.capacity - len(expected)
-        fresh = [key for key in keys if key not in holder.stored][: max(room, 0)]
-        for key in fresh:
-            expected[key] = expected.get(key, 0) + 1
-            self._set(key, holder.bit)
+        stored, expected = holder.stored, holder.expected
+        fresh = []
+        for key in keys:
+            if key in stored:
+                continue
+            count = expected.get(key, 0)
+            if not count:
+                if len(expected) >= holder.capacity:
+                    break
+                self._set(key, holder.bit)
+            expected[key] = count + 1
+            fresh.append(key)
         return Expectation(replica, fresh) if fresh else None
 
     def settle(self, expectation: Expectation) -> None:
@@ -201,6 +211,7 @@ class PrefixIndex:
             raise OutOfStep("blocks are removed that were never stored")
         holder.stored.difference_update(keys)
         self._release(holder, keys)
+        self.removed.add(keys)
 
     def clear(self, replica: str) -> None:
         """`replica` holds nothing any more; what is on its way there will be stored all the same."""
@@ -260,8 +271,9 @@ class PrefixIndex:
             return
         stored, guessed = holder.stored, holder.guessed
         while len(stored) + len(guessed) > holder.capacity:
-            key = stored.pop() if stored else guessed.popitem(last=False)[0]
-            self._release(holder, (key,))
+            keys = (stored.pop() if stored else guessed.popitem(last=False)[0],)
+            self._release(holder, keys)
+            self.removed.add(keys)
 
     def _set(self, key: bytes, bit: int) -> None:
         mask = self._holders.get(key)

@@ -31,6 +31,7 @@ class Metrics:
         self._requests = self._counter("requests", "Requests answered, by status code.", "code")
         self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
         self._picks = self._counter("picks", "Choices of a replica, by reason.", "reason")
+        self._misses = self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens sent to replicas.")
@@ -85,6 +86,9 @@ class Metrics:
 
     def picked(self, who: tuple[str, str], reason: str) -> None:
         self._picks.labels(*who, reason).inc()
+
+    def missed(self, who: tuple[str, str], reason: str) -> None:
+        self._misses.labels(*who, reason).inc()
 
     def retried(self, who: tuple[str, str], cause: str) -> None:
         self._retries.labels(*who, cause).inc()

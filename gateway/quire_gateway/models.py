@@ -5,6 +5,7 @@ equal files share one.
 """
 
 import asyncio
+from array import array
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,7 +144,15 @@ def _encode_completion(tokenizer: Tokenizer, body: Mapping[str, Any], window: in
     prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     adds = body.get("add_special_tokens", True)
     encoded = [
-        tokenizer.encode(each, add_special_tokens=adds, window=window) if isinstance(each, str) else each
+        tokenizer.encode(each, add_special_tokens=adds, window=window) if isinstance(each, str) else _token_ids(each)
         for each in prompts
     ]
     return Prompt(encoded[0], sum(len(each) for each in encoded))
+
+
+def _token_ids(given: Any) -> list[int]:
+    """`given`, if it is what blocks can be hashed of."""
+    if not isinstance(given, list):
+        raise TypeError("token ids come as a list")
+    array("I", given)
+    return given

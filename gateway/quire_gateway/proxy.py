@@ -144,7 +144,7 @@ class _Life:
                 self._chosen_at = self._loop.time()
             pick = choice.pick(replicas)
             replica = self._deployment.replicas[pick.replica]
-            self._note(pick)
+            self._note(pick, choice.miss(pick))
             ticket = self._deployment.take(replica, pick.uncached_tokens)
             ticket.expectation = choice.expect(replica)
             try:
@@ -171,14 +171,17 @@ class _Life:
         self._proxy._metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
         return replace(prompt, salt=self._salt)
 
-    def _note(self, pick: Pick) -> None:
+    def _note(self, pick: Pick, miss: str) -> None:
         exchange = self._exchange
         exchange.attempts += 1
         exchange.replica = pick.replica
         exchange.reason = pick.reason
         exchange.cached_tokens = pick.cached_tokens
         exchange.index_mode = self._deployment.replicas[pick.replica].index_mode
+        exchange.miss = miss
         self._proxy._metrics.picked(self._deployment.key, pick.reason)
+        if miss:
+            self._proxy._metrics.missed(self._deployment.key, miss)
 
     async def _attempt(self, replica: ReplicaState, ticket: Ticket) -> bool:
         """Whether the request is over; otherwise it may be sent to another replica.

@@ -160,7 +160,9 @@ class Histories(RuleBasedStateMachine):
             self.expectations.append(expectation)
         self.index.insert("other", self.chain(tokens))
         cached = self.index.match(self.chain(tokens), ["r", "other"])
-        assert cached == {"r": len(tokens) // SIZE, "other": len(tokens) // SIZE}, "twins of a cold prefix meet"
+        assert cached["other"] == len(tokens) // SIZE
+        if len({key for expectation in self.expectations for key in expectation.keys}) < CAPACITY:
+            assert cached["r"] == len(tokens) // SIZE, "twins of a cold prefix meet"
 
     @precondition(lambda self: self.expectations)
     @rule(which=st.integers(0, 99))

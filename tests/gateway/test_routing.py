@@ -68,7 +68,10 @@ async def test_api_keys_share_nothing_and_the_engine_is_told_so(make_world, make
     assert len({*salts}) == 3
 
 
-@pytest.mark.parametrize("prompt", [None, 7, {"a": 1}, [[1], "x", None], []])
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 7, {"a": 1}, [[1], "x", None], [], [1, "x"] * 20, [-1] * 20, [2**32] * 20, {str(n): n for n in range(20)}],
+)
 async def test_prompts_that_only_the_engine_can_judge_reach_it(world, prompt):
     async with world.http() as http:
         answer = await http.post("/v1/completions", json={"model": "m", "prompt": prompt})

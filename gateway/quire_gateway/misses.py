@@ -1,0 +1,63 @@
+"""Why a prompt's prefix was not cached where it went: small memories of what was, bounded and allowed to forget."""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_SLOTS = 1 << 16
+_MOST_BEGINNINGS = 4096
+_BEGINNING_TOKENS = 16
+
+
+class Removed:
+    """The block keys removed lately: a table in which later ones take the places of earlier ones."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q", bytes(8 * _SLOTS))
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        hashes = self._hashes
+        for key in keys:
+            hashed = hash(key)
+            hashes[hashed & (_SLOTS - 1)] = hashed
+
+    def __contains__(self, key: bytes) -> bool:
+        hashed = hash(key)
+        return self._hashes[hashed & (_SLOTS - 1)] == hashed
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """What must be equal for two prompts to share blocks."""
+
+    model_revision: str
+    block_size: int
+    salt: str
+
+
+class Beginnings:
+    """Under which namespace prompts that begin alike were last sent."""
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[int, Namespace] = OrderedDict()
+
+    def add(self, tokens: Sequence[int], namespace: Namespace) -> None:
+        key = self._key(tokens)
+        self._last[key] = namespace
+        self._last.move_to_end(key)
+        if len(self._last) > _MOST_BEGINNINGS:
+            self._last.popitem(last=False)
+
+    def difference(self, tokens: Sequence[int], namespace: Namespace) -> str:
+        """What kept such a prompt from sharing: `other_model`, `other_block_size`, `other_salt`; empty for nothing."""
+        last = self._last.get(self._key(tokens), namespace)
+        if last.model_revision != namespace.model_revision:
+            return "other_model"
+        if last.block_size != namespace.block_size:
+            return "other_block_size"
+        return "other_salt" if last.salt != namespace.salt else ""
+
+    @staticmethod
+    def _key(tokens: Sequence[int]) -> int:
+        return hash(tuple(tokens[:_BEGINNING_TOKENS]))
