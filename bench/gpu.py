@@ -6,7 +6,7 @@
 Workloads (bench/workloads.py): w1 and w1b throughput; w2 one request; w3 long prompts (--max-model-len 16384); w4 a
 shared prefix; w5 decode steps at several batch sizes. Greedy, end-of-sequence ignored, dummy weights in bf16, prompts
 as token ids. A repetition changes the ids; the prefix cache is emptied before each, unless the workload is about it.
-Every workload is run once before it is timed. A line's wall_s is read on the host around one call with all requests.
+Every workload is run twice before it is timed. A line's wall_s is read on the host around one call with all requests.
 """
 
 import argparse
@@ -127,8 +127,8 @@ class Bench:
 
     def series(self, name: str, make: Callable[[int], Requests], reps: int, warm: bool = True) -> float:
         """The median of `reps` repetitions."""
-        if warm:
-            self.timed(make(WARM_UP))
+        for rep in range(WARM_UP, WARM_UP + 2) if warm else ():
+            self.timed(make(rep))
         walls = []
         for rep in range(reps):
             requests = make(rep)
@@ -161,7 +161,9 @@ class Bench:
     def w5(self, reps: int) -> None:
         """Step times: wall(128 tokens out) - wall(1 token out), prompts not cached and cached."""
         for batch in W5_BATCHES:
-            self.timed(workloads.w5(batch, WARM_UP, 128))
+            for rep in (WARM_UP, WARM_UP, WARM_UP + 1, WARM_UP + 1):
+                for count in (128, 1):
+                    self.timed(workloads.w5(batch, rep, count), reset=count == 128)
             walls: dict[str, list[float]] = {name: [] for name in ("full", "cached_full", "cached_first", "first")}
             for rep in range(reps):
                 for name, count, reset in (

@@ -85,7 +85,7 @@ def mixed_inputs(
     return made
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "num_tokens"])
 def _mixed_inputs_kernel(
     tokens, blocks, rows, contexts, starts, token_ids, positions, slots, seq_lens, decode_lens, prefill_starts,
     block_tables, last, n, num_tokens, width, max_blocks, columns,

@@ -91,6 +91,11 @@ class MixedGraphs:
         graph.replay()
         return Replayed(logits[:n], self._tokens[self._turn, :n])
 
+    def warm_up(self) -> None:
+        """Record the smallest shapes, with and without decodes, so that no request waits for a kernel's compilation."""
+        self._capture(TOKENS[0], self.sequences[0], False)
+        self._capture(TOKENS[0], self.sequences[-1], True)
+
     def _capture(self, tokens: int, size: int, has_decodes: bool) -> None:
         """Record the graph over a batch of padding; it runs once before, so that every kernel is compiled."""
         inputs = np.zeros(HEADER + 5 * size + 1, np.int32)

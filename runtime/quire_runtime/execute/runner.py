@@ -150,6 +150,8 @@ class Runner:
         if self._graphs is not None:
             for size in self._graphs.sizes[:4]:
                 self._graphs.capture(size)
+        if self._mixed is not None:
+            self._mixed.warm_up()
 
     @torch.inference_mode()
     def scrub(self, rows: NDArray[np.int32]) -> None:
