@@ -20,6 +20,16 @@ MODES = {
     "FALLBACK": "the gateway believes what it has sent, no engine has confirmed it",
 }
 
+MISSES = {
+    "novel": "the rest has not been seen",
+    "evicted": "the next block was cached until lately",
+    "elsewhere": "another replica has more of it",
+    "other_salt": "it was sent under another key or salt, and those never share",
+    "other_model": "it was sent to another revision of the model",
+    "other_block_size": "it was sent to engines with another block size",
+    "unknown": "the gateway cannot tokenise it",
+}
+
 
 def run_explain(
     prompt: str,
@@ -68,6 +78,8 @@ def summary(explanation: wire.RouteExplanation) -> list[str]:
         lines.append(f"goes to   {explanation.chosen} ({explanation.reason}, policy {explanation.policy})")
     else:
         lines.append(f"is held   no replica can take it; {explanation.held} requests are held already")
+    if explanation.miss:
+        lines.append(f"missing   {explanation.miss}: {MISSES.get(explanation.miss, 'no more of it is cached there')}")
     mode = explanation.index_mode
     lines.append(f"index     {mode}" + (f": {MODES[mode]}" if mode in MODES else ""))
     return lines
