@@ -153,7 +153,7 @@ class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class KVFrames(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """Whole frames of quire_api.kv_events, as they go to gateways: the snapshot asked for by `number`, or changes (0)."""
+    """Whole frames of quire_api.kv_events, for gateways: the snapshot asked for by `number`, or changes (0)."""
 
     frames: bytes
     number: int = 0
