@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quire_api.sampling import SamplingParams
+from quire_runtime.kv.events import EventLog
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -105,7 +106,8 @@ class Bench:
             "num_blocks": 65,
         }
         self.config = SchedulerConfig(**{**defaults, **config})
-        self.scheduler = Scheduler(self.config, "revision")
+        self.kv_log = EventLog()
+        self.scheduler = Scheduler(self.config, "revision", self.kv_log)
         self.device = ReferenceDevice(self.config)
         self.depth = depth
         self.flights: deque[tuple[StepPlan, np.ndarray]] = deque()

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_api.blocks import block_key
+from quire_api.kv_events import Cleared, Operation, Removed, Stored, split_keys
 
 PREFIXES = [[1] * 30, [1] * 9 + [2] * 21, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
 
@@ -66,12 +67,16 @@ def test_every_query_sees_exactly_its_own_tokens(
     bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]], keys_collide: bool
 ) -> None:
     with mock.patch("quire_runtime.kv.prefix.block_key", weak_key if keys_collide else block_key):
-        play(bench, dict(config), script)
+        play(bench, dict(config), script, are_keys_whole=not keys_collide)
 
 
-def play(bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]]) -> None:
+def play(
+    bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]], are_keys_whole: bool
+) -> None:
     spare = config.pop("spare_blocks")
     it = bench(**config, num_blocks=1 + -(-64 // config["block_size"]) + spare)
+    it.kv_log.is_on = are_keys_whole
+    told: set[bytes] = set()
     for name, argument in script:
         match name:
             case "add":
@@ -91,8 +96,26 @@ def play(bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[s
                 it.abort(argument, 0)
             case "forget prefixes":
                 it.scheduler.reset_prefix_cache()
+        if are_keys_whole:
+            apply(it.kv_log.take(), told)
+            assert told == set(it.scheduler.prefix_keys()), "whoever follows the events knows the cache"
     it.run()
     it.check_answers()
+
+
+def apply(operations: list[Operation], held: set[bytes]) -> None:
+    for operation in operations:
+        match operation:
+            case Stored(keys=keys):
+                new = split_keys(keys)
+                assert held.isdisjoint(new)
+                held.update(new)
+            case Removed(keys=keys):
+                gone = split_keys(keys)
+                assert held.issuperset(gone)
+                held.difference_update(gone)
+            case Cleared():
+                held.clear()
 
 
 @pytest.mark.parametrize("depth", [1, 2])
