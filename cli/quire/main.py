@@ -174,6 +174,18 @@ def serve(context: typer.Context) -> None:
     serve_main(context.args)
 
 
+@app.command(
+    add_help_option=False,
+    epilog="Example:  quire agent --source hf://Qwen/Qwen3-8B --destination /models/qwen3",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def agent(context: typer.Context) -> None:
+    """Fetch a model into a directory and tell how far it is: what runs beside the engine in a pod."""
+    from quire_runtime.agent.main import run
+
+    run(context.args)
+
+
 @app.command(epilog="Example:  quire version")
 def version() -> None:
     """Print the version of Quire."""

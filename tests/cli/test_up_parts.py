@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,13 @@ def test_ages_read_as_kubectl_writes_them(seconds, shown):
 @pytest.mark.parametrize("created", [None, "soon", "2026-01-01"])
 def test_an_age_that_nobody_knows_is_empty(created):
     assert age(created) == ""
+
+
+def test_the_secret_of_a_source_reaches_only_its_engine(tmp_path):
+    secret = {"accessKeyId": "id", "secretAccessKey": "key", "endpoint": "http://minio:9000", ".dockerconfigjson": "{}"}
+    seen = serve_environment(deployment(), "", [], tmp_path / "end.json", secret)
+    assert (seen["AWS_ACCESS_KEY_ID"], seen["AWS_SECRET_ACCESS_KEY"]) == ("id", "key")
+    assert seen["AWS_ENDPOINT_URL_S3"] == "http://minio:9000"
+    config = Path(seen["DOCKER_CONFIG"]) / "config.json"
+    assert config.read_text() == "{}"
+    assert config.stat().st_mode & 0o077 == 0

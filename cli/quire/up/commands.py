@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from quire.up.credentials import source_environment
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_values import quantity_value
 from quire_operator.serving import INTERNAL_KEY, TERMINATION_LOG, serve_flags
@@ -51,9 +52,7 @@ def serve_environment(
         law = deployment.spec.autoscaling
         share = (os.cpu_count() or 1) // max(law.max_replicas if law else deployment.spec.replicas, 1)
         environment.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
-    if token := secret.get("token"):
-        environment["HF_TOKEN"] = token
-    return environment
+    return environment | source_environment(secret, termination_log.with_suffix(".registry"))
 
 
 def gateway_command(programs: Programs, table: Path, host: str, port: int, drain_s: float) -> list[str]:

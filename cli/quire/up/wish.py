@@ -11,7 +11,7 @@ from quire_api.v1alpha1_documents import InvalidResource, Manifest, Secret, pars
 from quire_gateway.policies import POLICIES
 from quire_operator.world import Key
 
-LOCAL_SCHEMES = ("file://", "hf://")
+LOCAL_SCHEMES = ("file://", "hf://", "s3://", "oci://")
 
 
 class Wish:
@@ -101,7 +101,7 @@ def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret
         if not source.startswith(LOCAL_SCHEMES):
             problems.append(
                 f"{where}, spec.model.source: {source.split('://')[0]}:// needs a cluster; "
-                "here file:// and hf:// can be served"
+                "here file://, hf://, s3:// and oci:// can be served"
             )
         location = Path(model_location(deployment, file.parent))
         if source.startswith("file://") and not location.is_dir():

@@ -73,7 +73,9 @@ class BucketStore:
     def digest(self, file: RemoteFile) -> Digest | None:
         with _told(self._source, file.name):
             head = self._client.head_object(**self._object(file), ChecksumMode="ENABLED")
-        if head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+        # A checksum over the checksums of parts is not the content's; servers that do not name the kind are not trusted
+        # to mean the whole of an upload in parts.
+        if head.get("ChecksumType", "COMPOSITE" if "-" in file.identity else "FULL_OBJECT") == "FULL_OBJECT":
             for field, algorithm in (("ChecksumSHA256", "sha256"), ("ChecksumCRC32", "crc32")):
                 if value := head.get(field):
                     with contextlib.suppress(ValueError):

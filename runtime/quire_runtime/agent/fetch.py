@@ -13,6 +13,7 @@ from quire_runtime.agent.disk import disk_error
 from quire_runtime.agent.download import Download, Progress
 from quire_runtime.agent.errors import UnsupportedScheme, WeightsNotFound
 from quire_runtime.agent.hub import fetch_into_cache, fetch_into_directory
+from quire_runtime.agent.progress import logged
 from quire_runtime.agent.record import Record, alone_in
 from quire_runtime.agent.retry import ONCE, Retry
 from quire_runtime.agent.source import (
@@ -42,7 +43,7 @@ def fetch_model(
     A remote model is downloaded (config, tokenizer and safetensors only) into `cache_dir`, by default the Hugging Face
     cache or ~/.cache/quire; what lies there already is not downloaded again, and a connection that breaks is resumed.
     HF_ENDPOINT names another Hub; without `token`, HF_TOKEN or the stored login is used. If the Hub does not answer, a
-    complete earlier download serves.
+    complete earlier download serves. Without `progress` the log is told.
 
     Raises:
         InvalidSource, UnsupportedScheme: the source cannot be understood.
@@ -50,6 +51,7 @@ def fetch_model(
         DiskFull, CacheNotWritable: the files cannot be kept.
     """
     parsed = parse_source(source, revision)
+    progress = progress or logged(source)
     match parsed:
         case LocalSource(path):
             if not os.path.isdir(path):

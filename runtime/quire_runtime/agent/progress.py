@@ -1,5 +1,6 @@
 """How far a fetch is: bytes, rate, time left; and the one place where it can be told to stop."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -7,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+log = logging.getLogger(__name__)
+
 RATE_WINDOW_S = 10.0
+TOLD_EVERY_S = 5.0
 
 
 class Phase(StrEnum):
@@ -142,3 +146,18 @@ class Meter:
             return 0.0
         (since, before), (_, done) = recent[0], recent[-1]
         return max(done - before, 0) / max(now - since, 0.1)
+
+
+def logged(source: str, clock: Callable[[], float] = time.monotonic) -> Callable[[int, int], None]:
+    """Progress as a line in the log every few seconds, for whoever has no page for it."""
+    meter = Meter(source, "", clock)
+    told = clock()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        meter.report(done, total)
+        if clock() - told >= TOLD_EVERY_S:
+            told = clock()
+            log.info("%s %s", source, meter.standing().sentence)
+
+    return report
