@@ -130,12 +130,15 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def measure(args: argparse.Namespace, model: Path) -> dict[str, Spent]:
+def measure(args: argparse.Namespace, model: Path) -> tuple[dict[str, Spent], float]:
+    """What each engine took, and the seconds that ours needed to start with torch imported already."""
     reference = Transformers(model, getattr(torch, args.dtype))
     vocab_size = reference.model.config.vocab_size
+    began = time.perf_counter()
     llm = LLM(
         model, dtype=args.dtype, device="cpu", skip_tokenizer_init=True, max_num_seqs=args.requests, max_model_len=1024
     )
+    start_s = time.perf_counter() - began
     warm = requests(vocab_size, 4, 4 * args.divisor, rep=99)
     reference.sequential(warm[:2])
     reference.static(warm, 4)
@@ -154,7 +157,7 @@ def measure(args: argparse.Namespace, model: Path) -> dict[str, Spent]:
             pairs = zip(outputs["quire"], outputs["transformers sequential"], strict=True)
             equal = sum(mine == theirs for mine, theirs in pairs)
             console.print(f"{equal} of {len(work)} outputs are token-equal to Transformers' sequential ones")
-    return spent
+    return spent, start_s
 
 
 def main() -> None:
@@ -174,11 +177,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         is_demo = (args.model / "config.json").exists()
         model = args.model if is_demo else random_model(Path(scratch))
-        spent = measure(args, model)
-    report(args, spent, "quire-tiny" if is_demo else "random, Qwen3 shape")
+        spent, start_s = measure(args, model)
+    report(args, spent, start_s, "quire-tiny" if is_demo else "random, Qwen3 shape")
 
 
-def report(args: argparse.Namespace, spent: dict[str, Spent], model: str) -> None:
+def report(args: argparse.Namespace, spent: dict[str, Spent], start_s: float, model: str) -> None:
     work = requests(2**31, args.requests, args.divisor, 0)
     tokens = sum(out for _, out in work)
     medians = {name: statistics.median(times.wall_s) for name, times in spent.items()}
@@ -205,6 +208,7 @@ def report(args: argparse.Namespace, spent: dict[str, Spent], model: str) -> Non
         "prompt_tokens": sum(len(prompt) for prompt, _ in work),
         "output_tokens": tokens,
         "seconds": {name: asdict(times) for name, times in spent.items()},
+        "start_s": round(start_s, 3),
         "ratio_static": round(medians[best_static] / medians["quire"], 3),
         "best_static": best_static,
         "versions": {
@@ -217,7 +221,8 @@ def report(args: argparse.Namespace, spent: dict[str, Spent], model: str) -> Non
     if "transformers sequential" in medians:
         result["ratio_sequential"] = round(medians["transformers sequential"] / medians["quire"], 3)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"ratios: {result.get('ratio_sequential', '-')} x sequential, {result['ratio_static']} x static")
+    ratios = f"{result.get('ratio_sequential', '-')} x sequential, {result['ratio_static']} x static"
+    console.print(f"ratios: {ratios}; start {start_s:.2f} s")
     console.print(f"written to {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}")
 
 
