@@ -96,7 +96,7 @@ class Reply:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
             data, self._head = self._head + data, b""
-        self._transport.write(data)
+        self._send(data)
 
     def end(self) -> None:
         """Finish the answer; the connection goes on to its next request or closes."""
@@ -106,7 +106,7 @@ class Reply:
         self._source = None
         last = b"0\r\n\r\n" if self._is_chunked and not self._is_silent else b""
         if self._head or last:
-            self._transport.write(self._head + last)
+            self._send(self._head + last)
         self._head = b""
         self._on_end()
 
@@ -115,6 +115,11 @@ class Reply:
         self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
         self.write(body)
         self.end()
+
+    def _send(self, data: bytes) -> None:
+        # uvloop's transport raises once it is closed, and its owner is told only on the loop's next turn.
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def abort(self) -> None:
         """Cut the connection, so that the client sees that the answer is not whole."""

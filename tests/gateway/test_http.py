@@ -4,6 +4,9 @@ import asyncio
 import re
 
 import pytest
+import uvloop
+
+from quire_gateway.reply import Reply
 
 BODY = b'{"model": "m", "prompt": "w1"}'
 
@@ -167,3 +170,42 @@ async def test_a_refused_connection_still_answers_what_came_before(world):
     world.engines["r0"].first_delay_s = world.engines["r1"].first_delay_s = 0.2
     answer = await talk(world, post() + b"BAD\r\n\r\n")
     assert statuses(answer) == [200, 400]
+
+
+def test_writing_to_a_client_that_has_just_gone_does_nothing():
+    ended: list[str] = []
+
+    class Client(asyncio.Protocol):
+        def connection_made(self, transport):
+            how = {"is_old": False, "is_head": False, "keeps_alive": True, "is_paused": False}
+            self.streamed = Reply(transport, **how, on_end=lambda: ended.append("streamed"))
+            self.whole = Reply(transport, **how, on_end=lambda: ended.append("whole"))
+            self.streamed.start(200, [])
+            self.streamed.write(b"one")
+            transport.abort()
+
+        def connection_lost(self, exc):
+            # A replica's bytes may come before the request's task has been cancelled.
+            asyncio.get_running_loop().call_soon(self.late)
+
+        def late(self):
+            self.streamed.write(b"two")
+            self.streamed.end()
+            self.whole.send(200, [], b"late")
+            ended.append("all")
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        problems = []
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        listener = await loop.create_server(Client, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        async with asyncio.timeout(60):
+            while not problems and "all" not in ended:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        writer.close()
+        listener.close()
+        assert not problems
+
+    uvloop.run(scene())
+    assert ended == ["streamed", "whole", "all"]
