@@ -308,9 +308,10 @@ def test_a_start_that_ends_after_the_signal_leaves_nothing(up, monkeypatch):
         apply = session.world.apply
 
         async def deaf(intention):
-            session._on_signal()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(DEADLINE_S)
+            if not session._ending.is_set():
+                session._on_signal()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(DEADLINE_S)
             await apply(intention)
 
         monkeypatch.setattr(session.world, "apply", deaf)
