@@ -20,6 +20,7 @@ from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.drain import StopSignal, drain
+from quire_runtime.server.protocol import Http
 from quire_runtime.server.service import Service
 from quire_text.bundle import TokenizerBundle
 from quire_text.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def _http_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     loaded = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=Http,
         ws="none",
         lifespan="off",
         log_level=config.uvicorn_log_level,

@@ -224,6 +224,28 @@ def test_the_limit_is_noticed_before_the_body_ends(small_body_server):
         assert b" 413 " in connection.recv(65536).split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00 no HTTP at all\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: a\x00b\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /health HTTP/1.1\r\n" + b"X-A: b\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nX-A: " + b"b" * 10_000 + b"\r\n\r\n", 431),
+    ],
+)
+def test_what_is_no_http_gets_an_error_object(server, request_bytes, status):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request_bytes)
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    with server.http() as http:
+        assert http.get("/health").status_code == 200
+
+
 def test_request_ids_are_kept_and_echoed(server):
     with server.http() as http:
         answer = http.post("/v1/completions", json={**TEXT, "max_tokens": 1}, headers={"x-request-id": "mine-1"})
