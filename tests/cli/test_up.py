@@ -255,10 +255,8 @@ def test_a_new_revision_replaces_the_old_one(up):
     before = up.pids("engine")
     up.write(replicas=2, more="engine: {maxModelLen: 100}")
     up.wait(lambda: up.serves(2) and up.status()["updatedReplicas"] == 2 and up.status()["observedGeneration"] == 2)
-    up.wait(lambda: len(up.pids("engine")) == 2)
-    after = up.pids("engine")
-    assert not set(after) & set(before)
-    assert all("--max-model-len 100" in line for line in after.values())
+    up.wait(lambda: len(up.pids("engine")) == 2 and not set(up.pids("engine")) & set(before))
+    assert all("--max-model-len 100" in line for line in up.pids("engine").values())
     up.wait(lambda: up.status()["model"]["contextLength"] == 100)
 
 
