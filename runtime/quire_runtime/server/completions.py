@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Sequence
 
-import msgspec
 from fastapi import APIRouter
 from msgspec import UNSET
 from starlette.requests import Request
@@ -13,7 +12,7 @@ from quire_api.openai import CompletionRequest, sampling_params
 from quire_api.openai_responses import Completion, CompletionChoice, CompletionLogprobs
 from quire_runtime.engine.client import EngineDied
 from quire_runtime.engine.messages import TokenLogprobs
-from quire_runtime.server.body import read_json, unless_gone
+from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice
 from quire_runtime.server.errors import RequestFailed, describe
 from quire_runtime.server.generation import Generation
@@ -21,8 +20,9 @@ from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import checked, text_prompt
 from quire_runtime.server.request import begin, warnings
+from quire_runtime.server.respond import respond
 from quire_runtime.server.service import Service, service_of
-from quire_runtime.server.stream import DONE, EventStream, EventWriter, error_event
+from quire_runtime.server.stream import DONE, EventWriter, error_event
 from quire_runtime.server.usage import usage_of
 
 router = APIRouter()
@@ -46,17 +46,7 @@ async def completions(request: Request) -> Response:
         prompts.append(checked(ids, tokenizer, ask.truncate_prompt_tokens, window))
     answer = Answer(service, ask, f"cmpl-{request_id_of(request.scope)}", model, params.n, prompts)
     generation = begin(service, request, ask, prompts, params)
-    headers = warnings(ask.unknown_fields())
-    if ask.stream:
-        try:
-            await unless_gone(request.receive, generation.start())
-        except BaseException:
-            await generation.close()
-            raise
-        return EventStream(generation, answer.events(generation), headers)
-    async with generation:
-        await unless_gone(request.receive, generation.finish())
-        return Response(msgspec.json.encode(answer.whole(generation)), 200, headers, "application/json")
+    return await respond(request, generation, answer, warnings(ask.unknown_fields()), stream=bool(ask.stream))
 
 
 class Answer:
