@@ -73,8 +73,8 @@ class ModelAuth(WireModel):
     """Credentials for the model's source."""
 
     secret_ref: SecretRef
-    """Secret with the credentials: for hf:// the key `token`; for s3:// `accessKeyId` and `secretAccessKey`;
-    for oci:// `.dockerconfigjson`."""
+    """Secret with the credentials: for hf:// the key `token`; for s3:// `accessKeyId` and `secretAccessKey`, and where
+    they are needed `sessionToken`, `region` and `endpoint`; for oci:// `.dockerconfigjson`."""
 
 
 class ModelSpec(WireModel):

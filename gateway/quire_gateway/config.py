@@ -25,6 +25,11 @@ class GatewayConfig(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate chain; with it, TLS is served on a port of its own."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's key. Both are re-read on change.")
+    tls_port: int = Field(8443, ge=0, le=65535, description="Port of TLS; 0 takes a free one.")
     routing_table: Path | None = Field(None, description="File with the RoutingTable (JSON) to follow.")
     kubernetes_table: str = Field("", description="NAMESPACE/NAME of the Secret with the table, in a cluster.")
     kubeconfig: Path | None = Field(None, description="File to use instead of the pod's own account.")

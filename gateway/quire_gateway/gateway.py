@@ -24,6 +24,7 @@ from quire_gateway.reply import Reply
 from quire_gateway.request import Request
 from quire_gateway.routes import Route, find_route
 from quire_gateway.server import Limits, Server
+from quire_gateway.tls import BadCertificate, Certificate
 
 _PROXIED = frozenset({Route.GENERATE, Route.FORWARD})
 _LAST_BYTES_S = 2.0
@@ -41,6 +42,7 @@ class Gateway:
         Raises:
             NoDiscovery: there is neither `discovery` nor a routing table in `config`.
             NoCluster: the table is in a cluster to which there is no way.
+            BadCertificate: TLS is asked for with files that make no certificate.
         """
         if discovery is None:
             discovery = _discovery_of(config)
@@ -62,12 +64,15 @@ class Gateway:
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
         self._explainer = Explainer(self.fleet, self._models)
         self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
+        self._certificate = _certificate_of(config)
+        self._renewal: asyncio.Task[None] | None = None
         self._in_flight = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_draining = False
         self._turns_away = False
         self.port = 0
+        self.tls_port = 0
 
     @property
     def url(self) -> str:
@@ -81,6 +86,10 @@ class Gateway:
             OSError: the address cannot be bound.
         """
         self.port = await self._server.start(self._config.host, self._config.port)
+        if self._certificate is not None:
+            tls = self._certificate.context
+            self.tls_port = await self._server.start(self._config.host, self._config.tls_port, tls)
+            self._renewal = asyncio.create_task(self._certificate.follow())
         self._follower.start()
 
     async def drain(self) -> None:
@@ -103,6 +112,8 @@ class Gateway:
         """Stop at once; requests in flight are cut."""
         self._server.close_when_idle()
         self._server.abort()
+        if self._renewal is not None:
+            self._renewal.cancel()
         await self._follower.close()
         self._models.close()
 
@@ -168,6 +179,14 @@ class Gateway:
         if exchange.deployment:
             self._metrics.of(who).duration.observe(took)
         self._access_log.write(exchange)
+
+
+def _certificate_of(config: GatewayConfig) -> Certificate | None:
+    if config.tls_certificate is None and config.tls_key is None:
+        return None
+    if config.tls_certificate is None or config.tls_key is None:
+        raise BadCertificate("TLS needs both --tls-certificate FILE and --tls-key FILE.")
+    return Certificate(config.tls_certificate, config.tls_key)
 
 
 def _discovery_of(config: GatewayConfig) -> Discovery:

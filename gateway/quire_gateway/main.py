@@ -45,9 +45,12 @@ async def _serve(config: GatewayConfig) -> None:
         await gateway.start()
     except OSError as error:
         reason = error.strerror or error
-        message = f"cannot listen on {config.host}:{config.port}: {reason}. Choose another --port, or free it."
+        flag = "--tls-port" if gateway.port else "--port"
+        port = config.tls_port if gateway.port else config.port
+        message = f"cannot listen on {config.host}:{port}: {reason}. Choose another {flag}, or free it."
         raise CannotListen(message) from None
-    print(f"quire-gateway: listening on {gateway.url}", file=sys.stderr, flush=True)
+    tls = f" and with TLS on port {gateway.tls_port}" if gateway.tls_port else ""
+    print(f"quire-gateway: listening on {gateway.url}{tls}", file=sys.stderr, flush=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,7 @@ transfer-encoding, two hosts, any coding but `chunked`.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -344,20 +345,26 @@ class Server:
         self._handler = handler
         self._limits = limits
         self._connections: set[ClientConnection] = set()
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._has_none = asyncio.Event()
         self._has_none.set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen on `host:port` and return the port (0 takes a free one).
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen on `host:port` and return the port (0 takes a free one); once more for another address.
 
         Raises:
             OSError: the address cannot be bound.
         """
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self._handler, self._limits, self), host, port, backlog=2048
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self._handler, self._limits, self),
+            host,
+            port,
+            backlog=2048,
+            ssl=tls,
+            ssl_handshake_timeout=self._limits.header_timeout_s if tls else None,
         )
-        return int(self._listener.sockets[0].getsockname()[1])
+        self._listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
 
     def opened(self, connection: ClientConnection) -> None:
         """A client has connected."""
@@ -376,8 +383,8 @@ class Server:
 
     def close_when_idle(self) -> None:
         """Accept no more; each connection closes behind the answer it is giving."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self._connections):
             connection.close_when_idle()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_values import quantity_value
+from quire_operator.credentials import BUCKET, HUB, REGISTRY_CONFIG
 from quire_operator.merge import Manifest, merge_template
 from quire_operator.serving import INTERNAL_KEY, TERMINATION_LOG, serve_flags
 
@@ -23,7 +24,6 @@ MARGIN_S = 10
 FETCH_S = 6 * 3600
 """What fetching may take before the kubelet tries anew."""
 DOCKER_CONFIG = "/registry"
-S3_KEYS = {"AWS_ACCESS_KEY_ID": "accessKeyId", "AWS_SECRET_ACCESS_KEY": "secretAccessKey"}
 STARTUP_S = 3600
 """What loading may take before the kubelet tries anew."""
 AGENT = "agent"
@@ -190,11 +190,12 @@ def _agent_environment(deployment: LLMDeployment) -> list[Manifest]:
         return environment
     if model.source.startswith("oci://"):
         return [*environment, {"name": "DOCKER_CONFIG", "value": DOCKER_CONFIG}]
-    keys = {"HF_TOKEN": "token"} if model.source.startswith("hf://") else S3_KEYS
+    is_bucket = model.source.startswith("s3://")
+    optional: Manifest = {"optional": True} if is_bucket else {}
     secret = model.auth.secret_ref.name
     return environment + [
-        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for variable, key in keys.items()
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": entry, **optional}}}
+        for entry, variable in (BUCKET if is_bucket else HUB).items()
     ]
 
 
@@ -250,7 +251,7 @@ def _model_volumes(deployment: LLMDeployment) -> list[dict[str, Any]]:
         return []
     volumes: list[dict[str, Any]] = [{"name": "model", "emptyDir": {}}]
     if model.auth is not None and model.source.startswith("oci://"):
-        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        items = [{"key": REGISTRY_CONFIG, "path": "config.json"}]
         volumes.append({"name": "registry", "secret": {"secretName": model.auth.secret_ref.name, "items": items}})
     return volumes
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from quire_api.v1alpha1 import LLMDeployment
 from quire_operator.build import LABEL_REVISION, revision_deployment, standing_objects
 from quire_operator.build_pod import ROUTABLE_GATE, Settings
+from quire_operator.credentials import missing_entries
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, Kube
 from quire_operator.merge import BadTemplate, Manifest
@@ -222,6 +223,11 @@ class KubernetesWorld:
                 state = "does not exist" if self._secrets.get(reference.name) is None else "holds nothing"
                 message = f"spec.{path}: the Secret {reference.name} {state} in namespace {self._key.namespace}"
                 return Finding("SecretNotFound", f"{message}; create it")
+        if spec.model.auth is not None:
+            name = spec.model.auth.secret_ref.name
+            if missing := missing_entries(spec.model.source, self._secrets[name] or {}):
+                message = f"spec.model.auth.secretRef: the Secret {name} lacks {' and '.join(missing)}"
+                return Finding("SecretNotFound", f"{message}; add {'it' if len(missing) == 1 else 'them'}")
         return None
 
     async def _claim_finding(self) -> Finding | None:

@@ -14,6 +14,7 @@ HELM = REPOSITORY / ".quire" / "bin" / "helm"
 CASES = {
     "default": [],
     "namespaced": ["--set", "namespaces={models,more}", "--set", "gateway.autoscaling.enabled=false"],
+    "tls": ["--set", "gateway.tls.secretName=front-door"],
 }
 
 
@@ -102,6 +103,17 @@ def test_a_registry_goes_before_every_image():
     assert "image: mirror.example/q/quire/operator:0.1.0" in text
     assert "image: mirror.example/q/quire/gateway:0.1.0" in text
     assert "--engine-image=mirror.example/q/quire/runtime:2" in text
+
+
+def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise():
+    def ports(*flags: str) -> list[tuple[str, int]]:
+        objects = rendered("--set", "gateway.tls.secretName=front-door", *flags)
+        return [(port["name"], port["port"]) for port in one(objects, "Service", "quire-gateway")["spec"]["ports"]]
+
+    assert ports() == [("https", 443)]
+    assert ports("--set", "gateway.tls.keepHTTP=true,gateway.tls.port=8443") == [("https", 8443), ("http", 80)]
+    text = template("--set", "gateway.tls.secretName=front-door,gateway.tls.port=8443").stdout
+    assert "--gateway-url=https://quire-gateway.quire-system.svc:8443" in text
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,18 @@ affinity: {{- toYaml . | nindent 2 }}
       name: quire-internal
       key: key
 {{- end }}
+
+{{- /* Whether the gateway's Service answers plain HTTP. */ -}}
+{{- define "quire.plainHTTP" -}}
+{{- or (not .Values.gateway.tls.secretName) .Values.gateway.tls.keepHTTP -}}
+{{- end }}
+
+{{- /* Base address of the gateway's Service, without a path. */ -}}
+{{- define "quire.gatewayURL" -}}
+{{- $host := printf "quire-gateway.%s.svc" .Release.Namespace -}}
+{{- if .Values.gateway.tls.secretName -}}
+https://{{ $host }}{{ if ne (int .Values.gateway.tls.port) 443 }}:{{ .Values.gateway.tls.port }}{{ end }}
+{{- else -}}
+http://{{ $host }}{{ if ne (int .Values.gateway.service.port) 80 }}:{{ .Values.gateway.service.port }}{{ end }}
+{{- end -}}
+{{- end }}

@@ -3,15 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-VARIABLES = {
-    "token": "HF_TOKEN",
-    "accessKeyId": "AWS_ACCESS_KEY_ID",
-    "secretAccessKey": "AWS_SECRET_ACCESS_KEY",
-    "sessionToken": "AWS_SESSION_TOKEN",
-    "region": "AWS_REGION",
-    "endpoint": "AWS_ENDPOINT_URL_S3",
-}
-REGISTRY_CONFIG = ".dockerconfigjson"
+from quire_operator.credentials import REGISTRY_CONFIG, VARIABLES
 
 
 def source_environment(secret: Mapping[str, str], folder: Path) -> dict[str, str]:
