@@ -111,6 +111,33 @@ class ReplicaReport(msgspec.Struct, kw_only=True):
     """What the engine says of itself; None before its first answer."""
 
 
+class ModelShape(msgspec.Struct, kw_only=True, frozen=True):
+    """How large a model is, as its config.json and the list of its files say."""
+
+    architecture: str
+    weight_bytes: int
+    """Of the files, in the checkpoint's own type."""
+    value_bytes: int
+    """Bytes of one number of the checkpoint: 2 or 4."""
+    kv_values_per_token: int
+    """Numbers that the cache holds for one token, keys and values of all layers."""
+    max_positions: int
+    """Longest prompt plus answer that the model was made for, in tokens."""
+
+
+class AgentProgress(msgspec.Struct, kw_only=True, frozen=True):
+    """GET /progress of the agent beside an engine: the part that others read."""
+
+    phase: str
+    """starting, waiting, fetching, complete, failed or stopped."""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    """0 until the store has listed the model."""
+    bytes_per_second: float = 0.0
+    message: str = ""
+    shape: ModelShape | None = None
+
+
 class GatewayReport(msgspec.Struct, kw_only=True):
     replicas: list[ReplicaReport] = []
     version: int = WIRE_VERSION

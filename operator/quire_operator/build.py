@@ -116,16 +116,22 @@ def _service(deployment: LLMDeployment) -> Manifest:
 
 
 def _network_policy(deployment: LLMDeployment, settings: Settings) -> Manifest:
-    gateways = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.gateway_namespace}},
-        "podSelector": {"matchLabels": dict(settings.gateway_labels)},
-    }
+    gateways, operators = (
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.gateway_namespace}},
+            "podSelector": {"matchLabels": dict(labels)},
+        }
+        for labels in (settings.gateway_labels, settings.operator_labels)
+    )
     return {
         **_object("networking.k8s.io/v1", "NetworkPolicy", deployment.metadata.name, deployment),
         "spec": {
             "podSelector": {"matchLabels": {LABEL_DEPLOYMENT: deployment.metadata.name}},
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [gateways], "ports": [{"protocol": "TCP", "port": ENGINE_PORT}]}],
+            "ingress": [
+                {"from": [gateways], "ports": [{"protocol": "TCP", "port": ENGINE_PORT}]},
+                {"from": [operators], "ports": [{"protocol": "TCP", "port": settings.agent_port}]},
+            ],
         },
     }
 

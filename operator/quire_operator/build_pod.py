@@ -30,6 +30,8 @@ AGENT = "agent"
 AGENT_PORT = 8001
 FETCHED = ("hf://", "s3://", "oci://")
 """Sources that the agent brings into the pod before the engine starts."""
+CHECKED = "pvc://"
+"""Of what somebody else has put there the agent says whether it is a whole model."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,15 @@ class Settings:
     """What the operator's own configuration adds to a deployment."""
 
     engine_image: str
+    agent_image: str
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     gpu_resource: str = "nvidia.com/gpu"
     gateway_namespace: str = "quire-system"
     gateway_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "quire-gateway"})
+    operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "quire-operator"})
+    """Of the operator's own pods, which ask the agents."""
+    agent_port: int = AGENT_PORT
 
 
 def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: float, settings: Settings) -> Manifest:
@@ -66,7 +72,7 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "initContainers": [_agent(deployment, settings)] if _is_fetched(deployment) else [],
+        "initContainers": [_agent(deployment, settings)] if _has_agent(deployment) else [],
         "containers": [_engine(deployment, drain_s, settings)],
         "volumes": [
             {"name": "cache", "emptyDir": {}},
@@ -146,11 +152,12 @@ def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Ma
 def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
     """A native sidecar: the engine starts once its startup probe holds, and it outlives an engine that crashes."""
     model = deployment.spec.model
-    flags = ["--source", model.source, "--destination", MODELS, "--port", str(AGENT_PORT)]
+    flags = ["--source", model.source, "--destination", model_location(model.source)]
+    flags += ["--port", str(settings.agent_port)]
     if model.revision is not None:
         flags += ["--revision", model.revision]
     mounts: list[Manifest] = [
-        {"mountPath": MODELS, "name": "model"},
+        {"mountPath": MODELS, "name": "model", **({} if _is_fetched(deployment) else {"readOnly": True})},
         {"mountPath": CACHE, "name": "cache"},
         {"mountPath": "/tmp", "name": "tmp"},
     ]
@@ -159,12 +166,12 @@ def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
     return {
         "name": AGENT,
         "restartPolicy": "Always",
-        "image": settings.engine_image,
+        "image": settings.agent_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "quire_runtime.agent"],
         "args": flags,
         "env": _agent_environment(deployment),
-        "ports": [{"containerPort": AGENT_PORT, "name": "agent", "protocol": "TCP"}],
+        "ports": [{"containerPort": settings.agent_port, "name": "agent", "protocol": "TCP"}],
         "startupProbe": {
             "httpGet": {"path": "/healthz", "port": "agent"},
             "periodSeconds": 1,
@@ -181,12 +188,13 @@ def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
 def _agent_environment(deployment: LLMDeployment) -> list[Manifest]:
     model = deployment.spec.model
     environment: list[Manifest] = [
+        {"name": INTERNAL_KEY, "valueFrom": _internal_key(deployment)},
         {"name": TERMINATION_LOG, "value": "/dev/termination-log"},
         {"name": "HOME", "value": CACHE},
         {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
     ]
-    if model.auth is None:
+    if model.auth is None or not _is_fetched(deployment):
         return environment
     if model.source.startswith("oci://"):
         return [*environment, {"name": "DOCKER_CONFIG", "value": DOCKER_CONFIG}]
@@ -207,15 +215,22 @@ def _confined() -> Manifest:
     }
 
 
+def _has_agent(deployment: LLMDeployment) -> bool:
+    return deployment.spec.model.source.startswith((*FETCHED, CHECKED))
+
+
+def _internal_key(deployment: LLMDeployment) -> Manifest:
+    return {"secretKeyRef": {"name": f"{deployment.metadata.name}-internal", "key": "key"}}
+
+
 def _is_fetched(deployment: LLMDeployment) -> bool:
     return deployment.spec.model.source.startswith(FETCHED)
 
 
 def _environment(deployment: LLMDeployment) -> list[Manifest]:
     spec = deployment.spec
-    key = {"secretKeyRef": {"name": f"{deployment.metadata.name}-internal", "key": "key"}}
     environment: list[Manifest] = [
-        {"name": INTERNAL_KEY, "valueFrom": key},
+        {"name": INTERNAL_KEY, "valueFrom": _internal_key(deployment)},
         {"name": TERMINATION_LOG, "value": "/dev/termination-log"},
         {"name": "HOME", "value": CACHE},
         {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},

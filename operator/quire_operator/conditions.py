@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from quire_api.v1alpha1 import LABEL_DEPLOYMENT, Condition, LLMDeployment, LLMDeploymentStatus, ModelFacts
-from quire_operator.world import Failure, Finding, Phase, ReplicaState
+from quire_operator.world import Failure, Finding, Fit, Phase, ReplicaState
 
 LEAVES = ("Resolved", "Fits", "Loaded", "Available", "Routable")
 
@@ -61,6 +61,7 @@ class View:
     wakes_on_request: bool = False
     gateways: int = 0
     facts: ModelFacts | None = None
+    fit: Fit | None = None
     url: str = ""
     retry_at: Mapping[str, float] = field(default_factory=dict)
     """When each exited replica starts again."""
@@ -154,9 +155,19 @@ def _fits(view: View) -> Verdict:
     failure = view.failure_of(view.newest)
     if failure and failure.reason in _FITS_REASONS:
         return Verdict("False", failure.reason, failure.message)
-    if any(replica.phase is Phase.READY for replica in view.replicas):
+    if any(replica.phase is Phase.READY for replica in view.newest):
         return Verdict("True", "Fits")
+    if view.fit is not None and view.fit.fits is not None:
+        return Verdict("True", "Fits", view.fit.message) if view.fit.fits else _does_not_fit(view.fit)
+    if view.available:
+        return Verdict("True", "RollingOut", "shown by the former revision; the new one has not begun to serve")
+    if view.fit is not None:
+        return Verdict("Unknown", "MemoryUnknown", view.fit.message)
     return Verdict("Unknown", "NotStarted", "shown by the first replica that becomes ready")
+
+
+def _does_not_fit(fit: Fit) -> Verdict:
+    return Verdict("False", "DoesNotFit", fit.message)
 
 
 def _loaded(view: View) -> Verdict:
@@ -176,6 +187,9 @@ def _loaded(view: View) -> Verdict:
         return Verdict("True", "RollingOut", "the new revision loads while the former one serves")
     if view.finding:
         return Verdict("Unknown", "NotResolved", "nothing is started before the deployment is resolved")
+    loading = min((r.loading for r in view.newest if r.loading), key=lambda loading: loading.share, default=None)
+    if loading is not None:
+        return Verdict("False", loading.reason, loading.message)
     return Verdict("False", "Loading", "the engine loads the model")
 
 

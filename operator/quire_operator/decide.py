@@ -88,6 +88,7 @@ def decide(
             wakes_on_request=_wakes_on_request(deployment),
             gateways=observed.gateways,
             facts=observed.facts.get(key),
+            fit=observed.fits.get(key),
             url=observed.url,
             retry_at={r.id: restart_time(r) for r in replicas if r.phase is Phase.EXITED},
         )

@@ -8,7 +8,16 @@ from quire_api.v1alpha1 import API_VERSION, KIND, LLMDeploymentStatus
 from quire_operator.merge import Manifest
 
 _ORDINARY = frozenset(
-    {"Loading", "ReplicasStarting", "ProbePending", "NoReplicaReady", "NotStarted", "RollingOut", "NotResolved"}
+    {
+        "Downloading",
+        "Loading",
+        "ReplicasStarting",
+        "ProbePending",
+        "NoReplicaReady",
+        "NotStarted",
+        "RollingOut",
+        "NotResolved",
+    }
 )
 """Reasons that a start passes through."""
 

@@ -29,6 +29,7 @@ KINDS = {
     ("quire.dev/v1alpha1", "LLMDeployment"): "llmdeployments",
     ("storage.k8s.io/v1", "StorageClass"): "storageclasses",
     ("v1", "Event"): "events",
+    ("v1", "Node"): "nodes",
     ("v1", "PersistentVolumeClaim"): "persistentvolumeclaims",
     ("v1", "Pod"): "pods",
     ("v1", "Secret"): "secrets",

@@ -6,21 +6,25 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quire_api.v1alpha1 import LLMDeployment
+from quire_api.wire import AgentProgress, ModelShape
+from quire_operator.agents import Agents, is_fetching, loadings
 from quire_operator.build import LABEL_REVISION, revision_deployment, standing_objects
 from quire_operator.build_pod import ROUTABLE_GATE, Settings
 from quire_operator.credentials import missing_entries
+from quire_operator.fits import fit_of, memory_of, worst
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, Kube
 from quire_operator.merge import BadTemplate, Manifest
+from quire_operator.nodes import Nodes
 from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
 from quire_operator.pods import gates_to_open, replicas_of
 from quire_operator.routing import Routing
 from quire_operator.store import Store
-from quire_operator.world import Finding, Intention, Key, Observed, ReplicaState, ServeRoute, WithdrawRoute
+from quire_operator.world import Finding, Fit, Intention, Key, Observed, Phase, ReplicaState, ServeRoute, WithdrawRoute
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ class Memory:
     """By kind and name: what was asked for (hash), and the version or generation it led to."""
     refused: tuple[str, float, Finding] | None = None
     """What the API server refused (hash), until when that is believed, and its words."""
+    shapes: dict[str, ModelShape] = field(default_factory=dict)
+    """By revision, what an agent has told of the model's size."""
 
 
 @dataclass
@@ -44,6 +50,8 @@ class Cluster:
     kube: Kube
     store: Store
     gateways: Gateways
+    agents: Agents
+    nodes: Nodes
     routing: Routing
     settings: Settings
     url: str
@@ -65,9 +73,11 @@ class KubernetesWorld:
     async def observe(self) -> Observed:
         cluster, key = self._cluster, self._key
         words = cluster.gateways.words.get(key, {})
-        self._replicas = replicas_of(
-            key, cluster.store.children(key, "Deployment"), cluster.store.children(key, "Pod"), words, time.time()
-        )
+        deployments, pods = cluster.store.children(key, "Deployment"), cluster.store.children(key, "Pod")
+        cluster.agents.watch(key, pods, self._internal_key() if any(map(is_fetching, pods)) else "")
+        heard = cluster.agents.heard.get(key, {})
+        self._replicas = replicas_of(key, deployments, pods, words, time.time(), loadings(heard))
+        fit = await self._fit(pods, heard)
         await self._read_secrets()
         finding = self._finding() or await self._claim_finding()
         facts = cluster.gateways.facts.get(key)
@@ -76,6 +86,7 @@ class KubernetesWorld:
             routes={key: cluster.routing.routes[key]} if key in cluster.routing.routes else {},
             findings={key: finding} if finding else {},
             facts={key: facts} if facts else {},
+            fits={key: fit} if fit else {},
             gateways=cluster.gateways.count,
             url=cluster.url,
         )
@@ -179,6 +190,26 @@ class KubernetesWorld:
         self._cluster.store.put(kind, after)
         self._memory.applied[kind, name] = wish, _mark(after)
         log.info("applied %s %s/%s", kind, self._key.namespace, name)
+
+    async def _fit(self, pods: Sequence[Manifest], heard: Mapping[str, AgentProgress]) -> Fit | None:
+        """The arithmetic for pods of the newest revision that have a node and do not serve yet."""
+        shapes, settings = self._memory.shapes, self._cluster.settings
+        starting = {replica.id for replica in self._replicas if replica.phase in (Phase.STARTING, Phase.EXITED)}
+        mine = [pod for pod in pods if pod["metadata"].get("labels", {}).get(LABEL_REVISION) == self._revision]
+        for pod in mine:
+            said = heard.get(pod["metadata"]["name"])
+            if said is not None and said.shape is not None:
+                self._memory.shapes = shapes = {self._revision: said.shape}
+        shape = shapes.get(self._revision)
+        if shape is None:
+            return None
+        fits = []
+        for pod in mine:
+            node = pod.get("spec", {}).get("nodeName")
+            if node and pod["metadata"]["name"] in starting:
+                labels = await self._cluster.nodes.labels(node) if self._deployment.spec.resources.gpus else {}
+                fits.append(fit_of(self._deployment, shape, memory_of(pod, labels, settings.gpu_resource)))
+        return worst(fits)
 
     def _internal_key(self) -> str:
         secret = self._cluster.store.child(self._key, "Secret", f"{self._key.name}-internal")

@@ -14,6 +14,7 @@ import kopf
 
 from quire_api.connection import Connection
 from quire_api.errors import UserError
+from quire_operator.agents import Agents
 from quire_operator.autoscaling import autoscale_for_ever
 from quire_operator.build_pod import Settings
 from quire_operator.config import OperatorConfig
@@ -22,6 +23,7 @@ from quire_operator.handlers import registry_of, settings_of
 from quire_operator.kube import ApiError, ApiUnavailable, Kube
 from quire_operator.kubernetes_world import Cluster
 from quire_operator.lease import Lease
+from quire_operator.nodes import Nodes
 from quire_operator.pages import serve_pages
 from quire_operator.reconcile import Reconciler
 from quire_operator.routing import Routing
@@ -87,14 +89,18 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     )
     settings = Settings(
         engine_image=config.engine_image,
+        agent_image=config.agent_image,
         image_pull_policy=config.image_pull_policy,
         image_pull_secrets=tuple(config.image_pull_secrets),
         gpu_resource=config.gpu_resource,
         gateway_namespace=home,
         gateway_labels=labels,
+        agent_port=config.agent_port,
     )
     url = config.gateway_url or f"http://quire-gateway.{home}.svc"
-    reconciler = Reconciler(Cluster(kube, store, gateways, routing, settings, f"{url}/v1"), identity)
+    agents = Agents(lambda keys: reconciler.wake(keys), config.agent_port)
+    cluster = Cluster(kube, store, gateways, agents, Nodes(kube), routing, settings, f"{url}/v1")
+    reconciler = Reconciler(cluster, identity)
 
     stop, listening = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -108,6 +114,8 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         settings=settings_of(),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
+        # Else kopf asks for the user's name, and a container's user may have none.
+        identity=identity,  # type: ignore[arg-type]
         standalone=True,
         ready_flag=listening,
         stop_flag=stop,
@@ -116,6 +124,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         watching,
         reconciler.run(),
         gateways.run(),
+        agents.run(),
         routing.run(),
         autoscale_for_ever(kube, store, gateways, reconciler.is_leading),
         _lead(lease, reconciler, routing, config),

@@ -14,7 +14,7 @@ from typing import Any
 from quire_operator.build import LABEL_REVISION
 from quire_operator.build_pod import ENGINE, ROUTABLE_GATE
 from quire_operator.merge import Manifest
-from quire_operator.world import Failure, Key, Phase, ReplicaState
+from quire_operator.world import Failure, Key, Loading, Phase, ReplicaState
 
 DRAIN_DEADLINE = "quire.dev/drain-deadline"
 """Annotation of a pod that gets nothing new: unix time after which it goes even with requests in flight."""
@@ -41,10 +41,16 @@ class GatewayWord:
 
 
 def replicas_of(
-    key: Key, deployments: Iterable[Manifest], pods: Sequence[Manifest], words: Mapping[str, GatewayWord], now: float
+    key: Key,
+    deployments: Iterable[Manifest],
+    pods: Sequence[Manifest],
+    words: Mapping[str, GatewayWord],
+    now: float,
+    loadings: Mapping[str, Loading] | None = None,
 ) -> list[ReplicaState]:
     """All replicas of one deployment."""
-    found = [_replica(key, pod, words.get(_name(pod)), now) for pod in pods]
+    loadings = loadings or {}
+    found = [_replica(key, pod, words.get(_name(pod)), now, loadings.get(_name(pod))) for pod in pods]
     for deployment in deployments:
         revision = deployment["metadata"].get("labels", {}).get(LABEL_REVISION, "")
         there = sum(r.revision == revision and r.phase is not Phase.STOPPING for r in found)
@@ -91,7 +97,7 @@ def creation_failure(deployment: Manifest, now: float) -> Failure | None:
     return Failure("PodRefused", f"the cluster refuses the pod: {message}", at)
 
 
-def _replica(key: Key, pod: Manifest, word: GatewayWord | None, now: float) -> ReplicaState:
+def _replica(key: Key, pod: Manifest, word: GatewayWord | None, now: float, loading: Loading | None) -> ReplicaState:
     annotations = pod["metadata"].get("annotations") or {}
     phase = _phase(pod)
     deadline = _number(annotations.get(DRAIN_DEADLINE))
@@ -114,6 +120,7 @@ def _replica(key: Key, pod: Manifest, word: GatewayWord | None, now: float) -> R
         drain_deadline=deadline,
         failures=crashes,
         failure=failure,
+        loading=loading if phase is Phase.STARTING else None,
     )
 
 

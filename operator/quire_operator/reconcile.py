@@ -98,6 +98,7 @@ class Reconciler:
         raw = store.raw(key)
         if resource is None or raw is None or raw["metadata"].get("deletionTimestamp"):
             self._memories.pop(key, None)
+            self._cluster.agents.forget(key)
             self._cluster.routing.withdraw(key)
             return
         if resource.deployment is None:

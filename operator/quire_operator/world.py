@@ -45,6 +45,25 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How far a replica is that has not begun to serve."""
+
+    reason: str
+    message: str
+    share: float
+    """Of the way, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether the model fits the memory of a replica, by arithmetic."""
+
+    fits: bool | None
+    """None: something needed for the arithmetic is not known."""
+    message: str
+
+
+@dataclass(frozen=True)
 class ReplicaState:
     """One replica as it is."""
 
@@ -67,6 +86,8 @@ class ReplicaState:
     """Crashes in a row before this start, as the last RestartReplica said."""
     failure: Failure | None = None
     """The latest crash, kept over restarts."""
+    loading: Loading | None = None
+    """Where somebody can tell."""
 
     @property
     def is_available(self) -> bool:
@@ -101,6 +122,7 @@ class Observed:
     routes: Mapping[Key, Route] = field(default_factory=dict)
     findings: Mapping[Key, Finding] = field(default_factory=dict)
     facts: Mapping[Key, ModelFacts] = field(default_factory=dict)
+    fits: Mapping[Key, Fit] = field(default_factory=dict)
     gateways: int = 0
     """Gateways that report."""
     url: str = ""

@@ -1,12 +1,14 @@
 """What the status says in each situation, and that it stays still while nothing changes."""
 
+from dataclasses import replace
+
 import pytest
 
 from quire_api.v1alpha1 import ModelFacts
 from quire_operator.conditions import LEAVES, invalid_status
 from quire_operator.decide import decide
 from quire_operator.revision import revision_of
-from quire_operator.world import Finding, Key, Phase
+from quire_operator.world import Finding, Fit, Key, Loading, Phase
 
 KEY = Key("default", "tiny")
 
@@ -142,6 +144,53 @@ def test_a_failure_is_shown_by_the_leaf_that_owns_it_and_by_ready(make, world, r
     assert said(status)[leaf] == ("False", reason)
     assert said(status)["Ready"] == ("False", reason)
     assert "this and that; do so" in status.condition("Ready").message
+
+
+@pytest.mark.parametrize(
+    ("fit", "said_of_it"),
+    [
+        (None, ("Unknown", "NotStarted")),
+        (Fit(None, "no label"), ("Unknown", "MemoryUnknown")),
+        (Fit(True, "1 of 2 GiB"), ("True", "Fits")),
+        (Fit(False, "3 of 2 GiB"), ("False", "DoesNotFit")),
+    ],
+)
+def test_arithmetic_speaks_before_any_replica_has_shown_it(make, world, fit, said_of_it):
+    world.fits = {KEY: fit} if fit else {}
+    world.step(make())
+    status = status_now(world, make())
+    assert said(status)["Fits"] == said_of_it
+    if fit:
+        assert status.condition("Fits").message == fit.message
+    assert said(status)["Ready"][1] == ("DoesNotFit" if fit and fit.fits is False else "Loading")
+
+
+def test_a_replica_that_serves_and_an_engine_that_says_no_are_believed_over_arithmetic(make, world):
+    world.fits = {KEY: Fit(False, "by arithmetic")}
+    assert said(world.run(make()).statuses[KEY])["Fits"] == ("True", "Fits")
+    world.fits = {KEY: Fit(True, "by arithmetic")}
+    world.crash(world.available()[0], "OutOfMemory", "it was killed")
+    assert said(status_now(world, make()))["Fits"] == ("False", "OutOfMemory")
+
+
+def test_what_the_agent_brings_is_told_by_the_replica_that_has_least(make, world):
+    wish = make(replicas=2)
+    world.step(wish)
+    for share, name in enumerate(sorted(world.replicas)):
+        loading = Loading("Downloading", f"{share + 1} of 3 GiB, 9 MB/s", share / 3)
+        world.replicas[name] = replace(world.replicas[name], loading=loading)
+    status = status_now(world, wish)
+    assert said(status)["Loaded"] == said(status)["Ready"] == ("False", "Downloading")
+    assert status.condition("Ready").message == "1 of 3 GiB, 9 MB/s"
+
+
+def test_a_new_revision_that_loads_says_nothing_of_the_old_ones_fit(make, world):
+    world.run(make())
+    changed = make(engine={"maxModelLen": 64})
+    world.step(changed)
+    assert said(status_now(world, changed))["Fits"] == ("True", "RollingOut")
+    world.fits = {KEY: Fit(False, "3 of 2 GiB")}
+    assert said(status_now(world, changed))["Ready"] == ("False", "DoesNotFit")
 
 
 def test_a_typed_reason_outlives_the_crash_loop(make, world):

@@ -11,12 +11,20 @@ from quire_runtime.agent.errors import SourceUnreachable, WeightsCorrupt
 from quire_runtime.agent.record import Record
 from quire_runtime.agent.retry import Retry
 from quire_runtime.agent.store import CHUNK_BYTES, Digest, Hasher, RemoteFile, Store
-from quire_runtime.agent.wanted import wanted_files
+from quire_runtime.agent.wanted import wanted_files, weight_bytes
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), from any thread, one call at a time; may raise to end the undertaking."""
 
+Described = Callable[[Path, int], None]
+"""Called once config.json stands in the directory, with the bytes of all weights; may raise to end the undertaking."""
+
 PARALLEL_FILES = 8
+CONFIG = "config.json"
+
+
+def unheard(*_: object) -> None:
+    """For whoever does not care."""
 
 
 class Abandoned(Exception):
@@ -26,12 +34,21 @@ class Abandoned(Exception):
 class Download:
     """One run over all files of a model. What a run leaves behind, the next one takes up."""
 
-    def __init__(self, store: Store, record: Record, source: object, retry: Retry, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        record: Record,
+        source: object,
+        retry: Retry,
+        progress: Progress | None,
+        described: Described = unheard,
+    ) -> None:
         self._store = store
         self._record = record
         self._source = source
         self._retry = retry
         self._progress = progress
+        self._described = described
         self._lock = threading.Lock()
         self._is_abandoned = threading.Event()
         self._done = 0
@@ -54,6 +71,12 @@ class Download:
         # Large files first: the last one to end is then a short one.
         missing.sort(key=lambda file: -file.size)
         try:
+            # Before gigabytes come, it should be known whether they can be used.
+            for file in [file for file in missing if file.name == CONFIG]:
+                self._fetch(file)
+                missing.remove(file)
+            if CONFIG in listed:
+                self._described(self._record.directory, weight_bytes((file.name, file.size) for file in files))
             with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="fetch") as pool:
                 running = [pool.submit(self._fetch, file) for file in missing]
                 if wait(running, return_when=FIRST_EXCEPTION).not_done:

@@ -1,6 +1,7 @@
 """Why weights could not be fetched."""
 
 from quire_api.errors import UserError
+from quire_runtime.model.errors import UnsupportedArchitecture
 
 
 class InvalidSource(UserError):
@@ -49,5 +50,6 @@ EXIT_CODES: dict[type[UserError], int] = {
     WeightsCorrupt: 14,
     SourceChanged: 15,
     CacheNotWritable: 16,
+    UnsupportedArchitecture: 17,
 }
 """How the agent ends; the name of the class is the reason in its termination message."""

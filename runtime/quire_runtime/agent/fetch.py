@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from quire_runtime.agent.disk import disk_error
-from quire_runtime.agent.download import Download, Progress
+from quire_runtime.agent.download import Described, Download, Progress, unheard
 from quire_runtime.agent.errors import UnsupportedScheme, WeightsNotFound
 from quire_runtime.agent.hub import fetch_into_cache, fetch_into_directory
 from quire_runtime.agent.progress import logged
@@ -76,20 +76,22 @@ def fetch_into(
     progress: Progress | None = None,
     retry: Retry = ONCE,
     waiting: Callable[[], None] = lambda: None,
+    described: Described = unheard,
     allow_pickle: bool = False,
 ) -> Path:
     """The directory with the model's own files: `destination`, or the one that a file:// source names.
 
     A destination that was completed from the same source before is taken as it is, without asking the store. Only one
-    process fetches into a destination; `waiting` is called when this one has to wait for another. What a volume claim
-    holds is verified at `destination`, where it is mounted.
+    process fetches into a destination; `waiting` is called when this one has to wait for another, `described` once the
+    model's config.json is there. What a volume claim holds is verified at `destination`, where it is mounted.
 
     Raises:
         UserError: of the agent's kinds; what was fetched so far stays for the next time.
     """
     if isinstance(source, LocalSource | ClaimSource):
         place = source.path if isinstance(source, LocalSource) else destination
-        verify_model(place, f"file://{place}" if isinstance(source, LocalSource) else source, allow_pickle=allow_pickle)
+        name = f"file://{place}" if isinstance(source, LocalSource) else source
+        described(place, verify_model(place, name, allow_pickle=allow_pickle))
         return place
     key = f"{source}@{source.revision or ''}" if isinstance(source, HubSource) else str(source)
     try:
@@ -98,11 +100,12 @@ def fetch_into(
             if record.is_complete:
                 if progress is not None:
                     progress(record.total_bytes, record.total_bytes)
+                described(destination, record.weight_bytes)
             elif isinstance(source, HubSource):
-                retry.call(lambda: fetch_into_directory(source, record, token, progress, allow_pickle))
+                retry.call(lambda: fetch_into_directory(source, record, token, progress, allow_pickle, described))
             else:
                 with contextlib.closing(_store(source)) as store:
-                    Download(store, record, source, retry, progress).run(allow_pickle=allow_pickle)
+                    Download(store, record, source, retry, progress, described).run(allow_pickle=allow_pickle)
     except OSError as error:
         told = disk_error(error, source, destination)
         if told is None:

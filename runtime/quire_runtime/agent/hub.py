@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 from tqdm.auto import tqdm
 
 from quire_runtime.agent.disk import check_space
-from quire_runtime.agent.download import Progress
+from quire_runtime.agent.download import CONFIG, Described, Progress, unheard
 from quire_runtime.agent.errors import WeightsCorrupt
 from quire_runtime.agent.hub_errors import as_user_error
 from quire_runtime.agent.record import Record
 from quire_runtime.agent.source import HubSource
 from quire_runtime.agent.store import CHUNK_BYTES, Hasher, RemoteFile
-from quire_runtime.agent.wanted import DESCRIPTION_FILES, SAFETENSORS, wanted_files
+from quire_runtime.agent.wanted import DESCRIPTION_FILES, SAFETENSORS, wanted_files, weight_bytes
 
 
 def fetch_into_cache(
@@ -55,13 +55,24 @@ def fetch_into_cache(
 
 
 def fetch_into_directory(
-    source: HubSource, record: Record, token: str | None, progress: Progress | None, allow_pickle: bool
+    source: HubSource,
+    record: Record,
+    token: str | None,
+    progress: Progress | None,
+    allow_pickle: bool,
+    described: Described = unheard,
 ) -> None:
     """The model's files themselves in the record's directory, verified and marked complete."""
     directory = record.directory
     with _told(source, directory):
         commit, wanted = _listing(source, token, allow_pickle)
         total = sum(file.size or 0 for file in wanted)
+        if any(file.rfilename == CONFIG for file in wanted):
+            # Before gigabytes come, it should be known whether they can be used.
+            hf_hub_download(
+                source.repository, CONFIG, revision=commit, local_dir=directory, token=token, endpoint=_endpoint()
+            )
+            described(directory, weight_bytes((file.rfilename, file.size or 0) for file in wanted))
         present = sum(file.size or 0 for file in wanted if _has_size(directory / file.rfilename, file.size))
         begun = sum(part.stat().st_size for part in directory.glob(".cache/huggingface/download/**/*.incomplete"))
         check_space(max(total - present - begun, 0), directory, source)

@@ -17,10 +17,12 @@ from quire_runtime.agent.fetch import fetch_into
 from quire_runtime.agent.pages import Pages
 from quire_runtime.agent.progress import Meter, Phase, Stopped
 from quire_runtime.agent.retry import Retry
+from quire_runtime.agent.shape import read_shape
 from quire_runtime.agent.source import parse_source
 
 log = logging.getLogger("quire.agent")
 
+INTERNAL_KEY = "QUIRE_INTERNAL_KEY"
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 TERMINATION_BYTES = 4096
 """What the kubelet keeps of a termination message."""
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        pages = Pages(options.host, options.port, meter)
+        pages = Pages(options.host, options.port, meter, os.environ.get(INTERNAL_KEY, ""))
     except OSError as error:
         return _failed(options, "PortTaken", f"{options.host}:{options.port} cannot be listened on ({error.strerror}).")
     log.info("progress at %s/progress", pages.url)
@@ -84,6 +86,7 @@ def _fetch(options: argparse.Namespace, meter: Meter) -> int:
             progress=meter.report,
             retry=Retry(options.attempts, options.backoff_s, pause=meter.pause),
             waiting=meter.waits,
+            described=lambda directory, weights: meter.describe(read_shape(directory, weights)),
             allow_pickle=options.allow_pickle,
         )
     except Stopped:
@@ -120,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="quire agent",
         description="Fetch one model into a directory, resuming what is there; serve /progress, /healthz and /metrics.",
         epilog="Credentials: HF_TOKEN; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and whatever else "
-        "AWS clients read; config.json in $DOCKER_CONFIG.",
+        "AWS clients read; config.json in $DOCKER_CONFIG. With QUIRE_INTERNAL_KEY set, /progress asks for it.",
     )
     parser.add_argument("--source", required=True, help="hf://, s3://, oci://, pvc:// or file:// address")
     parser.add_argument("--revision", help="branch, tag or commit of an hf:// source")

@@ -1,15 +1,16 @@
 """The agent's pages: /progress, /healthz and /metrics."""
 
-import dataclasses
-import json
+import hmac
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from quire_api.wire import HEADER_INTERNAL_KEY
 from quire_runtime.agent.progress import Meter, Phase
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,14 +19,14 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 class Pages:
     """An HTTP server on a thread of its own.
 
-    GET /progress is a `Standing` as JSON; /healthz is 200 once the weights are complete and 503 before, with the same
-    content; /metrics is Prometheus text.
+    GET /progress is a `Standing` as JSON, for whoever sends the internal key where there is one; /healthz is 200 once
+    the weights are complete and 503 before; /metrics is Prometheus text.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, meter: Meter) -> None:
+    def __init__(self, host: str, port: int, meter: Meter, internal_key: str = "") -> None:
         registry = _registry(meter)
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,13 +37,19 @@ class Pages:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
                     self.answer(200, TEXT, generate_latest(registry))
-                elif path in ("/progress", "/healthz"):
-                    standing = meter.standing()
-                    is_ready = standing.phase is Phase.COMPLETE or path == "/progress"
-                    body = json.dumps(dataclasses.asdict(standing)).encode()
-                    self.answer(200 if is_ready else 503, "application/json", body)
+                elif path == "/healthz":
+                    phase = meter.standing().phase
+                    self.answer(200 if phase is Phase.COMPLETE else 503, "text/plain", f"{phase}\n".encode())
+                elif path == "/progress" and not self.may_see():
+                    self.answer(401, "text/plain", f"send the internal key as {HEADER_INTERNAL_KEY}\n".encode())
+                elif path == "/progress":
+                    self.answer(200, "application/json", msgspec.json.encode(meter.standing()))
                 else:
                     self.answer(404, "text/plain", b"GET /progress, /healthz or /metrics\n")
+
+            def may_see(self) -> bool:
+                given = self.headers.get(HEADER_INTERNAL_KEY) or ""
+                return not internal_key or hmac.compare_digest(given.encode(), internal_key.encode())
 
             def answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from quire_api.wire import ModelShape
+
 log = logging.getLogger(__name__)
 
 RATE_WINDOW_S = 10.0
@@ -45,6 +47,8 @@ class Standing:
     elapsed_seconds: float
     reason: str
     message: str
+    shape: ModelShape | None = None
+    """None until config.json is here, or where it cannot be understood."""
 
     @property
     def sentence(self) -> str:
@@ -71,6 +75,7 @@ class Meter:
         self._ended: float | None = None
         self._phase = Phase.STARTING
         self._reason = self._message = ""
+        self._shape: ModelShape | None = None
         self._done = self._total = self._fetched = 0
         self._samples: deque[tuple[float, int]] = deque()
 
@@ -112,6 +117,10 @@ class Meter:
             self._phase = Phase.WAITING
             self._message = f"another process fetches into {self._destination}"
 
+    def describe(self, shape: ModelShape | None) -> None:
+        with self._lock:
+            self._shape = shape
+
     def ended(self, phase: Phase, reason: str = "", message: str = "") -> None:
         """Nothing more will come."""
         with self._lock:
@@ -138,6 +147,7 @@ class Meter:
                 elapsed_seconds=round(now - self._begun, 1),
                 reason=self._reason,
                 message=self._message,
+                shape=self._shape,
             )
 
     def _rate(self, now: float) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quire_runtime.agent.store import RemoteFile
+from quire_runtime.agent.wanted import weight_bytes
 
 FOLDER = ".quire"
 LOCK_POLL_S = 0.5
@@ -46,6 +47,10 @@ class Record:
     @property
     def total_bytes(self) -> int:
         return sum(size for size, _ in self._listed.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        return weight_bytes((name, size) for name, (size, _) in self._listed.items())
 
     def has(self, file: RemoteFile) -> bool:
         """Whether this very content was fetched and verified before."""

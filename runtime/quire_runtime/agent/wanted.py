@@ -19,6 +19,11 @@ SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
+def weight_bytes(sizes: Iterable[tuple[str, int]]) -> int:
+    """Bytes of those files, by name, that hold weights."""
+    return sum(size for name, size in sizes if name.endswith((".safetensors", ".bin")))
+
+
 def wanted_files(names: Iterable[str], source: object, *, allow_pickle: bool = False) -> list[str]:
     """Those of `names` that a model is loaded from.
 

@@ -233,3 +233,61 @@ def test_a_mounted_claim_is_verified_and_nothing_else(
     code, reason, message = start("pvc://weights/tiny").failure()
     assert (code, reason) == (11, "WeightsNotFound")
     assert "1 of 2 files" in message
+
+
+TINY_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+    "rms_norm_eps": 1e-5,
+}
+
+
+def test_the_models_size_is_known_while_its_weights_are_on_their_way(
+    hub: Any, start: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+):
+    hub.files["config.json"] = json.dumps(TINY_CONFIG).encode()
+    agent = start("hf://org/tiny")
+    shape = agent.wait_for_phase("complete")["shape"]
+    assert shape == {
+        "architecture": "LlamaForCausalLM",
+        "weight_bytes": len(hub.files["model.safetensors"]),
+        "value_bytes": 2,
+        "kv_values_per_token": 2 * 3 * 2 * 16,  # keys and values, layers, heads, 64 / 4
+        "max_positions": 512,
+    }
+    asked = [path.rsplit("/", 1)[1] for _, path, _ in hub.requests if "/resolve/" in path]
+    assert asked.index("config.json") < asked.index("model.safetensors")
+
+
+def test_a_model_that_no_engine_could_run_is_not_fetched(hub: Any, start: Callable[..., Agent]):
+    hub.files["config.json"] = json.dumps({**TINY_CONFIG, "architectures": ["MambaForCausalLM"]}).encode()
+    agent = start("hf://org/tiny")
+    code, reason, message = agent.failure()
+    assert (code, reason) == (17, "UnsupportedArchitecture")
+    assert "MambaForCausalLM is not supported" in message
+    assert not any("model.safetensors" in path for _, path, _ in hub.requests if "/resolve/" in path)
+
+
+def test_the_size_of_what_a_claim_holds_is_told_too(tmp_path: Path, start: Callable[..., Agent]):
+    model = Path(__file__).parents[3] / "models" / "quire-tiny"
+    shape = start("pvc://weights/tiny", destination=model).wait_for_phase("complete")["shape"]
+    assert shape["weight_bytes"] == sum(path.stat().st_size for path in model.glob("*.safetensors"))
+
+
+def test_progress_is_for_whoever_has_the_internal_key(
+    hub: Any, start: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("QUIRE_INTERNAL_KEY", "sesame")
+    agent = start("hf://org/tiny")
+    wait_for(lambda: httpx.get(f"{agent.url}/healthz").status_code == 200)
+    assert httpx.get(f"{agent.url}/progress").status_code == 401
+    assert httpx.get(f"{agent.url}/progress", headers={"x-quire-internal-key": "sesam"}).status_code == 401
+    told = httpx.get(f"{agent.url}/progress", headers={"x-quire-internal-key": "sesame"})
+    assert told.json()["phase"] == "complete"
