@@ -1,5 +1,7 @@
 """The tokens of one request, gathered into text: detokenizing, stop strings, logprobs."""
 
+from collections.abc import Callable
+
 from quire.results import CompletionOutput, Logprob, Logprobs, RequestOutput
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.messages import TokenLogprobs
@@ -39,6 +41,12 @@ class Collector:
     @property
     def is_done(self) -> bool:
         return self._running == 0
+
+    @property
+    def append(self) -> Callable[[int], None] | None:
+        """Takes a token that neither is the first nor ends anything; None where a token is more than that."""
+        only = self._choices[0]
+        return only.output.token_ids.append if len(self._choices) == 1 and only.is_plain else None
 
     def add(self, choice: int, token: int, finish: int, cached: int, logprobs: TokenLogprobs | None) -> None:
         """One entry of an engine step."""
@@ -84,6 +92,11 @@ class Choice:
         if tokenizer is not None and params.detokenize:
             self._detokenizer = Detokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids)
         self._stops = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Until its end it gathers tokens and nothing else."""
+        return self._stops is None and self.output.logprobs is None
 
     @property
     def is_done(self) -> bool:

@@ -1,7 +1,7 @@
 """Offline use: a model in this process, prompts in, texts out; a drop-in for vLLM's LLM."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,19 +131,26 @@ class LLM:
                 self.engine.add(handle, token_ids, asked)
                 collectors[handle] = Collector(str(handle), text, token_ids, asked, self.tokenizer)
             waiting = set(collectors)
+            plain = {handle: append for handle, one in collectors.items() if (append := one.append) is not None}
             with _progress(len(waiting), use_tqdm) as advance:
                 while waiting:
                     outputs = self.engine.step()
                     if outputs is not None:
-                        advance(*self._collect(outputs, collectors, waiting))
+                        advance(*self._collect(outputs, collectors, waiting, plain))
         finally:
             for handle, collector in collectors.items():
                 if not collector.is_done:
                     self.engine.abort(handle)
         return [collector.output() for collector in collectors.values()]
 
-    def _collect(self, outputs: EngineOutputs, collectors: dict[int, Collector], waiting: set[int]) -> tuple[int, int]:
-        """(requests that ended, tokens that came)"""
+    def _collect(
+        self,
+        outputs: EngineOutputs,
+        collectors: dict[int, Collector],
+        waiting: set[int],
+        plain: dict[int, Callable[[int], None]],
+    ) -> tuple[int, int]:
+        """(requests that ended, tokens that came); plain: where tokens of requests go that want nothing but tokens."""
         for part in outputs.prompt_logprobs:
             if part.handle in collectors:
                 collectors[part.handle].add_prompt_logprobs(part.positions)
@@ -153,6 +160,9 @@ class LLM:
         for (handle, choice, token, finish, cached), logprob in zip(
             zip(*(column.tolist() for column in columns), strict=True), logprobs, strict=False
         ):
+            if not finish and cached < 0 and (append := plain.get(handle)) is not None:
+                append(token)
+                continue
             if handle not in waiting:
                 continue
             collector = collectors[handle]
@@ -162,6 +172,7 @@ class LLM:
             if collector.is_done:
                 ended += 1
                 waiting.remove(handle)
+                plain.pop(handle, None)
         return ended, len(outputs.handles)
 
     def _as_list(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

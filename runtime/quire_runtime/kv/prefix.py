@@ -40,11 +40,11 @@ class PrefixChain:
         twin.keys = self.keys[: len(twin.identities)]
         return twin
 
-    def key(self, i: int, tokens: Ints) -> bytes:
-        """Key of block `i`, at most one beyond those known, which holds `tokens` (int32 [block_size])."""
+    def key(self, i: int, tokens: list[int]) -> bytes:
+        """Key of block `i`, at most one beyond those known, which holds `tokens`."""
         keys = self.keys
         if i == len(keys):
-            keys.append(block_key(keys[-1] if keys else self.root, tokens.tolist()))
+            keys.append(block_key(keys[-1] if keys else self.root, tokens))
         return keys[i]
 
     def parent_key(self, i: int) -> bytes:
@@ -90,7 +90,7 @@ class PrefixIndex:
         """
         found: list[int] = []
         for i in range(len(contents)):
-            block = self._blocks.get(chain.key(i, contents[i]))
+            block = self._blocks.get(chain.key(i, contents[i].tolist()))
             if block is None:
                 break
             found.append(block)
@@ -108,28 +108,37 @@ class PrefixIndex:
 
         blocks int32 [n], held; contents int32 [n, block_size].
         """
-        first = len(chain.identities)
-        parent = chain.parent_identity(first)
-        for i, block in enumerate(blocks.tolist()):
-            tokens = contents[i]
-            key = chain.key(first + i, tokens)
-            known = self._blocks.get(key)
-            if known is not None:
-                if self._parent_of[known] == parent and np.array_equal(self._tokens[known], tokens):
-                    parent = self._identity_of[known]
-                    chain.identities.append(parent)
-                    continue
-                self._remove(known)
-                self._pool.drop(known)
-            self._tokens[block] = tokens
-            self._parent_of[block] = parent
-            self._identity_of[block] = parent = self._last_identity = self._last_identity + 1
-            self._blocks[key] = block
-            self._keys[block] = key
-            self._pool.keep(block)
-            chain.identities.append(parent)
-            if self._listener is not None:
-                self._listener.stored(key, chain.parent_key(first + i), tokens)
+        self._tokens[blocks] = contents
+        for block, tokens in zip(blocks.tolist(), contents.tolist(), strict=True):
+            self._add(chain, block, tokens)
+
+    def register_next(self, chains: list[PrefixChain], blocks: Ints, contents: Ints) -> None:
+        """The same for one block of each of n sequences: the i-th chain's next one."""
+        self._tokens[blocks] = contents
+        for chain, block, tokens in zip(chains, blocks.tolist(), contents.tolist(), strict=True):
+            self._add(chain, block, tokens)
+
+    def _add(self, chain: PrefixChain, block: int, tokens: list[int]) -> None:
+        """Register the chain's next block, whose tokens have been noted."""
+        number = len(chain.identities)
+        parent = chain.parent_identity(number)
+        key = chain.key(number, tokens)
+        known = self._blocks.get(key)
+        if known is not None:
+            if self._parent_of[known] == parent and self._tokens[known].tolist() == tokens:
+                chain.identities.append(self._identity_of[known])
+                return
+            self._remove(known)
+            self._pool.drop(known)
+        self._last_identity += 1
+        self._parent_of[block] = parent
+        self._identity_of[block] = self._last_identity
+        self._blocks[key] = block
+        self._keys[block] = key
+        self._pool.keep(block)
+        chain.identities.append(self._last_identity)
+        if self._listener is not None:
+            self._listener.stored(key, chain.parent_key(number), self._tokens[block])
 
     def clear(self) -> None:
         """Forget every prefix; cached blocks become free. Held blocks stay with their sequences."""

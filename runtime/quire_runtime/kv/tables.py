@@ -143,6 +143,15 @@ class BlockTables:
         self.index.register(chain, self.table[row, first:full], contents)
         self.registered[row] = full
 
+    def register_next(self, rows: Ints, chains: list[PrefixChain], tokens: Ints) -> None:
+        """The same where each of `rows` has one more full block; tokens int32 [all rows, max_len]."""
+        if self.index is None:
+            return
+        columns = self.registered[rows]
+        places = (columns * self.block_size)[:, None] + np.arange(self.block_size)
+        self.index.register_next(chains, self.table[rows, columns], tokens[rows[:, None], places])
+        self.registered[rows] = columns + 1
+
     def release(self, row: int) -> None:
         """Give back all blocks of a row, its last one first."""
         self.pool.release(self.table[row, : self.held[row]][::-1])

@@ -381,11 +381,17 @@ class Scheduler:
             return
         state, size = self._rows, self.config.block_size
         full = np.minimum(computed, state.received[rows]) // size
-        grown = full > self._tables.registered[rows]
-        for row, count in zip(rows[grown].tolist(), full[grown].tolist(), strict=True):
-            sequence = state.sequences[row]
-            assert sequence is not None
-            self._tables.register(row, sequence.chain, state.tokens[row, : count * size])
+        news = full - self._tables.registered[rows]
+        grown = (news > 0).nonzero()[0]
+        if len(grown) == 0:
+            return
+        rows, full = rows[grown], full[grown]
+        chains = [sequence.chain for row in rows.tolist() if (sequence := state.sequences[row]) is not None]
+        if news.max() == 1:
+            self._tables.register_next(rows, chains, state.tokens)
+            return
+        for row, chain, count in zip(rows.tolist(), chains, full.tolist(), strict=True):
+            self._tables.register(row, chain, state.tokens[row, : count * size])
 
     def _vacate(self, row: int) -> Sequence:
         """Take row and blocks from a sequence; what it computed stays in the prefix cache."""
