@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu crds docs env e2e cluster-build cluster-up cluster-down clean
+.PHONY: help demo test lint format bench-cpu bench-report crds docs env e2e cluster-build cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -45,6 +45,9 @@ format: $(STAMP) ## let ruff format and sort
 
 bench-cpu: $(STAMP) ## our engine beside Transformers generate on this machine
 	$(BIN)/python bench/cpu.py
+
+bench-report: $(STAMP) ## the page and the plot of the readings on a GPU
+	$(BIN)/python bench/report.py
 
 crds: $(STAMP) ## write crds/ from the pydantic models
 	$(BIN)/python -m quire_api.crd --write crds

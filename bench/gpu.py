@@ -77,6 +77,7 @@ class Engine:
 
     def __init__(self, name: str, directory: Path, max_model_len: int, **options: Any) -> None:
         module = importlib.import_module({"quire": "quire", "vllm": "vllm"}[name])
+        self._name = name
         self.version = getattr(module, "__version__", "0.1.0")
         self._params = module.SamplingParams
         self._extra = {"detokenize": False} if name == "vllm" else {}
@@ -89,6 +90,13 @@ class Engine:
             gpu_memory_utilization=0.85,
             **options,
         )
+
+    @property
+    def startup_phases(self) -> dict[str, float]:
+        """Seconds of our engine's start by phase; empty for others."""
+        if self._name != "quire":
+            return {}
+        return {name: round(value, 3) for name, value in self.llm.engine.loaded.startup_s.items()}
 
     def run(self, requests: Requests) -> float:
         """Wall seconds of one call."""
@@ -146,7 +154,8 @@ class Bench:
     def w2(self, reps: int) -> None:
         whole = self.series("w2", lambda rep: workloads.w2(rep, 256), reps)
         first = self.series("w2_out1", lambda rep: workloads.w2(rep + 60, 1), reps)
-        self.record("w2_summary", 0, whole, tpot_ms=round((whole - first) / 255e-3, 4), ttft_ms=round(first * 1e3, 3))
+        tpot_ms, ttft_ms = round((whole - first) / 255e-3, 4), round(first * 1e3, 3)
+        self.record("w2_summary", 0, whole, reps=reps, tpot_ms=tpot_ms, ttft_ms=ttft_ms)
 
     def w3(self, reps: int) -> None:
         self.series("w3_8192x1", workloads.w3_single, reps)
@@ -161,7 +170,7 @@ class Bench:
     def w5(self, reps: int) -> None:
         """Step times: wall(128 tokens out) - wall(1 token out), prompts not cached and cached."""
         for batch in W5_BATCHES:
-            for rep in (WARM_UP, WARM_UP, WARM_UP + 1, WARM_UP + 1):
+            for rep in (WARM_UP, WARM_UP + 1):
                 for count in (128, 1):
                     self.timed(workloads.w5(batch, rep, count), reset=count == 128)
             walls: dict[str, list[float]] = {name: [] for name in ("full", "cached_full", "cached_first", "first")}
@@ -181,6 +190,7 @@ class Bench:
                 step_ms=round((full - first) / 127e-3, 4),
                 cached_step_ms=round((cached - cached_first) / 127e-3, 4),
                 first_s=round(first, 5),
+                reps=reps,
             )
 
 
@@ -233,7 +243,8 @@ def main() -> int:
         "settings": {"max_model_len": options.max_model_len, **settings},
     }
     bench = Bench(engine, options.out, base)
-    bench.record("startup", 0, time.perf_counter() - started)
+    startup_s = time.perf_counter() - started
+    bench.record("startup", 0, startup_s, phases=engine.startup_phases)
     failed = 0
     for item in options.plan.split(","):
         name, _, reps = item.partition(":")
