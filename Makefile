@@ -1,5 +1,6 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu bench-report crds docs env e2e cluster-build cluster-up cluster-down clean
+.PHONY: help demo test lint format bench-cpu bench-report crds docs env e2e images cluster-build cluster-up \
+  cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,7 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
-CLUSTER := PYTHONPATH=e2e $(BIN)/python -m cluster
+CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
+# `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
+# IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
+CLUSTER ?= own
+IMAGES ?=
+VALUES ?=
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,19 +62,22 @@ crds: $(STAMP) ## write crds/ from the pydantic models
 docs: $(STAMP) ## write the pages of docs/ that come from the code
 	$(BIN)/python -m quire.reference docs
 
-e2e: .quire/bin/.built $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
-	$(BIN)/pytest e2e
+e2e: $(if $(filter own,$(CLUSTER)),.quire/bin/.built) $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
+	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest e2e
+
+images: $(STAMP) ## Quire's images, built by buildah without a network; IMAGES=full builds the engine's too
+	$(CLUSTERCTL) images $(if $(filter full,$(IMAGES)),--runtime)
 
 cluster-build: .quire/bin/.built ## Kubernetes and its tools from Go modules: minutes the first time, seconds after
 
 cluster-up: .quire/bin/.built $(STAMP) ## a real one-node Kubernetes in a network namespace
-	$(CLUSTER) up
+	$(CLUSTERCTL) up
 
 cluster-down: $(STAMP) ## take it down; nothing is left behind
-	$(CLUSTER) down
+	$(CLUSTERCTL) down
 
 .quire/bin/.built: $(wildcard e2e/cluster/go/*/go.sum e2e/cluster/go/*/*.go) | $(STAMP)
-	$(CLUSTER) build
+	$(CLUSTERCTL) build
 	@touch $@
 
 clean: ## remove the environment and caches

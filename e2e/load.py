@@ -1,4 +1,5 @@
-"""Streams against the gateway until told to end; one JSON line at the end: how many were answered, and what failed.
+"""Streams against the gateway until told to end; one JSON line at the end: how many were answered, what failed before
+its first token (`lost`) and what failed after it (`cut`).
 
 python load.py URL MODEL CLIENTS STOPFILE
 """
@@ -11,26 +12,40 @@ from pathlib import Path
 import httpx
 
 
-async def client(http: httpx.AsyncClient, model: str, stop: Path, answered: list[int], failed: list[str]) -> None:
-    body = {"model": model, "prompt": "Once", "max_tokens": 24, "stream": True, "ignore_eos": True}
+class Outcome:
+    def __init__(self) -> None:
+        self.answered = 0
+        self.lost: list[str] = []
+        self.cut: list[str] = []
+
+
+async def ask(http: httpx.AsyncClient, body: dict[str, object], outcome: Outcome) -> None:
+    lines: list[str] = []
+    try:
+        async with http.stream("POST", "completions", json=body) as stream:
+            status = stream.status_code
+            async for line in stream.aiter_lines():
+                lines.append(line)
+    except httpx.HTTPError as error:
+        status, lines = 0, [*lines, repr(error)]
+    if status == 200 and "data: [DONE]" in lines:
+        outcome.answered += 1
+        return
+    has_begun = any(line.startswith("data: {") and '"choices"' in line for line in lines)
+    (outcome.cut if has_begun else outcome.lost).append(f"{status}: {' '.join(lines)[-300:]}")
+
+
+async def client(http: httpx.AsyncClient, body: dict[str, object], stop: Path, outcome: Outcome) -> None:
     while not await asyncio.to_thread(stop.exists):
-        try:
-            async with http.stream("POST", "completions", json=body) as stream:
-                text = (await stream.aread()).decode()
-            if stream.status_code != 200 or "data: [DONE]" not in text:
-                failed.append(f"{stream.status_code}: {text[-300:]}")
-            else:
-                answered.append(1)
-        except httpx.HTTPError as error:
-            failed.append(repr(error))
+        await ask(http, body, outcome)
 
 
 async def main(url: str, model: str, clients: int, stop: Path) -> None:
-    answered: list[int] = []
-    failed: list[str] = []
+    outcome = Outcome()
+    body = {"model": model, "prompt": "Once", "max_tokens": 24, "stream": True, "ignore_eos": True}
     async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as http:
-        await asyncio.gather(*(client(http, model, stop, answered, failed) for _ in range(clients)))
-    print(json.dumps({"answered": len(answered), "failed": failed}))
+        await asyncio.gather(*(client(http, body, stop, outcome) for _ in range(clients)))
+    print(json.dumps(vars(outcome)))
 
 
 asyncio.run(main(sys.argv[1] + "/", sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))

@@ -2,19 +2,19 @@
 ARG BASE_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
+# Where there is no network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIRECTORY take every wheel from a mounted directory.
+ARG PIP_NO_INDEX PIP_FIND_LINKS
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY api api
-COPY text text
-COPY runtime runtime
-COPY kernels kernels
-COPY gateway gateway
-COPY operator operator
-COPY cli cli
-RUN python -m venv /opt/quire \
- && /opt/quire/bin/pip install --no-cache-dir --disable-pip-version-check --no-compile -c constraints.txt '.[runtime,cli]'
+COPY . .
+RUN python3 -m venv /opt/quire \
+ && /opt/quire/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[runtime,cli]' \
+ && cp -r models /opt/quire/models
 
 FROM ${BASE_IMAGE}
+# Triton compiles its launchers with a C compiler when an engine starts on a GPU.
+RUN command -v gcc \
+ || (apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*)
+RUN useradd --uid 65532 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin quire
 COPY --from=build /opt/quire /opt/quire
 ENV PATH=/opt/quire/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import build, control_plane, daemon, images, network, node, pki, teardown
+from cluster import build, control_plane, daemon, images, network, node, pki, quire_images, teardown
 from cluster.errors import ClusterError
 from cluster.layout import SOURCES, Layout
 
@@ -32,6 +32,17 @@ def build_all(tools: Annotated[bool, typer.Option(help="Also helm, kwok, CoreDNS
     _timed("kube", lambda: build.build_kube(LAYOUT))
     for tool in build.TOOLS if tools else ():
         _timed(tool, lambda tool=tool: build.build_tool(LAYOUT, tool))
+
+
+@app.command("images")
+def build_images(
+    runtime: Annotated[bool, typer.Option(help="Also the engine's image: torch makes it 5 GB.")] = False,
+) -> None:
+    """Build Quire's images with buildah, without a network, from a Debian base."""
+    names = (*quire_images.SMALL, *([quire_images.RUNTIME] if runtime else []))
+    for name in names:
+        _timed(name, lambda name=name: quire_images.build(LAYOUT, [name]))
+        print(f"  {quire_images.archive(LAYOUT, name)}")
 
 
 @app.command()

@@ -9,6 +9,8 @@ from cluster.layout import Layout
 CGROUPS = Path("/sys/fs/cgroup")
 # The kubelet sets these when it starts.
 SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
+CPU_SHARES = 10240
+"""All pods together weigh as much as ten processes of the machine; without it as much as one."""
 
 
 def remember_sysctls(layout: Layout) -> None:
@@ -26,6 +28,9 @@ def create_cgroups(layout: Layout) -> None:
     """The cluster's pods live below a cgroup of its own, so that removing them touches no other's."""
     for root in _roots():
         (root / layout.name).mkdir(exist_ok=True)
+    shares = CGROUPS / "cpu" / layout.name / "cpu.shares"
+    if shares.exists():
+        shares.write_text(str(CPU_SHARES))
     cpuset = CGROUPS / "cpuset"
     if cpuset.is_dir():
         for file in ("cpuset.cpus", "cpuset.mems"):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import yaml
 
@@ -75,9 +76,7 @@ def start(layout: Layout) -> None:
     daemon.start(layout, "containerd", ["containerd", f"--config={settings / 'containerd.toml'}"])
     daemon.wait_for("containerd", lambda: _answers(layout), 30.0, layout, "containerd")
     for archive in sorted(layout.images.glob("*.tar")):
-        done = ctr(layout, "images", "import", str(archive), timeout_s=600.0)
-        if done.returncode:
-            raise ClusterError(f"{archive.name} is no image that containerd takes: {done.stderr.strip()}")
+        import_image(layout, archive)
     daemon.start(
         layout,
         "kubelet",
@@ -93,6 +92,16 @@ def start(layout: Layout) -> None:
     )
     daemon.start(layout, "kube-proxy", ["kube-proxy", f"--config={settings / 'kube-proxy.yaml'}"])
     daemon.wait_for("the node to be Ready", lambda: _node_is_ready(layout), READY_DEADLINE_S, layout, "kubelet")
+
+
+def import_image(layout: Layout, archive: Path) -> None:
+    """
+    Raises:
+        ClusterError: it is no image.
+    """
+    done = ctr(layout, "images", "import", str(archive), timeout_s=900.0)
+    if done.returncode:
+        raise ClusterError(f"{archive.name} is no image that containerd takes: {done.stderr.strip()}")
 
 
 def ctr(layout: Layout, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:

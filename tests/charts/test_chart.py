@@ -103,6 +103,7 @@ def test_a_registry_goes_before_every_image():
     assert "image: mirror.example/q/quire/operator:0.1.0" in text
     assert "image: mirror.example/q/quire/gateway:0.1.0" in text
     assert "--engine-image=mirror.example/q/quire/runtime:2" in text
+    assert "--agent-image=mirror.example/q/quire/agent:0.1.0" in text
 
 
 def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise():

@@ -1,0 +1,70 @@
+"""The cluster that scenarios run on, and Quire's chart on it."""
+
+import os
+from pathlib import Path
+
+from client import SYSTEM, Client
+from cluster import control_plane, images, network, node, pki, quire_images
+from cluster.layout import IMAGE_PREFIX, REPOSITORY, SOURCES, Layout
+
+CHART = REPOSITORY / "charts" / "quire"
+FORMER_CHART = Path(__file__).parent / "fixtures" / "quire-0.1.0"
+VALUES = ("gateway.resources.requests.cpu=100m", "gateway.autoscaling.enabled=false")
+ADD_ONS = ("coredns", "metrics-server")
+
+
+def open_client() -> Client:
+    """What `make e2e` was given: CLUSTER=current or its own cluster, IMAGES=full or the repository mounted."""
+    is_own = os.environ.get("QUIRE_E2E_CLUSTER") != "current"
+    images_are = os.environ.get("QUIRE_E2E_IMAGES") or ("node" if is_own else "full")
+    return Client(Layout(), is_own, is_repository_mounted=images_are == "node")
+
+
+def bring_up(client: Client) -> None:
+    """Our own cluster from nothing, with every image of Quire on its node.
+
+    Raises:
+        ClusterError: something is missing on this machine or did not start; the message says what.
+    """
+    layout = client.layout
+    packed = {archive.stem for archive in layout.images.glob("*.tar")}
+    if "pause" not in packed:
+        images.pack_pause(layout)
+    for name in ADD_ONS:
+        if name not in packed:
+            images.pack_binary(layout, name)
+    engine = [] if client.is_repository_mounted else [quire_images.RUNTIME]
+    quire_images.build(layout, [*quire_images.SMALL, *engine])
+    if client.is_repository_mounted:
+        quire_images.pack_engine_base(layout)
+    network.create(layout)
+    pki.write_pki(layout)
+    control_plane.start(layout)
+    node.start(layout)
+    for name in engine:
+        node.import_image(layout, quire_images.archive(layout, name))
+    for name in ADD_ONS:
+        client.kubectl("apply", "-f", str(SOURCES / "manifests" / f"{name}.yaml"))
+
+
+def prepare(client: Client) -> None:
+    """The namespace of operator and gateways, under the restricted standard."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": labels}}
+    client.kubectl("apply", "-f", "-", given=namespace)
+
+
+def install(client: Client, chart: Path = CHART) -> None:
+    """Install or upgrade the release `quire`, and wait until operator and gateways are ready."""
+    flags = [f"--set={value}" for value in VALUES]
+    known = (chart / "values.yaml").read_text()
+    if client.is_own or client.is_repository_mounted:
+        engine = "engine-base" if client.is_repository_mounted else "runtime"
+        for part, image in {"operator": "operator", "gateway": "gateway", "agent": "agent", "runtime": engine}.items():
+            if f"\n  {part}:\n" in known:
+                flags.append(f"--set-string=images.{part}.repository={IMAGE_PREFIX}/quire-{image}")
+                flags.append(f"--set-string=images.{part}.tag=1")
+        flags.append("--set=images.pullPolicy=Never")
+    if file := os.environ.get("QUIRE_E2E_VALUES"):
+        flags.append(f"--values={file}")
+    client.helm("upgrade", "--install", "quire", str(chart), "-n", SYSTEM, "--wait", "--timeout=5m", *flags)

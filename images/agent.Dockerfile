@@ -1,0 +1,18 @@
+# docker build -f images/agent.Dockerfile -t quire/agent:0.1.0 .
+ARG BASE_IMAGE=python:3.11.13-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+# Where there is no network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIRECTORY take every wheel from a mounted directory.
+ARG PIP_NO_INDEX PIP_FIND_LINKS
+WORKDIR /source
+COPY . .
+RUN python3 -m venv /opt/quire \
+ && /opt/quire/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[agent]'
+
+FROM ${BASE_IMAGE}
+RUN useradd --uid 65532 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin quire
+COPY --from=build /opt/quire /opt/quire
+ENV PATH=/opt/quire/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+EXPOSE 8001
+ENTRYPOINT ["python", "-m", "quire_runtime.agent"]
