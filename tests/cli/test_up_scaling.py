@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,7 +84,7 @@ class Running:
         return self.ready() == ("True", "ScaledToZero") and self.status()["replicas"] == 0
 
     def engines(self) -> list[psutil.Process]:
-        return [child for child in self.process.children() if child.is_running() and "serve" in child.cmdline()]
+        return [child for child in self.process.children() if _is_engine(child)]
 
     def wait(self, what: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -122,6 +123,13 @@ class Running:
                 thread.join()
 
 
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return "serve" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 @pytest.fixture
 def up(tmp_path) -> Iterator[Running]:
     running = Running(tmp_path)
@@ -136,7 +144,7 @@ def test_load_scales_up_idleness_to_zero_and_a_request_wakes(up):
     with up.streams(8) as failures:
         up.wait(lambda: up.serves(2))
     assert not failures
-    assert "tiny scales 1 -> 2: 8 requests in flight or held, 4 to a replica" in up.log()
+    assert re.search(r"tiny scales 1 -> 2: [5-8] requests in flight or held, 4 to a replica", up.log())
 
     up.wait(up.sleeps)
     assert "-> 0: no request for 6s" in up.log()

@@ -69,6 +69,8 @@ class StubEngine:
     tokens: int = 5
     token_delay_s: float = 0.0
     first_delay_s: float = 0.0
+    gate: asyncio.Event | None = None
+    """What answers wait for, where one is set."""
     status: int = 200
     dies_before_first_byte: bool = False
     dies_after_tokens: int | None = None
@@ -153,6 +155,8 @@ class StubEngine:
             return self._send(writer, 503 if self.status == 503 else 200, b"{}")
         self.seen.append(seen)
         await asyncio.sleep(self.first_delay_s)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.raw_answer:
             writer.write(self.raw_answer)
             return False

@@ -69,7 +69,8 @@ async def test_a_whole_answer_that_breaks_off_is_seen_as_broken(make_world):
 
 
 async def test_kill_9_under_eight_streams_loses_no_request_that_had_not_begun(make_world, make_engine):
-    slow = await make_engine(first_delay_s=1.0)
+    gate = asyncio.Event()
+    slow = await make_engine(gate=gate)
     doomed = await make_engine(first_delay_s=1000.0)
     world = await make_world({"slow": slow, "doomed": doomed})
 
@@ -81,6 +82,7 @@ async def test_kill_9_under_eight_streams_loses_no_request_that_had_not_begun(ma
     await world.until(lambda: len(doomed.seen) + len(slow.seen) == 8)
     assert len(doomed.seen) >= 3
     doomed.kill()
+    gate.set()
     assert set(await asyncio.gather(*asking)) == {"w0 w1 w2 w3 w4 "}
     await world.until_routable("slow")
     await world.until(world.is_quiet)
@@ -157,7 +159,7 @@ async def test_idle_connections_that_the_engine_closed_cost_no_attempt(make_worl
 
 async def test_a_silent_replica_counts_as_failed(make_world, make_engine):
     frozen, good = await make_engine(first_delay_s=1000.0), await make_engine()
-    world = await make_world({"a": frozen, "b": good}, upstream_silence_s=0.2)
+    world = await make_world({"a": frozen, "b": good}, upstream_silence_s=2.0)
     for _ in "ab":
         await world.client().chat.completions.create(model="m", messages=ASK)
     assert frozen.seen
@@ -305,6 +307,7 @@ def test_sigterm_finishes_streams_says_not_ready_and_exits_0(tmp_path):
                 wait(lambda: other.get("/ready").status_code == 503)
                 refused = other.post("/v1/completions", json={"model": "m", "prompt": "w1"})
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            process.may_end.touch()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.gateway.wait(60) == 0
 
@@ -335,17 +338,17 @@ def test_bad_settings_are_one_line_and_exit_code_2(flags, says, capsys):
 
 GATEWAY = [sys.executable, "-m", "quire_gateway"]
 ENGINE = """
-import asyncio
+import asyncio, os, sys
 async def serve(reader, writer):
     head = await reader.readuntil(b"\\r\\n\\r\\n")
     length = [int(line[15:]) for line in head.split(b"\\r\\n") if line.lower().startswith(b"content-length:")]
     body = await reader.readexactly(length[0] if length else 0)
     if b'"stream"' in body:
         writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-type: text/event-stream\\r\\nconnection: close\\r\\n\\r\\n")
-        for _ in range(10):
+        while not os.path.exists(sys.argv[1]):
             writer.write(b'data: {"n": 1}\\n\\n')
             await writer.drain()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
         writer.write(b"data: [DONE]\\n\\n")
     else:
         status = b"404 X" if head.startswith(b"GET") else b"200 OK"
@@ -361,13 +364,14 @@ asyncio.run(main())
 
 
 class Process:
-    """A gateway process in front of an engine process that does not tell its model."""
+    """A gateway in front of an engine that does not tell its model and streams until `may_end` exists."""
 
     def __init__(self, folder):
         self.table = folder / "table.json"
+        self.may_end = folder / "may-end"
 
     def __enter__(self):
-        self._engine = subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE)
+        self._engine = subprocess.Popen([sys.executable, "-c", ENGINE, str(self.may_end)], stdout=subprocess.PIPE)
         replica = wire.Replica(id="a", url=f"http://127.0.0.1:{int(self._engine.stdout.readline())}")
         deployment = wire.Deployment(name="d", namespace="n", served_names=["m"], replicas=[replica])
         self.table.write_bytes(msgspec.json.encode(wire.RoutingTable(deployments=[deployment])))

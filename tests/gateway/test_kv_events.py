@@ -28,7 +28,7 @@ class Engine:
 
     def start(self):
         flags = ["--served-model-name", "m", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
-        sizes = ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", "8"]
+        sizes = ["--host", "127.0.0.1", "--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", "8"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "quire", "serve", str(MODEL), *flags, *sizes],
             env={**os.environ, "QUIRE_INTERNAL_KEY": KEY, "OMP_NUM_THREADS": "1"},

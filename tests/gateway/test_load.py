@@ -23,8 +23,9 @@ async def load_of(world) -> wire.DeploymentLoad:
 
 class TestLoad:
     async def test_requests_are_counted_while_they_run(self, world):
+        gate = asyncio.Event()
         for engine in world.engines.values():
-            engine.first_delay_s = 0.5
+            engine.gate = gate
         before = await load_of(world)
         assert (before.in_flight, before.held, before.requests) == (0, 0, 0)
         client = world.client()
@@ -33,6 +34,7 @@ class TestLoad:
         during = await load_of(world)
         assert (during.in_flight, during.requests, during.idle_s) == (6, 6, 0.0)
         assert during.queued_tokens > 0
+        gate.set()
         await asyncio.gather(*asks)
         after = await load_of(world)
         assert (after.in_flight, after.requests, after.queued_tokens) == (0, 6, 0)
@@ -46,7 +48,7 @@ class TestLoad:
 
     async def test_latencies_of_streams(self, world):
         for engine in world.engines.values():
-            engine.first_delay_s, engine.token_delay_s, engine.tokens = 0.2, 0.02, 10
+            engine.first_delay_s, engine.token_delay_s, engine.tokens = 1.0, 0.01, 10
         stream = await world.client().chat.completions.create(**ASK, stream=True)
         assert len([event async for event in stream]) == 10
         load = await load_of(world)

@@ -118,9 +118,13 @@ async def test_an_engine_that_does_not_tell_its_model_is_routed_to_by_load(make_
 
 async def test_concurrent_requests_spread_over_idle_replicas(make_world):
     world = await make_world(4)
+    gate = asyncio.Event()
     for engine in world.engines.values():
-        engine.first_delay_s = 0.5
-    answers = await asyncio.gather(*(ask(world, words(number * 20, 20)) for number in range(8)))
+        engine.gate = gate
+    asking = asyncio.gather(*(ask(world, words(number * 20, 20)) for number in range(8)))
+    await world.until(lambda: sum(len(engine.seen) for engine in world.engines.values()) == 8)
+    gate.set()
+    answers = await asking
     assert [len(engine.seen) for engine in world.engines.values()] == [2, 2, 2, 2], answers
 
 

@@ -19,7 +19,7 @@ KEY = "inner"
 def engine_url(tmp_path_factory, unused_tcp_port_factory):
     port = unused_tcp_port_factory()
     flags = ["--served-model-name", "m", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    sizes = ["--num-gpu-blocks-override", "512", "--max-num-seqs", "16"]
+    sizes = ["--host", "127.0.0.1", "--num-gpu-blocks-override", "512", "--max-num-seqs", "16"]
     with (tmp_path_factory.mktemp("engine") / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "quire", "serve", str(MODEL), *flags, *sizes],

@@ -1,8 +1,9 @@
 """The whole path as a user meets it: `quire up` on a resource file, two engine processes, the gateway, real sockets."""
 
+import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ class Up:
     def routable(self) -> list[str]:
         """Ids of the replicas that the gateway routes to."""
         try:
-            report = httpx.get(f"{self.url}/internal/v1/replicas", timeout=10.0)
+            report = httpx.get(f"{self.url}/internal/v1/replicas", timeout=DEADLINE_S)
         except httpx.HTTPError:
             return []
         if not report.is_success:
@@ -61,9 +62,9 @@ class Up:
         """The `quire serve` processes that answer for a replica, oldest first."""
         found = []
         for child in psutil.Process(self.process.pid).children():
-            command = child.cmdline()
-            if "serve" in command:
-                found.append(child)
+            with contextlib.suppress(psutil.Error):  # it may have just ended
+                if "serve" in child.cmdline():
+                    found.append(child)
         return sorted(found, key=lambda child: child.create_time())
 
     def wait_routable(self, count: int) -> None:
@@ -74,10 +75,14 @@ class Up:
             time.sleep(0.1)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where the gateway is, once `quire up` has said so."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (said := re.search(r"gateway at (http://\S+?)/v1\b", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return said[1]
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +90,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
     resource = folder / "resource.yaml"
     resource.write_text(RESOURCE.format(name=NAME, model=MODEL))
-    port = free_port()
     log = folder / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -95,10 +99,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
                 "quire",
                 "up",
                 str(resource),
-                "--port",
-                str(port),
-                "--state-dir",
-                str(folder / "state"),
+                "--port=0",
+                f"--state-dir={folder / 'state'}",
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -106,8 +108,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-    running = Up(process, f"http://127.0.0.1:{port}", log, resource)
     try:
+        running = Up(process, address(process, log), log, resource)
         running.wait_routable(2)
         yield running
         children = psutil.Process(process.pid).children(recursive=True)

@@ -87,7 +87,7 @@ def test_explain_names_the_served_models(up):
 
 def test_top_on_an_engine_says_what_it_needs(up):
     up.wait_routable(2)
-    replicas = httpx.get(f"{up.url}/internal/v1/replicas").json()["replicas"]
+    replicas = httpx.get(f"{up.url}/internal/v1/replicas", timeout=60.0).json()["replicas"]
     done = quire("top", "--once", "--url", replicas[0]["url"])
     assert done.returncode == 2
     assert "quire:" in done.stderr

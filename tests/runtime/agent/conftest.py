@@ -307,7 +307,7 @@ class Bucket:
     """A fresh bucket `models`, spoken to over a Link."""
 
     def __init__(self, url: str) -> None:
-        httpx.post(f"{url}/moto-api/reset").raise_for_status()
+        httpx.post(f"{url}/moto-api/reset", timeout=60).raise_for_status()
         self.url = url
         self.link = Link(int(url.rpartition(":")[2]))
         self.client: Any = boto3.client(
@@ -326,7 +326,7 @@ class Bucket:
 
     def demand_credentials(self, *, after: int = 0) -> None:
         """From the `after`th request on; nobody has any."""
-        httpx.post(f"{self.url}/moto-api/reset-auth", content=str(after)).raise_for_status()
+        httpx.post(f"{self.url}/moto-api/reset-auth", content=str(after), timeout=60).raise_for_status()
 
 
 @pytest.fixture
@@ -350,7 +350,7 @@ def bucket(
         monkeypatch.setenv(name, value)
     yield bucket
     bucket.link.close()
-    httpx.post(f"{moto}/moto-api/reset-auth", content="inf")
+    httpx.post(f"{moto}/moto-api/reset-auth", content="inf", timeout=60)
 
 
 @pytest.fixture

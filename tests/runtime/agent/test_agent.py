@@ -37,10 +37,13 @@ class Agent:
         return self.log.read_text().partition("progress at ")[2].partition("/progress")[0]
 
     def progress(self) -> dict[str, Any]:
-        return httpx.get(f"{self.url}/progress").raise_for_status().json()
+        return httpx.get(f"{self.url}/progress", timeout=DEADLINE_S).raise_for_status().json()
+
+    def status(self, path: str) -> int:
+        return httpx.get(f"{self.url}{path}", timeout=DEADLINE_S).status_code
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=DEADLINE_S).text.splitlines()
         return next(float(line.removeprefix(f"{name} ")) for line in lines if line.startswith(f"{name} "))
 
     def wait_for_phase(self, phase: str) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def test_it_is_healthy_once_the_weights_are_there_and_stays(
     bucket.link.hold_after(2 << 20)
     agent = start("s3://models/tiny")
     wait_for(lambda: agent.progress()["bytes_done"] > 0)
-    assert httpx.get(f"{agent.url}/healthz").status_code == 503
+    assert agent.status("/healthz") == 503
     standing = agent.progress()
     total = sum(map(len, model_files.values()))
     assert (standing["phase"], standing["bytes_total"]) == ("fetching", total)
@@ -103,10 +106,10 @@ def test_it_is_healthy_once_the_weights_are_there_and_stays(
     bucket.link.release()
     done = agent.wait_for_phase("complete")
     assert done["bytes_done"] == total
-    assert httpx.get(f"{agent.url}/healthz").status_code == 200
+    assert agent.status("/healthz") == 200
     assert agent.metric("quire_agent_complete") == 1
     assert agent.metric("quire_agent_model_bytes") == agent.metric("quire_agent_fetched_bytes_total") == total
-    assert httpx.get(f"{agent.url}/elsewhere").status_code == 404
+    assert agent.status("/elsewhere") == 404
     assert held(agent.destination) == model_files
     assert agent.stop() == 0
 

@@ -82,7 +82,9 @@ class Registry:
         return f"oci://{self.link.address}/models/tiny:v1"
 
     def push_blob(self, content: bytes) -> str:
-        started = httpx.post(f"{self.url}/v2/models/tiny/blobs/uploads/", headers=self.headers).raise_for_status()
+        started = httpx.post(
+            f"{self.url}/v2/models/tiny/blobs/uploads/", headers=self.headers, timeout=DEADLINE_S
+        ).raise_for_status()
         place = httpx.URL(started.headers["Location"]).copy_merge_params({"digest": sha256(content)})
         httpx.put(place, content=content, headers=self.headers, timeout=DEADLINE_S).raise_for_status()
         return sha256(content)
@@ -106,7 +108,9 @@ class Registry:
     def push_manifest(self, manifest: dict[str, Any], tag: str) -> str:
         body = json.dumps(manifest).encode()
         headers = {**self.headers, "Content-Type": manifest["mediaType"]}
-        httpx.put(f"{self.url}/v2/models/tiny/manifests/{tag}", content=body, headers=headers).raise_for_status()
+        httpx.put(
+            f"{self.url}/v2/models/tiny/manifests/{tag}", content=body, headers=headers, timeout=DEADLINE_S
+        ).raise_for_status()
         return sha256(body)
 
     def stored(self, content: bytes) -> Path:
@@ -119,7 +123,7 @@ def wait_until_answering(url: str) -> None:
     end = time.monotonic() + DEADLINE_S
     while True:
         try:
-            httpx.get(f"{url}/v2/")
+            httpx.get(f"{url}/v2/", timeout=DEADLINE_S)
             return
         except httpx.TransportError:
             assert time.monotonic() < end
@@ -184,7 +188,7 @@ def test_a_digest_names_an_artifact_too(registry: Registry, model_files: dict[st
 def test_an_index_of_one_manifest_is_followed(registry: Registry, model_files: dict[str, bytes], tmp_path: Path):
     manifest = registry.push(model_files, "v2")
     kind = "application/vnd.oci.image.index.v1+json"
-    size = len(httpx.get(f"{registry.url}/v2/models/tiny/manifests/{manifest}").content)
+    size = len(httpx.get(f"{registry.url}/v2/models/tiny/manifests/{manifest}", timeout=DEADLINE_S).content)
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": size}
     registry.push_manifest({"schemaVersion": 2, "mediaType": kind, "manifests": [entry]}, "v1")
     assert fetch(registry, tmp_path / "m") == model_files

@@ -109,7 +109,7 @@ async def test_refusals_have_a_code_and_a_sentence(client, prompt, params, code)
 
 
 async def test_a_full_queue_refuses(client, prompts):
-    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
     results = await asyncio.gather(*(collect(client, prompts[0], params) for _ in range(60)), return_exceptions=True)
     refused = [result for result in results if isinstance(result, RequestRefused)]
     assert {refusal.code for refusal in refused} == {"queue_full"}
@@ -119,10 +119,11 @@ async def test_a_full_queue_refuses(client, prompts):
 
 async def test_an_idle_engine_beats_and_sleeps(client):
     await idle(client)
-    seconds = cpu_seconds(client.pid)
-    await asyncio.sleep(2.5)
-    assert client.heartbeat_age_s < 2.5
-    assert cpu_seconds(client.pid) - seconds < 0.5
+    for _ in range(2):
+        heard_at = client._heard_at
+        await until(lambda heard_at=heard_at: client._heard_at != heard_at)
+    # A loop that spins is runnable at every moment.
+    await until(lambda: state_of(client.pid) == "S")
 
 
 async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prompts):
@@ -187,12 +188,12 @@ async def test_the_engine_ends_with_its_parent(config):
 
 
 def is_running(pid: int) -> bool:
+    return state_of(pid) not in ("Z", "")
+
+
+def state_of(pid: int) -> str:
+    """R: its main thread runs or wants to, S: it sleeps, Z: it has ended; "" once it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
-        return False
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return ""

@@ -1,8 +1,8 @@
 """`quire serve` as a user starts it: its own process, a real engine process, real sockets."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,18 +33,30 @@ class Server:
     def http(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE_S, headers=headers)
 
+    def wait_listening(self) -> None:
+        """From here on `url` is known."""
+
+        def listens() -> bool:
+            said = self.log.read_text()
+            assert self.process.poll() is None, said
+            if found := re.search(r"listening on 127\.0\.0\.1 port (\d+)\n", said):
+                self.url = f"http://127.0.0.1:{found[1]}"
+            return found is not None
+
+        eventually(listens)
+
     def wait_ready(self) -> None:
         def answers() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+                return httpx.get(f"{self.url}/ready", timeout=DEADLINE_S).status_code == 200
             except httpx.HTTPError:
                 return False
 
         eventually(answers)
 
     def metric(self, name: str, **labels: str) -> float:
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        text = httpx.get(f"{self.url}/metrics", timeout=DEADLINE_S).text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
@@ -67,12 +79,6 @@ def eventually(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def model_directory(tiny_model_dir) -> Path:
     return tiny_model_dir("qwen3", max_position_embeddings=4096)
@@ -84,9 +90,8 @@ def start_server(model_directory: Path, tmp_path_factory: pytest.TempPathFactory
     started: list[Server] = []
 
     def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = True) -> Server:
-        port = free_port()
         command = [sys.executable, "-m", "quire", "serve", str(model_directory), "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--served-model-name", "tiny", "small", *ENGINE_FLAGS, *flags]
+        command += ["--port", "0", "--served-model-name", "tiny", "small", *ENGINE_FLAGS, *flags]
         log = tmp_path_factory.mktemp("server") / "log"
         surroundings = {name: value for name, value in os.environ.items() if not name.startswith("QUIRE_")}
         process = subprocess.Popen(
@@ -96,8 +101,9 @@ def start_server(model_directory: Path, tmp_path_factory: pytest.TempPathFactory
             text=True,
             env={**surroundings, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
-        server = Server(process, f"http://127.0.0.1:{port}", log)
+        server = Server(process, "", log)
         started.append(server)
+        server.wait_listening()
         if wait:
             server.wait_ready()
         return server

@@ -1,6 +1,5 @@
 """Tokenizer, status, metrics and internal pages of a running server."""
 
-import httpx
 import msgspec
 import pytest
 from safetensors.numpy import load_file
@@ -135,6 +134,6 @@ def test_the_time_of_a_request_is_told_by_phase(server, client):
 
 
 def test_each_metric_is_described_once(server):
-    described = [line.split()[2] for line in httpx.get(f"{server.url}/metrics").text.splitlines() if "# HELP" in line]
+    described = [line.split()[2] for line in server.http().get("/metrics").text.splitlines() if "# HELP" in line]
     assert len(described) == len(set(described))
     assert "process_resident_memory_bytes" in described
