@@ -6,12 +6,16 @@ the answer's meaning and that we do not have is refused, never ignored; other un
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quire_api.errors import UserError
 from quire_api.sampling import InvalidSampling, SamplingParams
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list of which the first wrong item is told: millions of them would cost a minute of collecting mistakes."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 2048
@@ -120,7 +124,7 @@ class _Generation(_Request):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     user: str | None = None
     max_tokens: int | None = None
 
@@ -129,7 +133,7 @@ class _Generation(_Request):
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
@@ -164,11 +168,11 @@ class ContentPart(_Request):
 
 class ChatMessage(_Request):
     role: str
-    content: str | list[ContentPart | str] | None = None
+    content: str | Many[ContentPart | str] | None = None
 
 
 class ChatCompletionRequest(_Generation):
-    messages: list[ChatMessage]
+    messages: Many[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
@@ -207,7 +211,7 @@ class ChatCompletionRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Many[str] | Many[int] | Many[Many[int]]
     logprobs: int | None = None
     echo: bool | None = False
     add_special_tokens: bool | None = True
@@ -242,7 +246,7 @@ class TokenizeRequest(_Request):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Many[ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -259,7 +263,7 @@ class TokenizeRequest(_Request):
 
 class DetokenizeRequest(_Request):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=2**32)]]
+    tokens: Many[Annotated[int, Field(ge=0, lt=2**32)]]
 
 
 def sampling_params(request: ChatCompletionRequest | CompletionRequest, defaults: Mapping[str, Any]) -> SamplingParams:
