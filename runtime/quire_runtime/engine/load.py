@@ -14,7 +14,7 @@ from quire_api.errors import UserError
 from quire_kernels.batch import AttentionBatch
 from quire_runtime.config import EngineConfig
 from quire_runtime.execute.kvcache import KVCache
-from quire_runtime.execute.memory import MemoryPlan, plan_memory
+from quire_runtime.execute.memory import MemoryPlan, plan_memory, require_room
 from quire_runtime.execute.rows import Rows
 from quire_runtime.execute.runner import Runner
 from quire_runtime.model.config import ModelConfig
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 
 class NoSuchDevice(UserError):
     """The configuration names a device this machine does not have."""
+
+
+class UnsupportedGPU(UserError):
+    """The GPU lacks what the kernels need."""
+
+
+LEAST_CAPABILITY = (8, 0)
+"""Of an NVIDIA GPU: the first with bfloat16 products."""
 
 
 @dataclass(slots=True)
@@ -59,7 +67,7 @@ class Loaded:
 def load(config: EngineConfig) -> Loaded:
     """
     Raises:
-        UserError: the model is missing, malformed, unsupported or too large; the device does not exist.
+        UserError: the model is missing, malformed, unsupported or too large; the device does not exist or is too old.
     """
     timings = Timings()
     with timings.phase("fetch"):
@@ -71,6 +79,8 @@ def load(config: EngineConfig) -> Loaded:
     depth = 2 if (device.type == "cuda" if config.async_scheduling is None else config.async_scheduling) else 1
     with timings.phase("weights"):
         window = None if isinstance(config.max_model_len, str) else config.max_model_len
+        if device.type == "cuda":
+            require_room(config, device, build_model(facts, dtype, torch.device("meta"), window).weights.nbytes)
         model = build_model(facts, dtype, device, window)
         weights = load_weights(model, directory, load_format=config.load_format, seed=config.seed).nbytes
     with timings.phase("memory"):
@@ -99,16 +109,37 @@ def model_directory(config: EngineConfig) -> Path:
 
 
 def pick_device(config: EngineConfig) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise NoSuchDevice(
-            "device is cuda, but this machine shows no CUDA GPU. Use device cpu or auto, or check the driver."
+    """
+    Raises:
+        NoSuchDevice: a GPU was asked for, and torch can use none.
+        UnsupportedGPU: the GPU is older than LEAST_CAPABILITY.
+    """
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if config.device == "cuda":
+            raise NoSuchDevice(
+                f"device is cuda, but torch can use no GPU here: {_why_no_cuda()} "
+                "Use device cpu or auto, or mend the driver."
+            )
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
+        raise UnsupportedGPU(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, but the "
+            f"kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} (A100, RTX 30 or newer). Use another GPU, or "
+            "device cpu."
         )
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if has_cuda and config.device != "cpu"
-        else torch.device("cpu")
-    )
+    return device
+
+
+def _why_no_cuda() -> str:
+    """torch's own reason in one sentence: no driver, one that is too old, no GPU, or no CUDA in this build."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"{str(error).splitlines()[0].split('. ')[0].rstrip('.')}."
+    return "it sees no GPU."
 
 
 def pick_dtype(config: EngineConfig, facts: ModelConfig, device: torch.device) -> torch.dtype:

@@ -27,6 +27,7 @@ import zmq
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.faults import last_words
 from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.engine.messages import (
     AbortRequests,
@@ -254,7 +255,7 @@ def main() -> None:
         carrier.post(EngineFailed(str(error), is_user_error=True, reason=type(error).__name__))
     except Exception as error:
         log.exception("the engine stopped")
-        carrier.post(EngineFailed(f"The engine stopped: {type(error).__name__}: {error}", is_user_error=False))
+        carrier.post(EngineFailed(last_words(error), is_user_error=False))
     carrier.close()
     os._exit(1)
 

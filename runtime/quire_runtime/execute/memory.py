@@ -52,6 +52,24 @@ class MemoryPlan:
         return "\n".join([f"memory: {self.total / GiB:.1f} GiB, window {self.max_model_len} tokens", *lines])
 
 
+def require_room(config: EngineConfig, device: torch.device, weights: int) -> None:
+    """Before anything is allocated on a GPU: its weights must fit into what is free now.
+
+    Raises:
+        DoesNotFit: they do not; says so where another process, a second engine perhaps, holds the memory.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    if weights <= free:
+        return
+    taken = total - free - torch.cuda.memory_reserved(device)
+    blame = f"; other processes hold {taken / GiB:.1f} GiB" if taken > total // 20 else ""
+    advice = "End them, or give each engine a GPU of its own." if blame else "Use a larger GPU or a smaller model."
+    raise DoesNotFit(
+        f"{config.model}: weights need {weights / GiB:.1f} GiB, but of the GPU's {total / GiB:.1f} GiB "
+        f"{free / GiB:.1f} are free{blame}. {advice}"
+    )
+
+
 def plan_memory(
     config: EngineConfig,
     model: ModelConfig,

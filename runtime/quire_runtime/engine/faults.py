@@ -1,0 +1,21 @@
+"""What an engine says when an error that is nobody's fault ends it."""
+
+SHOWN = 300
+
+
+def last_words(error: Exception) -> str:
+    """Why the engine stopped, and what to do, in one paragraph."""
+    # By name and text: whoever only carries messages need not import torch, whose own classes differ by version.
+    kind, text = type(error).__name__, str(error).strip().partition("\n")[0][:SHOWN]
+    if kind == "OutOfMemoryError":
+        return (
+            f"The engine stopped: a step needed more memory than the GPU has left ({text}). Another process may have "
+            "taken it. Lower gpu_memory_utilization or max_num_batched_tokens."
+        )
+    if kind == "AcceleratorError" or "CUDA error" in text or "HIP error" in text:
+        return (
+            f"The engine stopped: the GPU failed ({text}). What it held is lost; start the engine again. The kernel's "
+            "log tells the cause (dmesg, lines with Xid). A GPU that fails again at once needs a reset, or its node "
+            "replaced."
+        )
+    return f"The engine stopped: {kind}: {error}"
