@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu bench-report crds docs env e2e images cluster-build cluster-up \
+.PHONY: help demo test lint format bench-cpu bench-report crds docs dashboards env e2e images cluster-build cluster-up \
   cluster-down clean
 .DEFAULT_GOAL := help
 
@@ -44,6 +44,7 @@ lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m quire_api.crd --check crds
+	PYTHONPATH=charts $(BIN)/python -m dashboards --check charts/quire/monitoring
 
 format: $(STAMP) ## let ruff format and sort
 	$(BIN)/ruff check --fix-only .
@@ -61,6 +62,9 @@ crds: $(STAMP) ## write crds/ from the pydantic models
 
 docs: $(STAMP) ## write the pages of docs/ that come from the code
 	$(BIN)/python -m quire.reference docs
+
+dashboards: $(STAMP) ## write the chart's Grafana dashboards from their description
+	PYTHONPATH=charts $(BIN)/python -m dashboards --write charts/quire/monitoring
 
 e2e: $(if $(filter own,$(CLUSTER)),.quire/bin/.built) $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
 	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest e2e

@@ -22,6 +22,28 @@ Url = Annotated[str, typer.Option(help="Base address of a Quire gateway or engin
 InternalKey = Annotated[
     str, typer.Option(help="Key of the gateway's inner pages, where it has one.", envvar="QUIRE_INTERNAL_KEY")
 ]
+
+
+def _complete(context: typer.Context, incomplete: str) -> list[str]:
+    from quire.cluster.names import complete_deployment
+
+    return complete_deployment(context, incomplete)
+
+
+DeploymentName = Annotated[
+    str, typer.Argument(help="Only this deployment.", autocompletion=_complete, show_default=False)
+]
+Namespace = Annotated[
+    str, typer.Option("-n", "--namespace", help="Namespace in the cluster; by default that of the context.")
+]
+AllNamespaces = Annotated[bool, typer.Option("-A", "--all-namespaces", help="All namespaces of the cluster.")]
+Kubeconfig = Annotated[
+    Path | None, typer.Option(help="Kubeconfig of the cluster; by default $KUBECONFIG or ~/.kube/config.")
+]
+Context = Annotated[str, typer.Option(help="Context of the kubeconfig; by default the current one.")]
+StateDir = Annotated[
+    Path | None, typer.Option(help="State folder of a `quire up`; by default the latest.", show_default=False)
+]
 ApiKey = Annotated[str, typer.Option(help="Key to send, where the server asks for one.", envvar="QUIRE_API_KEY")]
 
 
@@ -50,15 +72,77 @@ def up(
     run_up(file, host=host, port=port, state_dir=state_dir)
 
 
-@app.command(epilog="Examples:  quire status   |   quire status -o json")
+@app.command(epilog="Examples:  quire status   |   quire status -A   |   quire status qwen3 -n models -v -o json")
 def status(
-    state_dir: Annotated[Path | None, typer.Option(help="State folder of the run; by default the latest.")] = None,
+    name: DeploymentName = "",
+    namespace: Namespace = "",
+    all_namespaces: AllNamespaces = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Conditions of Ready deployments too.")] = False,
     output: Annotated[Literal["table", "json", "yaml"], typer.Option("-o", "--output", help="Form.")] = "table",
+    kubeconfig: Kubeconfig = None,
+    context: Context = "",
+    state_dir: StateDir = None,
 ) -> None:
-    """Show how the deployments of `quire up` stand; exits 1 while one is not Ready."""
+    """Show how deployments stand, of a cluster or of `quire up`; exits 1 while one is not Ready.
+
+    A running `quire up` is meant unless a flag names a cluster; without one, the cluster of the kubeconfig.
+    """
+    from quire.cluster.choice import Where
     from quire.status import run_status
 
-    raise typer.Exit(run_status(state_dir=state_dir, output=output))
+    where = Where(state_dir, namespace, all_namespaces, kubeconfig, context)
+    raise typer.Exit(run_status(where, name=name, output=output, is_verbose=verbose))
+
+
+@app.command(epilog="Examples:  quire doctor   |   quire doctor -n models --strict   |   quire doctor -o json")
+def doctor(
+    namespace: Namespace = "",
+    system_namespace: Annotated[str, typer.Option(help="Where the chart is installed.")] = "quire-system",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings too.")] = False,
+    output: Annotated[Literal["text", "json"], typer.Option("-o", "--output", help="Form.")] = "text",
+    kubeconfig: Kubeconfig = None,
+    context: Context = "",
+    state_dir: StateDir = None,
+) -> None:
+    """Find what is wrong with an installation: each finding has a code and a next step; exits 1 on errors.
+
+    Looks at the LLMDeployments of all namespaces, or of the one named. Where `quire up` runs and no flag names a
+    cluster, it is examined instead.
+    """
+    from quire.cluster.choice import Where
+    from quire.doctor import run_doctor
+
+    is_cluster = bool(namespace or kubeconfig or context)
+    where = Where(state_dir, namespace, is_cluster and not namespace, kubeconfig, context)
+    raise typer.Exit(run_doctor(where, system=system_namespace, output=output, is_strict=strict))
+
+
+@app.command(
+    epilog="Examples:  quire logs qwen3 -n models -f   |   quire logs qwen3 --previous   |   "
+    "quire logs qwen3 --container agent"
+)
+def logs(
+    name: Annotated[
+        str, typer.Argument(help="Name of the LLMDeployment.", autocompletion=_complete, show_default=False)
+    ],
+    namespace: Namespace = "",
+    container: Annotated[
+        str, typer.Option("-c", "--container", help="engine, agent, or another of the pod's.")
+    ] = "engine",
+    previous: Annotated[bool, typer.Option("-p", "--previous", help="The run that ended, after a restart.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
+    tail: Annotated[int, typer.Option(help="Latest lines of each replica; -1 shows all.", min=-1)] = 100,
+    replica: Annotated[str, typer.Option(help="Only this pod, or this process of `quire up`.")] = "",
+    kubeconfig: Kubeconfig = None,
+    context: Context = "",
+    state_dir: StateDir = None,
+) -> None:
+    """Show what the replicas of a deployment say, in a cluster or under `quire up`."""
+    from quire.cluster.choice import Where
+    from quire.logs import run_logs
+
+    where = Where(state_dir, namespace, False, kubeconfig, context)
+    run_logs(name, where, container=container, is_previous=previous, is_followed=follow, tail=tail, replica=replica)
 
 
 @app.command(epilog="Examples:  quire chat   |   quire chat 'What is a pod?' --model quire-tiny")

@@ -1,14 +1,16 @@
 """docs/metrics.md and docs/settings.md, written from the code that they describe.
 
-python -m quire.reference docs
+python -m quire.reference docs, in the root of the repository
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import generate_latest
+import yaml
+from prometheus_client import REGISTRY, generate_latest
 
+import quire_operator.metrics  # noqa: F401  (fills the registry)
 from quire.serve import ENVIRONMENT, setting_help, settings_fields
 from quire_gateway.config import GatewayConfig
 from quire_gateway.fleet import Fleet
@@ -17,11 +19,12 @@ from quire_runtime.config import EngineConfig
 from quire_runtime.engine.messages import EngineReady
 from quire_runtime.server.metrics import Exposition, Metrics, registry
 
+RULES = Path(__file__).parents[2] / "charts" / "quire" / "monitoring" / "rules.yaml"
 METRICS = """\
 # Metrics
 
 Written by `make docs` from the code. Prometheus text at `GET /metrics`, open without a key, on every engine
-(`quire serve`, the pod) and on the gateway.
+(`quire serve`, the pod), on the gateway and on the operator.
 
 ## Engine
 
@@ -43,6 +46,25 @@ counts once a prompt. `num_requests_waiting_by_reason` has `reason`: all wait fo
 Labels `namespace` and `deployment`, and those named: `code`, `reason` or `cause`.
 
 {gateway}
+
+## Operator
+
+At `/metrics` of its port 8080. `namespace` and `deployment` name an LLMDeployment; `state` is `wanted`, `existing` or
+`ready`. Followers show the same deployments as the leader: take the `max`.
+
+{operator}
+
+## Prometheus and Grafana
+
+In `charts/quire/monitoring` are recording and alert rules (`rules.yaml`), a scrape configuration (`scrape.yaml`) and
+three dashboards (`fleet.json`, `engine.json`, `gateway.json`). The chart installs them as a PrometheusRule, PodMonitors
+and ConfigMaps that Grafana's sidecar finds, each behind its switch under `monitoring`. Each alert has a page in
+[runbooks](runbooks/):
+
+{alerts}
+
+A test asks a real Prometheus, which scrapes real engines, a gateway and an operator under load, for every panel and
+every rule.
 """
 SETTINGS = """\
 # Settings
@@ -69,7 +91,12 @@ environment, that before the default.
 def pages() -> dict[str, str]:
     """File name -> content."""
     return {
-        "metrics.md": METRICS.format(engine=_table(_engine_metrics()), gateway=_table(_gateway_metrics())),
+        "metrics.md": METRICS.format(
+            engine=_table(_engine_metrics()),
+            gateway=_table(_gateway_metrics()),
+            operator=_table(_operator_metrics()),
+            alerts=_table(_alerts()),
+        ),
         "settings.md": SETTINGS.format(serve=_table(_serve_settings()), gateway=_table(_gateway_settings())),
     }
 
@@ -91,6 +118,21 @@ def _gateway_metrics() -> Iterator[tuple[str, ...]]:
     for name, kind, text in _described(GatewayMetrics().render(Fleet(), False).decode()):
         if not name.endswith("_created"):
             yield f"`{name}`", kind, text
+
+
+def _operator_metrics() -> Iterator[tuple[str, ...]]:
+    yield "name", "kind", "meaning"
+    for name, kind, text in _described(generate_latest(REGISTRY).decode()):
+        if name.startswith("quire_operator_") and not name.endswith("_created"):
+            yield f"`{name}`", kind, text
+
+
+def _alerts() -> Iterator[tuple[str, ...]]:
+    yield "alert", "severity", "meaning"
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            if name := rule.get("alert"):
+                yield f"[{name}](runbooks/{name}.md)", rule["labels"]["severity"], rule["annotations"]["description"]
 
 
 def _described(exposition: str) -> Iterator[tuple[str, str, str]]:

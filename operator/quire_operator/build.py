@@ -123,15 +123,22 @@ def _network_policy(deployment: LLMDeployment, settings: Settings) -> Manifest:
         }
         for labels in (settings.gateway_labels, settings.operator_labels)
     )
+    ingress: list[Manifest] = [
+        {"from": [gateways], "ports": [{"protocol": "TCP", "port": ENGINE_PORT}]},
+        {"from": [operators], "ports": [{"protocol": "TCP", "port": settings.agent_port}]},
+    ]
+    if settings.monitoring_namespace:
+        monitors = {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}
+        }
+        ports = [{"protocol": "TCP", "port": port} for port in (ENGINE_PORT, settings.agent_port)]
+        ingress.append({"from": [monitors], "ports": ports})
     return {
         **_object("networking.k8s.io/v1", "NetworkPolicy", deployment.metadata.name, deployment),
         "spec": {
             "podSelector": {"matchLabels": {LABEL_DEPLOYMENT: deployment.metadata.name}},
             "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": [gateways], "ports": [{"protocol": "TCP", "port": ENGINE_PORT}]},
-                {"from": [operators], "ports": [{"protocol": "TCP", "port": settings.agent_port}]},
-            ],
+            "ingress": ingress,
         },
     }
 

@@ -48,6 +48,8 @@ class Settings:
     operator_labels: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "quire-operator"})
     """Of the operator's own pods, which ask the agents."""
     agent_port: int = AGENT_PORT
+    monitoring_namespace: str = ""
+    """Whose pods may read metrics; empty: nobody but gateways reaches engines."""
 
 
 def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: float, settings: Settings) -> Manifest:

@@ -48,6 +48,7 @@ class OperatorConfig(BaseSettings):
     gateway_url: str = Field("", description="Base address that users are told; default: the gateway's Service.")
     gateway_labels: str = Field("app.kubernetes.io/name=quire-gateway", description="Labels of the gateways' pods.")
     gateway_port: int = Field(8000, ge=1, le=65535, description="Port of the gateways' pods.")
+    monitoring_namespace: str = Field("", description="Namespace whose pods may read the engines' metrics.")
     gateway_addresses: Names = Field([], description="Gateways by address, where they are not pods to be found.")
     internal_key: str = Field(
         "",

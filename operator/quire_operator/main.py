@@ -23,6 +23,7 @@ from quire_operator.handlers import registry_of, settings_of
 from quire_operator.kube import ApiError, ApiUnavailable, Kube
 from quire_operator.kubernetes_world import Cluster
 from quire_operator.lease import Lease
+from quire_operator.metrics import IS_LEADER
 from quire_operator.nodes import Nodes
 from quire_operator.pages import serve_pages
 from quire_operator.reconcile import Reconciler
@@ -96,6 +97,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         gateway_namespace=home,
         gateway_labels=labels,
         agent_port=config.agent_port,
+        monitoring_namespace=config.monitoring_namespace,
     )
     url = config.gateway_url or f"http://quire-gateway.{home}.svc"
     agents = Agents(lambda keys: reconciler.wake(keys), config.agent_port)
@@ -145,6 +147,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
 async def _lead(lease: Lease, reconciler: Reconciler, routing: Routing, config: OperatorConfig) -> None:
     """Let the reconciler work while the lease is ours."""
     holding = asyncio.create_task(lease.run()) if config.leader_elect else None
+    IS_LEADER.set(holding is None)
     try:
         while True:
             lease.changed.clear()

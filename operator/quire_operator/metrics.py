@@ -14,3 +14,13 @@ STATUS_WRITES = Counter("quire_operator_status_writes", "Patches of a status.")
 IS_LEADER = Gauge("quire_operator_is_leader", "1 while this operator holds the lease.")
 GATEWAYS = Gauge("quire_operator_gateways", "Gateways that report.")
 DEPLOYMENTS = Gauge("quire_operator_llmdeployments", "LLMDeployments by their Ready condition.", ["ready", "reason"])
+REPLICAS = Gauge(
+    "quire_operator_llmdeployment_replicas",
+    "Replicas of each LLMDeployment: wanted by its spec, existing, ready.",
+    ["namespace", "deployment", "state"],
+)
+READY = Gauge(
+    "quire_operator_llmdeployment_ready",
+    "1 while an LLMDeployment is Ready, else 0; reason is that of the condition.",
+    ["namespace", "deployment", "reason"],
+)

@@ -13,7 +13,7 @@ from quire_operator.decide import decide, name_conflicts, wanted_replicas
 from quire_operator.events import event_of, happenings
 from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
 from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory
-from quire_operator.metrics import DEPLOYMENTS, RECONCILE_SECONDS, RECONCILES, STATUS_WRITES
+from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONCILES, REPLICAS, STATUS_WRITES
 from quire_operator.queue import WakeQueue
 from quire_operator.resource import Resource
 from quire_operator.revision import revision_of
@@ -155,14 +155,22 @@ class Reconciler:
                 await kube.create(event_of(happening, after, self._identity))
 
     def count(self) -> None:
-        """Bring the gauge of deployments up to date."""
+        """Bring the gauges of deployments up to date."""
         states: Counter[tuple[str, str]] = Counter()
-        for resource in self._cluster.store.resources.values():
-            ready = resource.previous.condition("Ready") if resource.previous else None
-            states[(ready.status, ready.reason) if ready else ("Unknown", "New")] += 1
-        DEPLOYMENTS.clear()
-        for (ready_status, reason), count in states.items():
-            DEPLOYMENTS.labels(ready_status, reason).set(count)
+        for gauge in (DEPLOYMENTS, READY, REPLICAS):
+            gauge.clear()
+        for key, resource in self._cluster.store.resources.items():
+            who, status = (key.namespace, key.name), resource.previous or LLMDeploymentStatus()
+            ready = status.condition("Ready")
+            word, reason = (str(ready.status), ready.reason) if ready else ("Unknown", "New")
+            states[word, reason] += 1
+            READY.labels(*who, reason).set(word == "True")
+            if resource.deployment is not None:
+                REPLICAS.labels(*who, "wanted").set(wanted_replicas(resource.deployment))
+            REPLICAS.labels(*who, "existing").set(status.replicas)
+            REPLICAS.labels(*who, "ready").set(status.ready_replicas)
+        for (word, reason), count in states.items():
+            DEPLOYMENTS.labels(word, reason).set(count)
 
 
 def _is_ready(status: LLMDeploymentStatus) -> bool:

@@ -1,5 +1,6 @@
 """The chart as Helm renders it. After a wanted change: QUIRE_WRITE_GOLDEN=1 pytest tests/charts"""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -124,9 +125,77 @@ def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise
         ("gatway.replicas=1", "gatway"),
         ("images.pullPolicy=Sometimes", "pullPolicy"),
         ("namespaces=models", "namespaces"),
+        ("monitoring.podMonitors.interval=soon", "interval"),
     ],
 )
 def test_values_are_checked_by_the_schema(flag, word):
     done = template("--set", flag)
     assert done.returncode != 0
     assert word in done.stderr
+
+
+MONITORING = [
+    "--set",
+    "monitoring.podMonitors.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true",
+]
+
+
+def test_nothing_of_monitoring_is_made_unless_asked_for():
+    kinds = [o["kind"] for o in rendered()]
+    assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & set(kinds)
+
+
+def test_dashboards_are_config_maps_that_the_sidecar_finds():
+    objects = rendered(*MONITORING, "--set", "monitoring.dashboards.namespace=grafana")
+    boards = [o for o in objects if o["kind"] == "ConfigMap"]
+    assert len(boards) == 3
+    for board in boards:
+        assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert board["metadata"]["namespace"] == "grafana"
+        ((file, text),) = board["data"].items()
+        source = CHART / "monitoring" / file.removeprefix("quire-")
+        assert json.loads(text) == json.loads(source.read_text())
+
+
+def test_the_prometheus_rule_is_the_rules_file_with_the_runbooks_of_the_values():
+    rule = one(rendered(*MONITORING), "PrometheusRule", "quire")
+    assert rule["spec"]["groups"] == yaml.safe_load((CHART / "monitoring" / "rules.yaml").read_text())["groups"]
+    elsewhere = [
+        "--set",
+        "monitoring.rules.runbooks=https://example.org/pages/",
+        "--set",
+        "monitoring.rules.labels.of=us",
+    ]
+    objects = rendered(*MONITORING, *elsewhere)
+    moved = one(objects, "PrometheusRule", "quire")
+    assert moved["metadata"]["labels"]["of"] == "us"
+    alert = moved["spec"]["groups"][1]["rules"][0]
+    assert alert["annotations"]["runbook_url"] == "https://example.org/pages/QuireNoReadyReplica.md"
+    (text,) = one(objects, "ConfigMap", "quire-dashboard-fleet")["data"].values()
+    assert "https://example.org/pages" in text
+    assert "docs/runbooks" not in text
+
+
+def test_pod_monitors_select_pods_as_the_scrape_file_does():
+    """Every job of the scrape file is a PodMonitor with the same component, ports and precedence of labels."""
+    objects = rendered(*MONITORING)
+    for job in yaml.safe_load((CHART / "monitoring" / "scrape.yaml").read_text())["scrape_configs"]:
+        keeps = [entry["regex"] for entry in job["relabel_configs"] if entry.get("action") == "keep"]
+        monitor = one(objects, "PodMonitor", job["job_name"])["spec"]
+        assert monitor["selector"]["matchLabels"] == {"app.kubernetes.io/name": keeps[0]}
+        endpoints = monitor["podMetricsEndpoints"]
+        assert "|".join(endpoint["port"] for endpoint in endpoints) == keeps[1]
+        assert {endpoint["honorLabels"] for endpoint in endpoints} == {job.get("honor_labels", False)}
+    engines = one(objects, "PodMonitor", "quire-engine")["spec"]
+    assert engines["namespaceSelector"] == {"any": True}
+    named = one(rendered(*MONITORING, "--set", "namespaces={models}"), "PodMonitor", "quire-engine")["spec"]
+    assert named["namespaceSelector"] == {"matchNames": ["models"]}
+
+
+def test_prometheus_may_reach_metrics_where_its_namespace_is_named():
+    flags = ["--set", "monitoring.namespace=watch,gateway.tls.secretName=door"]
+    objects = rendered(*flags)
+    (container,) = one(objects, "Deployment", "quire-operator")["spec"]["template"]["spec"]["containers"]
+    assert "--monitoring-namespace=watch" in container["args"]
+    peers = one(objects, "NetworkPolicy", "quire-gateway")["spec"]["ingress"][1]["from"]
+    assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}} in peers

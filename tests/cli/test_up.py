@@ -416,6 +416,7 @@ class TestRefusedAtTheStart:
 def test_status_shows_conditions_and_formats(up, monkeypatch, capsys):
     import yaml
 
+    from quire.cluster.choice import Where
     from quire.status import run_status
 
     monkeypatch.setenv("XDG_STATE_HOME", str(up.folder / "xdg"))
@@ -429,7 +430,7 @@ def test_status_shows_conditions_and_formats(up, monkeypatch, capsys):
         assert re.search(rf"^{leaf} +True", shown, re.MULTILINE)
     run_status(output="json")
     assert json.loads(capsys.readouterr().out)["items"][0]["metadata"]["name"] == "tiny"
-    run_status(state_dir=up.state, output="yaml")
+    run_status(Where(state_dir=up.state), output="yaml")
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "List"
     up.end()
     assert run_status() == 1

@@ -1,6 +1,7 @@
 """Manifests against golden files. After a wanted change: QUIRE_WRITE_GOLDEN=1 pytest tests/operator/test_build.py"""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,11 @@ def test_a_changed_drain_timeout_waits_for_the_next_revision():
     live = revision_deployment(short, "r", 1, SETTINGS)
     assert revision_deployment(edited, "r", 1, SETTINGS, live) == live
     assert revision_deployment(edited, "r", 1, SETTINGS) != live
+
+
+def test_the_namespace_of_monitoring_may_reach_metrics_of_engine_and_agent():
+    settings = replace(SETTINGS, monitoring_namespace="watch")
+    (policy,) = (o for o in standing_objects(wish("smallest"), 1, "key", settings) if o["kind"] == "NetworkPolicy")
+    *_, monitors = policy["spec"]["ingress"]
+    assert monitors["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}}]
+    assert [port["port"] for port in monitors["ports"]] == [8000, 8001]

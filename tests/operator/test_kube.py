@@ -155,12 +155,20 @@ users: [{name: u, user: {client-certificate-data: Q0VSVA==, client-key-data: S0V
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", "no complete kubeconfig"),
+        ("{}", "has no current context: it has none"),
+        ("{current-context: a, contexts: [{name: b}]}", "has no context a: it has b"),
+        ("{current-context: a, contexts: [{name: a, context: {}}]}", "no complete kubeconfig"),
         ("[", "no complete kubeconfig"),
         (
             "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}], "
-            "clusters: [{name: c, cluster: {server: x}}], users: [{name: u, user: {exec: {}}}]}",
-            "logs in by a plugin",
+            "clusters: [{name: c, cluster: {server: x}}], users: [{name: u, user: {auth-provider: {}}}]}",
+            "logs in by an auth-provider",
+        ),
+        (
+            "{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}], "
+            "clusters: [{name: c, cluster: {server: x}}], "
+            "users: [{name: u, user: {exec: {command: quire-no-such-plugin, apiVersion: v1}}}]}",
+            "the plugin quire-no-such-plugin .* failed: it is not installed",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from quire_api.v1alpha1 import LLMDeployment
 from quire_operator.world import Phase, ReplicaState
 
 COLUMNS = ("NAME", "MODEL", "READY", "REPLICAS", "REASON", "URL", "AGE")
-_STYLE = {"True": "green", "False": "yellow", "Unknown": "dim"}
+STYLE = {"True": "green", "False": "yellow", "Unknown": "dim"}
 
 
 class Display:
@@ -79,7 +79,7 @@ def status_table(deployments: Sequence[LLMDeployment]) -> Table:
         table.add_row(
             deployment.metadata.name,
             deployment.spec.model.source,
-            Text(ready.status if ready else "Unknown", _STYLE[ready.status if ready else "Unknown"]),
+            Text(ready.status if ready else "Unknown", STYLE[ready.status if ready else "Unknown"]),
             str(deployment.status.replicas),
             ready.reason if ready else "",
             deployment.status.url,

@@ -110,6 +110,15 @@ def write_atomically(path: Path, text: str | bytes, mode: int = 0o644) -> None:
     beside.replace(path)
 
 
+def folder_of(state_dir: Path | None) -> Path:
+    """The folder given, or that of the latest run.
+
+    Raises:
+        OSError: nothing has run here.
+    """
+    return state_dir or Path((state_root() / _LATEST).read_text())
+
+
 def read_status(state_dir: Path | None) -> tuple[dict[str, Any], bool]:
     """The latest (or given) run's status document, and whether that run is still alive.
 
@@ -117,7 +126,7 @@ def read_status(state_dir: Path | None) -> tuple[dict[str, Any], bool]:
         NoState: there is none.
     """
     try:
-        folder = state_dir or Path((state_root() / _LATEST).read_text())
+        folder = folder_of(state_dir)
         document = json.loads((folder / STATUS).read_text())
         return document, is_locked(folder)
     except (OSError, ValueError):

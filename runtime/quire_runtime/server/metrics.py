@@ -39,6 +39,8 @@ E2E_SECONDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 4
 TOKENS = tuple(float(m * 10**e) for e in range(6) for m in (1, 2, 5))
 CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 OUTCOMES = ("stop", "length", "abort", "error")
+REJECTIONS = ("queue_full", "context_length_exceeded", "kv_cache_too_small", "draining", "invalid")
+"""Shown from the start, as the outcomes are: a rate needs the sample before the first one."""
 Sample = tuple[Mapping[str, str], float]
 
 
@@ -81,7 +83,7 @@ class Metrics:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated_tokens = 0
-        self.rejections: Counter[str] = Counter()
+        self.rejections: Counter[str] = Counter(dict.fromkeys(REJECTIONS, 0))
         self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self.ttft = Histogram(SECONDS)
         self.itl = Histogram(ITL_SECONDS)

@@ -1,0 +1,128 @@
+"""A real Prometheus inside the cluster's network, configured by the scrape file and rules that users get.
+
+Debian builds it without Kubernetes discovery, so its targets come from a file that carries the very labels which that
+discovery would set; what the scrape file makes of them is what is tested.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cluster.layout import REPOSITORY, Layout
+
+sys.path.insert(0, str(REPOSITORY / "charts"))
+
+from dashboards import queries
+
+PORT = 9390
+DEADLINE_S = 180.0
+SELDOM = {"quire_gateway_retries_total", "quire_gateway_streams_broken_total"}
+"""Counters that have no series before something rare happens; that they are declared is enough."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One port of one pod."""
+
+    address: str
+    component: str
+    port: str
+    namespace: str
+    pod: str
+    deployment: str = ""
+
+    def entry(self) -> dict[str, Any]:
+        words = {
+            "pod_label_app_kubernetes_io_name": self.component,
+            "pod_container_port_name": self.port,
+            "pod_phase": "Running",
+            "namespace": self.namespace,
+            "pod_name": self.pod,
+            "pod_label_quire_dev_deployment": self.deployment,
+        }
+        return {
+            "targets": [self.address],
+            "labels": {f"__meta_kubernetes_{name}": value for name, value in words.items() if value},
+        }
+
+
+class Prometheus:
+    """Starts in the constructor; scrapes and evaluates every second."""
+
+    def __init__(self, layout: Layout, folder: Path, targets: Iterable[Target]) -> None:
+        self._layout = layout
+        shutil.copy(queries.FOLDER / "rules.yaml", folder)
+        config = yaml.safe_load((queries.FOLDER / "scrape.yaml").read_text())
+        config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        for job in config["scrape_configs"]:
+            del job["kubernetes_sd_configs"]
+            job["file_sd_configs"] = [{"files": [str(folder / "targets.json")]}]
+        (folder / "targets.json").write_text(json.dumps([target.entry() for target in targets]))
+        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        command = [
+            *(*layout.inside, "prometheus", f"--config.file={folder}/prometheus.yaml"),
+            *(f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{PORT}"),
+        ]
+        self.log = folder / "prometheus.log"
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """The `data` of an answer; None where there is none."""
+        given = [word for name, value in parameters.items() for word in ("--data-urlencode", f"{name}={value}")]
+        command = [*self._layout.inside, "curl", "-sG", f"http://127.0.0.1:{PORT}/api/v1/{path}", *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        # Before it is ready it answers with a line of text.
+        answer = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        assert answer.get("status") != "error", f"{parameters}: {answer['error']}"
+        return answer.get("data")
+
+    def has_data(self, query: str) -> bool:
+        """Whether some number comes back that is one."""
+        data = self.ask("query", query=query)
+        return any(not math.isnan(float(sample["value"][1])) for sample in (data or {}).get("result", []))
+
+    def silent(self) -> list[str]:
+        """Panels, recording rules and alerts for which there is no data now."""
+        wanted = [(where, query) for where, query in queries.panel_queries() if not self._is_seldom(query)]
+        for name, query in queries.rules():
+            parts = queries.metrics_of(query) if name in self.alerts() else {name}
+            wanted += [(name, f"count({part})") for part in sorted(parts) if not self._is_seldom(part)]
+        return [f"{where}: {query}" for where, query in wanted if not self.has_data(query)]
+
+    def alerts(self) -> set[str]:
+        return {name for name, _ in queries.rules() if ":" not in name}
+
+    def unhealthy(self) -> list[str]:
+        """Targets that cannot be scraped and rules that cannot be evaluated, with their errors."""
+        targets = (self.ask("targets") or {}).get("activeTargets", [])
+        groups = (self.ask("rules") or {}).get("groups", [])
+        found = [f"{target['scrapeUrl']}: {target['lastError']}" for target in targets if target["health"] != "up"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        return found + [f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
+
+    def wait(self, holds: Callable[[], Any]) -> None:
+        """Poll until `holds`, at most DEADLINE_S."""
+        end = time.monotonic() + DEADLINE_S
+        while not holds() and time.monotonic() < end:
+            assert self._process.poll() is None, self.log.read_text()
+            time.sleep(1.0)
+
+    def _is_seldom(self, query: str) -> bool:
+        names = queries.metrics_of(query) & SELDOM
+        return bool(names) and all(
+            self.ask("metadata", metric=name.removesuffix("_total")) or self.ask("metadata", metric=name)
+            for name in names
+        )
