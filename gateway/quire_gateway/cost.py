@@ -1,19 +1,30 @@
 """Which replica can answer soonest: pure, so that `explain` re-runs the very function of the data plane.
 
-    cost = (queued + own uncached prefill tokens) x (in-flight + 1)
+    cost = 8 x queued + own uncached prefill tokens x (in-flight + 1)
 
-Both factors are counted at the gateway itself: tokens that its requests still have to prefill there, and requests that
-have not ended. The product needs no tuned weights: with nothing cached it is least-load, with everything cached it is
-affinity bounded by load (arXiv 2603.15202, here with queued prefill added). A replica far busier than the mean is no
-candidate however warm, so that one hot prefix cannot pile up on one replica.
+Both counts are the gateway's own: tokens that its requests still have to prefill there, and requests that have not
+ended. An uncached token delays this request and each one that runs there; a queued one delays this request alone, but
+its first token, which is felt more than a pause between later ones: as much as eight of those.
+
+The product (queued + uncached) x (in-flight + 1) of LMetric (arXiv 2603.15202) charges a queue for every request that
+runs beside it. Under load it left the warm replica for a cold one whenever a few prompts queued there; each such miss
+was a longer queue and somebody else's prefix evicted, so that one miss made the next: at 73 % cache pressure and 35
+requests/s it answered after 6.2 s in the mean, this sum after 0.08 s (bench/gateway_bench/quality.py).
+
+A replica far busier than the mean is no candidate however warm, so that one hot prefix cannot pile up on one replica.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+QUEUE_WEIGHT = 8
+"""4 to 16 are alike in the simulations; 1 lengthens the queues of prompts that share nothing, by a tenth near
+saturation."""
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One routable replica at the moment of choice."""
 
     replica: str
@@ -39,8 +50,7 @@ class LoadBound:
         return max(self.floor, self.factor * mean)
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(msgspec.Struct, frozen=True, gc=False):
     """What the choice saw of one replica."""
 
     replica: str
@@ -71,31 +81,34 @@ def score(prompt_tokens: int, candidate: Candidate, limit: float) -> Score:
     """The cost of sending a prompt of `prompt_tokens` to `candidate`."""
     # An engine computes at least the last prompt token, however much it has cached.
     uncached = max(1, prompt_tokens - candidate.cached_tokens)
+    beside = candidate.in_flight + 1
     return Score(
-        replica=candidate.replica,
-        cost=float((candidate.queued_tokens + uncached) * (candidate.in_flight + 1)),
-        in_flight=candidate.in_flight,
-        queued_tokens=candidate.queued_tokens,
-        cached_tokens=candidate.cached_tokens,
-        uncached_tokens=uncached,
-        is_over_bound=candidate.in_flight + 1 > limit,
+        candidate.replica,
+        float(QUEUE_WEIGHT * candidate.queued_tokens + uncached * beside),
+        candidate.in_flight,
+        candidate.queued_tokens,
+        candidate.cached_tokens,
+        uncached,
+        beside > limit,
     )
 
 
 def pick_lowest_cost(prompt_tokens: int, candidates: Sequence[Candidate], bound: LoadBound) -> Pick:
     """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used."""
     limit = bound.limit(candidates)
-    scores = tuple(score(prompt_tokens, candidate, limit) for candidate in candidates)
-    ranked = sorted(zip(scores, candidates, strict=True), key=lambda pair: (pair[0].cost, pair[1].last_used))
-    within = [pair[0] for pair in ranked if not pair[0].is_over_bound] or [pair[0] for pair in ranked]
-    chosen = within[0]
+    scores = tuple([score(prompt_tokens, candidate, limit) for candidate in candidates])
+    ranks = [
+        (each.is_over_bound, each.cost, candidate.last_used) for each, candidate in zip(scores, candidates, strict=True)
+    ]
+    best = min(ranks)
+    chosen = scores[ranks.index(best)]
     if len(candidates) == 1:
         reason = "only-replica"
-    elif ranked[0][0] is not chosen:
+    elif any((cost, used) < best[1:] for _, cost, used in ranks):
         reason = "load-bound"
-    elif chosen.cached_tokens > min(each.cached_tokens for each in scores):
+    elif chosen.cached_tokens > min([each.cached_tokens for each in scores]):
         reason = "prefix-hit"
-    elif len(within) > 1 and within[1].cost == chosen.cost:
+    elif sum(rank[:2] == best[:2] for rank in ranks) > 1:
         reason = "least-recent"
     else:
         reason = "lowest-cost"

@@ -18,10 +18,10 @@ def choose(prompt, *candidates, bound=None):
     return pick_lowest_cost(prompt, candidates, bound or LoadBound())
 
 
-def test_the_cost_is_queued_and_own_uncached_tokens_times_in_flight_and_one():
+def test_the_cost_is_eight_times_the_queue_and_own_uncached_tokens_times_in_flight_and_one():
     pick = choose(100, candidate("a", in_flight=3, queued=50, cached=64), candidate("b", in_flight=1, queued=10))
     costs = {score.replica: score.cost for score in pick.scores}
-    assert costs == {"a": (50 + 36) * 4, "b": (10 + 100) * 2}  # 344 and 220
+    assert costs == {"a": 8 * 50 + 36 * 4, "b": 8 * 10 + 100 * 2}  # 544 and 280
     assert (pick.replica, pick.reason) == ("b", "lowest-cost")
 
 
@@ -29,6 +29,18 @@ def test_a_warm_replica_wins_until_its_load_outweighs_the_prefix():
     cold = candidate("cold", in_flight=0)
     assert choose(1000, candidate("warm", in_flight=3, cached=800), cold).replica == "warm"  # 200 x 4 < 1000 x 1
     assert choose(1000, candidate("warm", in_flight=5, cached=800), cold).replica == "cold"  # 200 x 6 > 1000 x 1
+
+
+def test_a_queue_at_the_warm_replica_does_not_scatter_its_prefix_while_requests_run():
+    # A group of 6,000 shared tokens, 1,200 own, forty requests running on each replica, four such prompts queued.
+    warm, cold = candidate("warm", in_flight=40, queued=4800, cached=6000), candidate("cold", in_flight=40)
+    assert choose(7200, warm, cold).replica == "warm"  # 8 x 4800 + 1200 x 41 = 87,600 < 7200 x 41 = 295,200
+    idle = candidate("cold", in_flight=4)
+    assert choose(7200, warm, idle).replica == "cold"  # 7200 x 5 = 36,000
+
+
+def test_of_two_that_are_alike_the_shorter_queue_is_taken():
+    assert choose(10, candidate("a", in_flight=1, queued=1), candidate("b", in_flight=1, last_used=1)).replica == "b"
 
 
 def test_a_prefix_hit_says_so():
