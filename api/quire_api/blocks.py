@@ -16,6 +16,7 @@ from sys import byteorder
 FORMAT_VERSION = 1
 KEY_BYTES = 16
 DEFAULT_BLOCK_SIZE = 16
+_TOKEN_BYTES = 4
 
 
 def root_key(model_revision: str, block_size: int, adapter: str = "", salt: str = "") -> bytes:
@@ -45,10 +46,22 @@ def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
 
 
 def chain(root: bytes, tokens: Sequence[int], block_size: int) -> Iterator[bytes]:
-    """Keys of the full blocks of `tokens`, first block first, computed as they are asked for."""
+    """Keys of the full blocks of `tokens`, first block first, computed as they are asked for.
+
+    Raises:
+        OverflowError: a token id is negative or needs more than 32 bits.
+    """
     parent = root
-    for start in range(0, len(tokens) - block_size + 1, block_size):
-        parent = block_key(parent, tokens[start : start + block_size])
+    try:
+        packed, step = _little_endian(tokens), _TOKEN_BYTES * block_size
+    except OverflowError:
+        # The blocks before the bad token have keys all the same.
+        for start in range(0, len(tokens) - block_size + 1, block_size):
+            parent = block_key(parent, tokens[start : start + block_size])
+            yield parent
+        return
+    for start in range(0, len(packed) - step + 1, step):
+        parent = sha256(parent + packed[start : start + step]).digest()[:KEY_BYTES]
         yield parent
 
 

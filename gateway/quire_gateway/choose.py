@@ -39,13 +39,18 @@ class Chain:
         return self._known
 
 
+Chains = dict[tuple[str, int], Chain]
+"""A prompt's chains by model revision and block size."""
+
+
 class Choice:
     """Chooses for one request, and again without what failed; blocks are hashed at most once."""
 
-    def __init__(self, deployment: DeploymentState, prompt: Prompt) -> None:
+    def __init__(self, deployment: DeploymentState, prompt: Prompt, chains: Chains | None = None) -> None:
+        """`chains`: what has been hashed of the prompt before; it is added to."""
         self._deployment = deployment
         self._prompt = prompt
-        self._chains: dict[tuple[str, int], Chain] = {}
+        self._chains: Chains = {} if chains is None else chains
 
     def pick(self, replicas: Sequence[ReplicaState]) -> Pick:
         """The policy's choice among `replicas` (at least one); changes nothing."""
@@ -91,17 +96,17 @@ class Choice:
         return Namespace(info.model_revision, info.block_size, self._prompt.salt)
 
     def _cached_tokens(self, replicas: Sequence[ReplicaState]) -> dict[str, int]:
-        sharing: dict[tuple[str, int], list[str]] = {}
+        sharing: dict[tuple[str, int], list[ReplicaState]] = {}
         for replica in replicas:
-            if replica.info is not None:
-                sharing.setdefault((replica.info.model_revision, replica.info.block_size), []).append(replica.id)
-                self._chain(replica)
+            info = replica.info
+            if info is not None:
+                sharing.setdefault((info.model_revision, info.block_size), []).append(replica)
         cached = {}
-        for facts, names in sharing.items():
-            chain = self._chains.get(facts)
+        for (_, block_size), alike in sharing.items():
+            chain = self._chain(alike[0])
             if chain is not None:
-                for name, length in self._deployment.index.match(chain, names).items():
-                    cached[name] = length * facts[1]
+                for name, length in self._deployment.index.match(chain, [each.id for each in alike]).items():
+                    cached[name] = length * block_size
         return cached
 
     def _chain(self, replica: ReplicaState) -> Chain | None:

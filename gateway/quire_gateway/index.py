@@ -243,8 +243,14 @@ class PrefixIndex:
                 alive |= holder.bit
         depth = 0
         if alive:
+            same = -1
             for key in keys:
-                still = holders.get(key, 0) & alive
+                mask = holders.get(key, 0)
+                # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
+                if mask is same:
+                    depth += 1
+                    continue
+                same, still = mask, mask & alive
                 gone = alive & ~still
                 while gone:
                     bit = gone & -gone
