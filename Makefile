@@ -1,5 +1,6 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu bench-report crds docs dashboards env e2e images cluster-build cluster-up \
+.PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds docs dashboards env e2e images \
+  cluster-build cluster-up \
   cluster-down clean
 .DEFAULT_GOAL := help
 
@@ -16,7 +17,7 @@ IMAGES ?=
 VALUES ?=
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 env: $(STAMP) ## create .venv with everything installed
 
@@ -55,6 +56,9 @@ bench-cpu: $(STAMP) ## our engine beside Transformers generate on this machine
 
 bench-report: $(STAMP) ## the page and the plot of the readings on a GPU
 	$(BIN)/python bench/report.py
+
+bench-gateway: $(STAMP) ## the gateway beside its rivals: simulations, overhead, chaos
+	PYTHONPATH=bench $(BIN)/python -m gateway_bench all
 
 crds: $(STAMP) ## write crds/ from the pydantic models
 	$(BIN)/python -m quire_api.crd --write crds

@@ -1,0 +1,1 @@
+"""The gateway and the scaling law beside their rivals: simulated in virtual time, and measured over real HTTP."""

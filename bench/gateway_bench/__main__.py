@@ -1,0 +1,122 @@
+"""The numbers of the gateway: routing quality, autoscaling, decision speed, overhead, chaos.
+
+    make bench-gateway                                      everything, about half an hour on two free cores
+    PYTHONPATH=bench .venv/bin/python -m gateway_bench quality --workloads ladder-73 --seconds 30
+    PYTHONPATH=bench .venv/bin/python -m gateway_bench decision
+
+Results go to bench/results/gateway-PART.json; the page bench/results/gateway.md and its plots are made of all of them.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gateway_bench import step_cost
+from gateway_bench.fleet import POLICIES
+from gateway_bench.scaling import LAWS, SHAPES
+from gateway_bench.traffic import REPLICAS, WORKLOADS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "gateway_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    names = [each.name for each in WORKLOADS]
+    quality = parts.add_parser("quality", help="policies on 8 simulated replicas, in virtual time")
+    quality.add_argument("--workloads", nargs="+", choices=names, default=names)
+    quality.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    quality.add_argument("--seconds", type=float, default=40.0, help="of arrivals; the first quarter warms up")
+    quality.add_argument("--processes", type=int, default=2)
+    scaling = parts.add_parser("scaling", help="scaling laws on shaped traffic, in virtual time")
+    shapes = [each.name for each in SHAPES]
+    scaling.add_argument("--shapes", nargs="+", choices=shapes, default=shapes)
+    scaling.add_argument("--laws", nargs="+", choices=LAWS, default=LAWS)
+    scaling.add_argument("--processes", type=int, default=2)
+    decision = parts.add_parser("decision", help="time of a choice, memory of the index")
+    decision.add_argument("--replicas", type=int, default=100)
+    decision.add_argument("--blocks", type=int, default=100_000, help="of each replica")
+    fit = parts.add_parser("fit", help="the cost of a step from bench/results/h200.jsonl")
+    fit.add_argument("--model", default="m-8b")
+    fit.add_argument("--run", default="", help="default: the latest")
+    parts.add_parser("report", help="the page and the plots from the results that are there")
+    parts.add_parser("all", help="every part, then the report")
+    given = parser.parse_args()
+    if given.part == "all":
+        for part in PARTS:
+            _run(part, parser.parse_args([part]))
+    elif given.part == "fit":
+        for sample in step_cost.write(given.model, given.run)["samples"]:
+            print("{step:24} measured {measured_ms:9.3f} ms   fitted {fitted_ms:9.3f} ms".format(**sample))
+        return
+    elif given.part != "report":
+        _run(given.part, given)
+    from gateway_bench import report
+
+    report.write()
+    print(f"written: {report.PAGE}")
+
+
+def _run(part: str, given: argparse.Namespace) -> None:
+    from gateway_bench import report
+
+    began, before = time.time(), os.getloadavg()[0]
+    print(f"{part} ...", flush=True)
+    result = PARTS[part](given)
+    arguments = " ".join(sys.argv[2:]) if sys.argv[1] == part else ""
+    result["command"] = f"python -m gateway_bench {part} {arguments}".strip()
+    load = f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}"
+    report.save(part, result)
+    print(f"{part}: {time.time() - began:.0f} s", flush=True)
+
+
+def _quality(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import quality
+
+    runs = quality.sweep(given.workloads, given.policies, given.seconds, given.processes)
+    return {
+        "notes": [
+            f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, fitted to `h200.jsonl`), "
+            "in virtual time; the gateway's own choice, cost, index and counts; the same requests for every policy. "
+            "prefixCost: exact events; prefixCost-fallback: without any; chwbl: KubeAI's consistent hashing with "
+            "bounded loads; llm-d: its default scorers (`rivals.py` cites the sources)."
+        ],
+        "workloads": {each.name: each.title for each in WORKLOADS if each.name in given.workloads},
+        "runs": runs,
+    }
+
+
+def _scaling(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import scaling
+
+    return {
+        "notes": [
+            f"Targets: TTFT {scaling.TTFT_SLO_S * 1e3:g} ms and TPOT {scaling.TPOT_SLO_S * 1e3:g} ms. A replica serves "
+            f"{scaling.STARTUP_S:g} s after the decision; ours and the first of KubeAI's aim at {scaling.TARGET} "
+            "requests in flight each, the other at KubeAI's default of 100. Replica-hours count from start to end, "
+            "drains included."
+        ],
+        "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
+    }
+
+
+def _decision(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import decision
+
+    return decision.measure(given.replicas, given.blocks)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "quality": _quality,
+    "scaling": _scaling,
+    "decision": _decision,
+}
+
+
+if __name__ == "__main__":
+    main()

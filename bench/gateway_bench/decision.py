@@ -1,0 +1,130 @@
+"""How long a routing decision takes, and what the index weighs: 100 replicas of 100,000 blocks, 8k-token prompts.
+
+The decision is what the gateway does between a tokenised, hashed prompt and a replica: the candidates, the match in the
+index, the costs, the pick. Hashing the prompt's blocks, and entering its blocks into the index for the prompts that
+follow, are stated apart. Times are CPU time of this thread: a neighbour's work on the machine is no part of them.
+"""
+
+import asyncio
+import gc
+import os
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from math import ceil
+from time import thread_time_ns
+from typing import Any
+
+from quire_api import blocks, wire
+from quire_gateway.choose import Chain, Choice
+from quire_gateway.fleet import DeploymentState, ReplicaState
+from quire_gateway.models import Prompt
+from quire_gateway.upstream import UpstreamPool
+
+BLOCK_SIZE = 16
+REVISION = "decision"
+FACTS = REVISION, BLOCK_SIZE
+PROMPT_TOKENS = 8192
+
+
+def measure(replicas: int = 100, blocks_each: int = 100_000, rounds: int = 400) -> dict[str, Any]:
+    return asyncio.run(_measure(replicas, blocks_each, rounds))
+
+
+async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, Any]:
+    rng = random.Random(5)
+    root = blocks.root_key(REVISION, BLOCK_SIZE)
+    shared = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
+    chains = [list(blocks.chain(root, tokens, BLOCK_SIZE)) for tokens in shared]
+    gc.collect()
+    before = resident_bytes()
+    deployment = DeploymentState(wire.Deployment(name="d", namespace="n", served_names=["m"]))
+    number = 0
+    for replica in range(replicas):
+        name = f"replica-{replica}"
+        state = ReplicaState(name, f"http://{name}:1", deployment, UpstreamPool(f"http://{name}:1"))
+        state.became_routable(_info(blocks_each))
+        deployment.replicas[name] = state
+        index = deployment.index
+        index.begin(name, blocks_each)
+        # Each replica knows every shared prompt to another depth; the rest of its cache is its own.
+        held = [key for chain in chains for key in chain[: rng.randrange(len(chain) + 1)]]
+        index.store(name, held)
+        left = blocks_each - len(held)
+        while left > 0:
+            count = min(left, 10_000)
+            index.store(name, [b"%016d" % key for key in range(number, number + count)])
+            number, left = number + count, left - count
+        index.finish(name)
+        state.in_flight = rng.randrange(40)
+        state.queued_tokens = rng.randrange(20_000)
+    gc.collect()
+    grown = resident_bytes() - before
+    entries = replicas * blocks_each
+    novel = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
+    return {
+        "replicas": replicas,
+        "blocks_each": blocks_each,
+        "prompt_tokens": PROMPT_TOKENS,
+        "decision_novel_us": _time(deployment, novel, rounds, _decide),
+        "decision_known_us": _time(deployment, shared, rounds, _decide),
+        "hashing_us": _time(deployment, novel, rounds // 4, _hash),
+        "expect_us": _time(deployment, novel, rounds // 4, _expect),
+        "index_entries": entries,
+        "index_distinct_blocks": len(deployment.index),
+        "bytes_per_entry": round(grown / entries, 1),
+    }
+
+
+def _info(blocks_each: int) -> wire.ModelInfo:
+    return wire.ModelInfo(
+        served_names=["m"],
+        model_revision=REVISION,
+        block_size=BLOCK_SIZE,
+        block_format=blocks.FORMAT_VERSION,
+        max_model_len=131072,
+        tokenizer_digest="",
+        kv_capacity_tokens=blocks_each * BLOCK_SIZE,
+        max_num_seqs=256,
+        engine_epoch="1",
+    )
+
+
+Act = Callable[[DeploymentState, Prompt, Chain], None]
+
+
+def _time(deployment: DeploymentState, prompts: Sequence[Any], rounds: int, act: Act) -> dict[str, float]:
+    """Microseconds of `act` on one prompt after the other."""
+    hashed = []
+    for tokens in prompts:
+        chain = Chain(blocks.root_key(*FACTS), tokens, BLOCK_SIZE)
+        chain.all()
+        hashed.append((Prompt(tokens, len(tokens)), chain))
+    taken = []
+    for turn in range(rounds):
+        prompt, chain = hashed[turn % len(hashed)]
+        began = thread_time_ns()
+        act(deployment, prompt, chain)
+        taken.append((thread_time_ns() - began) / 1e3)
+    taken.sort()
+    return {"p50": round(taken[len(taken) // 2], 1), "p99": round(taken[ceil(0.99 * len(taken)) - 1], 1)}
+
+
+def _decide(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+    Choice(deployment, prompt, {FACTS: chain}).pick(deployment.candidates(set()))
+
+
+def _hash(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+    Chain(blocks.root_key(*FACTS), prompt.tokens, BLOCK_SIZE).all()
+
+
+def _expect(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+    replica = next(iter(deployment.replicas.values()))
+    expectation = Choice(deployment, prompt, {FACTS: chain}).expect(replica)
+    if expectation is not None:
+        deployment.index.settle(expectation)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

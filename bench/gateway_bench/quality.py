@@ -1,0 +1,122 @@
+"""Routing quality: every policy on every workload and load, on 8 simulated replicas in virtual time."""
+
+import copy
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from gateway_bench import step_cost
+from gateway_bench.engine import EngineLimits, Job
+from gateway_bench.fleet import POLICIES, SimulatedFleet
+from gateway_bench.traffic import REPLICAS, WORKLOADS, Script, Workload
+from gateway_bench.virtual import VirtualLoop
+
+SECONDS = 40.0
+WARM_S = 10.0
+"""Requests that arrive before are not counted."""
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one policy made of one load. hit_rate: cached of all prompt tokens. spread: busiest replica's requests over
+    the mean. Throughput counts output tokens made while requests arrive, after the warm-up."""
+
+    workload: str
+    load: float
+    policy: str
+    requests: int
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p90_s: float
+    tpot_mean_ms: float
+    output_tok_s: float
+    hit_rate: float
+    spread: float
+    preemptions: int
+
+
+def simulate(workload: Workload, load: float, policy: str, scripts: Sequence[Script], seconds: float) -> Run:
+    """One run to its end."""
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(_simulate(loop, workload, load, policy, scripts, seconds))
+    finally:
+        loop.close()
+
+
+async def _simulate(
+    loop: VirtualLoop, workload: Workload, load: float, policy: str, scripts: Sequence[Script], seconds: float
+) -> Run:
+    fleet = SimulatedFleet(loop, policy, REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
+    done = loop.create_future()
+    left = len(scripts)
+    sent: list[Job] = []
+
+    def send(script: Script, number: int) -> None:
+        job = copy.copy(script.turns[number].job)
+        sent.append(job)
+        fleet.send(job, lambda: follow(script, number + 1))
+
+    def follow(script: Script, number: int) -> None:
+        nonlocal left
+        # A conversation that would go on beyond the run is cut, so that all policies see the same window.
+        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < seconds:
+            loop.call_later(script.turns[number].gap_s, send, script, number)
+            return
+        left -= 1
+        if not left:
+            done.set_result(None)
+
+    for script in scripts:
+        loop.call_at(script.at_s, send, script, 0)
+    made = [0, 0]
+    for index, at in enumerate((min(WARM_S, seconds / 4), seconds)):
+        loop.call_at(at, _note, made, index, fleet)
+    await done
+    warm_s = min(WARM_S, seconds / 4)
+    counted = [job for job in sent if job.arrived_s >= warm_s]
+    ttft = sorted(job.first_s - job.arrived_s for job in counted)
+    tpot = [(job.ended_s - job.first_s) / (job.output_tokens - 1) for job in counted if job.output_tokens > 1]
+    per_replica = [sum(job.replica == number for job in counted) for number in range(REPLICAS)]
+    return Run(
+        workload=workload.name,
+        load=load,
+        policy=policy,
+        requests=len(counted),
+        ttft_mean_s=round(statistics.fmean(ttft), 4),
+        ttft_p50_s=round(ttft[len(ttft) // 2], 4),
+        ttft_p90_s=round(ttft[ceil(0.9 * len(ttft)) - 1], 4),
+        tpot_mean_ms=round(statistics.fmean(tpot) * 1e3, 2),
+        output_tok_s=round((made[1] - made[0]) / (seconds - warm_s)),
+        hit_rate=round(sum(job.cached_tokens for job in counted) / sum(len(job.tokens) for job in counted), 4),
+        spread=round(max(per_replica) * REPLICAS / len(counted), 2),
+        preemptions=sum(engine.preemptions for engine in fleet.engines),
+    )
+
+
+def _note(made: list[int], index: int, fleet: SimulatedFleet) -> None:
+    made[index] = sum(engine.output_tokens for engine in fleet.engines)
+
+
+def compare(name: str, load: float, policies: Sequence[str], seconds: float, seed: int) -> list[Run]:
+    """All `policies` on the very same requests."""
+    workload = next(each for each in WORKLOADS if each.name == name)
+    scripts = workload.scripts(load, seconds, seed)
+    return [simulate(workload, load, policy, scripts, seconds) for policy in policies]
+
+
+def sweep(
+    workloads: Sequence[str], policies: Sequence[str] = POLICIES, seconds: float = SECONDS, processes: int = 2
+) -> list[dict]:
+    """Every load of every workload, the dearest first."""
+    points = [(each.name, load) for each in WORKLOADS if each.name in workloads for load in each.loads]
+    points.sort(key=lambda point: -point[1])
+    with ProcessPoolExecutor(processes) as pool:
+        pending = [pool.submit(compare, name, load, policies, seconds, SEED) for name, load in points]
+        runs = [run for each in pending for run in each.result()]
+    order = [each.name for each in WORKLOADS]
+    runs.sort(key=lambda run: (order.index(run.workload), run.load, POLICIES.index(run.policy)))
+    return [asdict(run) for run in runs]

@@ -1,0 +1,225 @@
+"""bench/results/gateway.md and its plots, from what the parts have measured."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from gateway_bench.step_cost import RESULTS
+
+PAGE = RESULTS / "gateway.md"
+OURS = "prefixCost"
+LOSS = 0.03
+Rows = list[dict[str, Any]]
+
+
+def path_of(part: str) -> Path:
+    return RESULTS / f"gateway-{part}.json"
+
+
+def save(part: str, result: dict[str, Any]) -> None:
+    """One part's result, from which `write` makes the page."""
+    path_of(part).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def write() -> None:
+    """The page of all parts that have a result."""
+    sections = [
+        "# The gateway, measured and simulated",
+        "",
+        "Written by `make bench-gateway`; each part's command is stated.",
+        "",
+    ]
+    for part, section in (
+        ("quality", _quality),
+        ("scaling", _scaling),
+        ("decision", _decision),
+        ("overhead", _overhead),
+        ("chaos", _chaos),
+    ):
+        if path_of(part).exists():
+            result = json.loads(path_of(part).read_text())
+            sections += [*section(result), f"`{result['command']}`; {result['machine']}.", ""]
+    PAGE.write_text("\n".join(sections))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    return [_line(heads), _line(["---"] * len(heads)), *map(_line, rows), ""]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def losses(runs: Rows) -> list[str]:
+    """Where another policy is ahead of ours by more than `LOSS`, in words."""
+    found = []
+    points = sorted({(run["workload"], run["load"]) for run in runs})
+    for workload, load in points:
+        here = {run["policy"]: run for run in runs if (run["workload"], run["load"]) == (workload, load)}
+        ours = here.get(OURS)
+        if ours is None:
+            continue
+        for policy, run in here.items():
+            for field, is_less_better in (("ttft_mean_s", True), ("ttft_p90_s", True), ("output_tok_s", False)):
+                theirs, own = run[field], ours[field]
+                gap = own / theirs - 1 if is_less_better else theirs / own - 1
+                if gap > LOSS and policy != OURS:
+                    found.append(f"{workload} at {load:g}/s: {policy} {field} {theirs:g}, {OURS} {own:g} ({gap:+.0%})")
+    return found
+
+
+def _quality(result: dict[str, Any]) -> list[str]:
+    runs: Rows = result["runs"]
+    lines = ["## Routing", "", *result["notes"], ""]
+    for workload, title in result["workloads"].items():
+        here = [run for run in runs if run["workload"] == workload]
+        _plot_quality(workload, title, here)
+        lines += [f"### {title}", "", f"![{title}](gateway-{workload}.png)", ""]
+        lines += _table(
+            ["requests/s", "policy", "TTFT mean s", "p90 s", "TPOT ms", "output tok/s", "hit rate", "busiest / mean"],
+            [
+                (
+                    f"{run['load']:g}",
+                    run["policy"],
+                    run["ttft_mean_s"],
+                    run["ttft_p90_s"],
+                    run["tpot_mean_ms"],
+                    run["output_tok_s"],
+                    run["hit_rate"],
+                    run["spread"],
+                )
+                for run in here
+            ],
+        )
+    lost = losses(runs)
+    lines += [f"### Where {OURS} is behind by more than {LOSS:.0%}", ""]
+    lines += [f"- {each}" for each in lost] or ["Nowhere."]
+    return [*lines, ""]
+
+
+def _plot_quality(workload: str, title: str, runs: Rows) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    for policy in dict.fromkeys(run["policy"] for run in runs):
+        mine = [run for run in runs if run["policy"] == policy]
+        loads = [run["load"] for run in mine]
+        for axis, field in zip(axes, ("ttft_p90_s", "output_tok_s", "hit_rate"), strict=True):
+            axis.plot(loads, [run[field] for run in mine], marker="o", markersize=3, label=policy)
+    axes[0].set_yscale("log")
+    for axis, name in zip(axes, ("TTFT p90, s", "output tokens/s", "hit rate"), strict=True):
+        axis.set(title=name, xlabel="requests/s (first turns)")
+        axis.grid(alpha=0.3)
+    axes[2].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"gateway-{workload}.png", dpi=90)
+    plt.close(figure)
+
+
+def _scaling(result: dict[str, Any]) -> list[str]:
+    outcomes: Rows = result["outcomes"]
+    lines = ["## Autoscaling", "", *result["notes"], ""]
+    for shape in dict.fromkeys(each["shape"] for each in outcomes):
+        here = [each for each in outcomes if each["shape"] == shape]
+        figure, axis = plt.subplots(figsize=(8, 3))
+        for each in here:
+            if not each["law"].startswith("fixed"):
+                times = [10 * number / 60 for number in range(len(each["replicas"]))]
+                axis.step(times, each["replicas"], label=each["law"], where="post")
+        axis.set(xlabel="minutes", ylabel="replicas wanted", title=shape)
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(RESULTS / f"gateway-scaling-{shape}.png", dpi=90)
+        plt.close(figure)
+        lines += [f"### {shape}", "", f"![{shape}](gateway-scaling-{shape}.png)", ""]
+        lines += _table(
+            ["law", "within both targets", "TTFT p50 s", "p90 s", "p99 s", "replica-hours", "most", "changes"],
+            [
+                (
+                    each["law"],
+                    f"{each['slo']:.1%}",
+                    each["ttft_p50_s"],
+                    each["ttft_p90_s"],
+                    each["ttft_p99_s"],
+                    each["replica_hours"],
+                    each["most_replicas"],
+                    each["changes"],
+                )
+                for each in here
+            ],
+        )
+    return lines
+
+
+def _decision(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (name.removesuffix("_us"), told["p50"], told["p99"]) for name, told in result.items() if name.endswith("_us")
+    ]
+    size = (
+        f"{result['replicas']} replicas x {result['blocks_each']:,} blocks, {result['prompt_tokens']:,}-token prompts"
+    )
+    return [
+        "## Decision speed",
+        "",
+        f"{size}; CPU time of the deciding thread.",
+        "",
+        *_table(["what", "p50 us", "p99 us"], rows),
+        f"The index: {result['bytes_per_entry']} bytes for each block of a replica "
+        f"({result['index_entries']:,} of them, {result['index_distinct_blocks']:,} distinct).",
+        "",
+    ]
+
+
+def _overhead(result: dict[str, Any]) -> list[str]:
+    lines = ["## Overhead over real HTTP", "", *result["notes"], ""]
+    lines += _table(
+        [
+            "server",
+            "what",
+            "count",
+            "CPU us each",
+            "per CPU-second",
+            "p50 ms",
+            "p99 ms",
+            "added p50 ms",
+            "added p99 ms",
+        ],
+        [
+            [
+                row.get(name, "")
+                for name in (
+                    "server",
+                    "what",
+                    "count",
+                    "cpu_us",
+                    "per_cpu_s",
+                    "p50_ms",
+                    "p99_ms",
+                    "added_p50_ms",
+                    "added_p99_ms",
+                )
+            ]
+            for row in result["rows"]
+        ],
+    )
+    lines += _table(["server", "memory MB"], list(result["memory_mb"].items()))
+    return [*lines, *[f"- {each}" for each in result["ratios"]], ""]
+
+
+def _chaos(result: dict[str, Any]) -> list[str]:
+    lines = ["## Chaos", "", *result["notes"], ""]
+    lines += _table(
+        ["kind", "strikes", "requests", "failed", "of them before a byte", "in mid-stream", "connection lost"],
+        [
+            [row[name] for name in ("kind", "strikes", "requests", "failed", "refused", "broken", "cut")]
+            for row in result["kinds"]
+        ],
+    )
+    return lines + _table(["what", "before", "after"], result["leaks"])
