@@ -81,9 +81,9 @@ def _quality(given: argparse.Namespace) -> dict[str, Any]:
     runs = quality.sweep(given.workloads, given.policies, given.seconds, given.processes)
     return {
         "notes": [
-            f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, fitted to `h200.jsonl`), "
+            f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, from `h200.jsonl`), "
             "in virtual time; the gateway's own choice, cost, index and counts; the same requests for every policy. "
-            "prefixCost: exact events; prefixCost-fallback: without any; chwbl: KubeAI's consistent hashing with "
+            "prefixCost: exact events; prefixCost-fallback: none; chwbl: KubeAI's consistent hashing with "
             "bounded loads; llm-d: its default scorers (`rivals.py` cites the sources)."
         ],
         "workloads": {each.name: each.title for each in WORKLOADS if each.name in given.workloads},
