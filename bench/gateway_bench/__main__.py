@@ -31,6 +31,7 @@ def main() -> None:
     quality.add_argument("--workloads", nargs="+", choices=names, default=names)
     quality.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     quality.add_argument("--seconds", type=float, default=40.0, help="of arrivals; the first quarter warms up")
+    quality.add_argument("--every", type=int, default=1, help="2: every other load, and so on")
     quality.add_argument("--processes", type=int, default=2)
     scaling = parts.add_parser("scaling", help="scaling laws on shaped traffic, in virtual time")
     shapes = [each.name for each in SHAPES]
@@ -78,7 +79,7 @@ def _run(part: str, given: argparse.Namespace) -> None:
 def _quality(given: argparse.Namespace) -> dict[str, Any]:
     from gateway_bench import quality
 
-    runs = quality.sweep(given.workloads, given.policies, given.seconds, given.processes)
+    runs = quality.sweep(given.workloads, given.policies, given.seconds, given.every, given.processes)
     return {
         "notes": [
             f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, from `h200.jsonl`), "

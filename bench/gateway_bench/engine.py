@@ -25,7 +25,7 @@ class Job:
 
     tokens: Sequence[int]
     keys: Sequence[bytes]
-    """Of the prompt's full blocks."""
+    """Of the prompt's full blocks; none where nothing is to be shared: then the gateway sees its length alone."""
     output_tokens: int
     answer_keys: Sequence[bytes] = ()
     """Of the blocks that become full while it answers; made up where nobody will ask for them."""

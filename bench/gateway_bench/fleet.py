@@ -123,7 +123,8 @@ class SimulatedFleet:
             chosen = rivals.pick_llm_d(self._prefixes.scores(job.keys), self._scraped, self._rng)
             self._prefixes.add(chosen, job.keys)
             return deployment.take(replicas[chosen], len(job.tokens))
-        choice = Choice(deployment, Prompt(job.tokens, len(job.tokens)), job.chains)
+        tokens = job.tokens if job.keys else []
+        choice = Choice(deployment, Prompt(tokens, len(job.tokens)), job.chains)
         pick = choice.pick(replicas)
         replica = deployment.replicas[pick.replica]
         ticket = deployment.take(replica, pick.uncached_tokens)

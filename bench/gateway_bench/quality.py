@@ -109,10 +109,14 @@ def compare(name: str, load: float, policies: Sequence[str], seconds: float, see
 
 
 def sweep(
-    workloads: Sequence[str], policies: Sequence[str] = POLICIES, seconds: float = SECONDS, processes: int = 2
+    workloads: Sequence[str],
+    policies: Sequence[str] = POLICIES,
+    seconds: float = SECONDS,
+    every: int = 1,
+    processes: int = 2,
 ) -> list[dict]:
     """Every load of every workload, the dearest first."""
-    points = [(each.name, load) for each in WORKLOADS if each.name in workloads for load in each.loads]
+    points = [(each.name, load) for each in WORKLOADS if each.name in workloads for load in each.loads[::every]]
     points.sort(key=lambda point: -point[1])
     with ProcessPoolExecutor(processes) as pool:
         pending = [pool.submit(compare, name, load, policies, seconds, SEED) for name, load in points]

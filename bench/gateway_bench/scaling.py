@@ -1,14 +1,14 @@
 """Autoscaling on shaped traffic: our law beside KubeAI's and fixed fleets, in virtual time.
 
-Requests of 1,000 tokens in and 500 out, nothing shared, to simulated M-8B replicas that take STARTUP_S from the
+Requests of 2,000 tokens in and 1,000 out, nothing shared, to simulated M-8B replicas that take STARTUP_S from the
 decision to the first request. Laws see what the gateway counts (`quire_gateway.fleet.load_of`): ours each second,
 KubeAI's each 10 s. A replica that goes is drained first. Nobody's request is refused: without a replica it is
 held, and it counts.
 
-ramp           2 to 60 requests/s in 10 minutes, 3 minutes there, back in 5
-spike          8 requests/s, and for 90 s 50
-day            24 hours in one: a night of 2, two peaks of 45 and 60 requests/s
-zero-to-burst  nothing, then 30 requests/s for 2 minutes; again after 10 minutes of nothing; minReplicas 0
+ramp           1 to 30 requests/s in 10 minutes, 3 minutes there, back in 5
+spike          4 requests/s, and for 90 s 25
+day            24 hours in one: a night of 1, two peaks of 22 and 29 requests/s
+zero-to-burst  nothing, then 15 requests/s for 2 minutes; again after 10 minutes of nothing; minReplicas 0
 """
 
 import random
@@ -20,7 +20,7 @@ from math import ceil, exp
 from gateway_bench import kubeai, step_cost
 from gateway_bench.engine import EngineLimits, Job
 from gateway_bench.fleet import SimulatedFleet
-from gateway_bench.traffic import H200_BLOCKS, Texts
+from gateway_bench.traffic import H200_BLOCKS
 from gateway_bench.virtual import VirtualLoop
 from quire_gateway.fleet import ReplicaState, load_of
 from quire_operator.autoscale import History, Load, ScalingLaw, desired_replicas
@@ -31,7 +31,7 @@ TARGET = 32
 MOST = 12
 TTFT_SLO_S, TPOT_SLO_S = 0.5, 0.015
 IDLE_TIMEOUT_S = 120.0
-PROMPT, OUTPUT = 1000, 500
+PROMPT, OUTPUT = 2000, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +47,28 @@ class Shape:
 
 def _ramp(t: float) -> float:
     if t < 600:
-        return 2 + 58 * t / 600
-    return 60.0 if t < 780 else max(2.0, 60 - 58 * (t - 780) / 300)
+        return 1 + 29 * t / 600
+    return 30.0 if t < 780 else max(1.0, 30 - 29 * (t - 780) / 300)
 
 
 def _spike(t: float) -> float:
-    return 50.0 if 300 <= t < 390 else 8.0
+    return 25.0 if 300 <= t < 390 else 4.0
 
 
 def _day(t: float) -> float:
     hour = t / 150
-    return 2 + 43 * exp(-(((hour - 10.5) / 2.2) ** 2)) + 58 * exp(-(((hour - 19) / 2.5) ** 2))
+    return 1 + 21 * exp(-(((hour - 10.5) / 2.2) ** 2)) + 28 * exp(-(((hour - 19) / 2.5) ** 2))
 
 
 def _burst(t: float) -> float:
-    return 30.0 if 60 <= t < 180 or 780 <= t < 900 else 0.0
+    return 15.0 if 60 <= t < 180 or 780 <= t < 900 else 0.0
 
 
 SHAPES = (
-    Shape("ramp", 1200, 60, _ramp),
-    Shape("spike", 900, 50, _spike),
-    Shape("day", 3600, 62, _day),
-    Shape("zero-to-burst", 1200, 30, _burst, min_replicas=0),
+    Shape("ramp", 1200, 30, _ramp),
+    Shape("spike", 900, 25, _spike),
+    Shape("day", 3600, 30, _day),
+    Shape("zero-to-burst", 1200, 15, _burst, min_replicas=0),
 )
 
 Decide = Callable[[Load, int, float], int | None]
@@ -232,7 +232,6 @@ def simulate(shape: Shape, law: str, decide: Decide, first: int, seed: int = 3) 
 async def _simulate(loop: VirtualLoop, shape: Shape, law: str, decide: Decide, first: int, seed: int) -> Outcome:
     scaled = ScaledFleet(loop, decide, first)
     meter = scaled.fleet.deployment.load
-    texts = Texts(seed)
     rng = random.Random(seed)
     done = loop.create_future()
     jobs: list[Job] = []
@@ -246,7 +245,7 @@ async def _simulate(loop: VirtualLoop, shape: Shape, law: str, decide: Decide, f
     def arrive() -> None:
         # Thinning: a Poisson process of the peak's rate, of which the shape keeps its share.
         if rng.random() < shape.rate(loop.time()) / shape.peak:
-            job = texts.job([texts.tokens(PROMPT)], [], OUTPUT, b"")
+            job = Job(range(PROMPT), [], OUTPUT)
             jobs.append(job)
             meter.began(loop.time())
             scaled.send(job, end)
@@ -289,7 +288,7 @@ async def _simulate(loop: VirtualLoop, shape: Shape, law: str, decide: Decide, f
 
 
 LAWS = ("quire", "kubeai, target 32", "kubeai, target 100", "fixed for the mean", "fixed for the peak")
-PER_REPLICA = 9.0
+PER_REPLICA = 4.0
 """Requests a second that keep one replica at about TARGET in flight."""
 
 
