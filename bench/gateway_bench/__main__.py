@@ -8,6 +8,7 @@ Results go to bench/results/gateway-PART.json; the page bench/results/gateway.md
 """
 
 import argparse
+import asyncio
 import os
 import platform
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway_bench import step_cost
+from gateway_bench.chaos import KINDS as CHAOS
 from gateway_bench.fleet import POLICIES
 from gateway_bench.scaling import LAWS, SHAPES
 from gateway_bench.traffic import REPLICAS, WORKLOADS
@@ -41,6 +43,14 @@ def main() -> None:
     decision = parts.add_parser("decision", help="time of a choice, memory of the index")
     decision.add_argument("--replicas", type=int, default=100)
     decision.add_argument("--blocks", type=int, default=100_000, help="of each replica")
+    overhead = parts.add_parser("overhead", help="beside nginx and LiteLLM's proxy over real HTTP")
+    overhead.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    overhead.add_argument("--rounds", type=int, default=3)
+    overhead.add_argument("--without-litellm", action="store_true", help="needs no package registry")
+    chaos = parts.add_parser("chaos", help="what clients notice while engines, networks and gateways die")
+    chaos.add_argument("--seconds", type=float, default=300.0, help="over all kinds")
+    chaos.add_argument("--streams", type=int, default=200)
+    chaos.add_argument("--kinds", nargs="+", choices=CHAOS, default=list(CHAOS[1:]))
     fit = parts.add_parser("fit", help="the cost of a step from bench/results/h200.jsonl")
     fit.add_argument("--model", default="m-8b")
     fit.add_argument("--run", default="", help="default: the latest")
@@ -100,7 +110,11 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
             f"Targets: TTFT {scaling.TTFT_SLO_S * 1e3:g} ms and TPOT {scaling.TPOT_SLO_S * 1e3:g} ms. A replica serves "
             f"{scaling.STARTUP_S:g} s after the decision; ours and the first of KubeAI's aim at {scaling.TARGET} "
             "requests in flight each, the other at KubeAI's default of 100. Replica-hours count from start to end, "
-            "drains included."
+            "drains included.",
+            "",
+            "Against us: a burst from zero is held until the first replica serves, and then goes there as "
+            "a whole, for it is the only one; and the requests that pile up meanwhile are taken for demand that will "
+            "last, so that more replicas start than the rate needs (12 where 4 do).",
         ],
         "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
     }
@@ -112,10 +126,24 @@ def _decision(given: argparse.Namespace) -> dict[str, Any]:
     return decision.measure(given.replicas, given.blocks)
 
 
+def _overhead(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import overhead
+
+    return overhead.measure(given.seconds, given.rounds, not given.without_litellm)
+
+
+def _chaos(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import chaos
+
+    return asyncio.run(chaos.measure(given.seconds, given.kinds, given.streams))
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "quality": _quality,
     "scaling": _scaling,
     "decision": _decision,
+    "overhead": _overhead,
+    "chaos": _chaos,
 }
 
 

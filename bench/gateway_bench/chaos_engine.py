@@ -1,0 +1,95 @@
+"""One simulated engine behind the real server: `python -m gateway_bench.chaos_engine PORT KEY GAP_S`.
+
+It answers every prompt with the same tokens, one each GAP_S, and goes on from the output tokens that a resumed request
+brings. SIGUSR1 ends its KV event streams.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import uuid
+from collections.abc import AsyncGenerator, Collection, Sequence
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from quire_api.kv_events import HEARTBEAT_S, Heartbeat, pack, pack_snapshot
+from quire_api.sampling import SamplingParams
+from quire_runtime.engine.client import ChoiceDelta
+from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.scheduler.request import FinishReason
+from quire_runtime.server.app import create_app
+from quire_runtime.server.config import ServerConfig
+from quire_text.tokenizer import Tokenizer
+
+MODEL = Path(__file__).parents[2] / "models" / "quire-tiny"
+TEXT = "What does the scheduler do when a request waits and the cache is full? It preempts the latest. "
+BLOCK_SIZE, BLOCKS = 16, 20_000
+
+
+class SimulatedClient:
+    """What the server needs of an engine (`quire_runtime.server.client.EngineClient`), without one."""
+
+    def __init__(self, tokens: list[int], gap_s: float) -> None:
+        self._tokens = tokens
+        self._gap_s = gap_s
+        self._cut = asyncio.Event()
+        self.is_alive = True
+        self.heartbeat_age_s = 0.0
+        self.stats = EngineStats(kv_blocks_total=BLOCKS)
+        self.info = EngineReady("simulated", BLOCK_SIZE, BLOCKS + 1, 4096, 512, uuid.uuid4().hex, {})
+
+    async def generate(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        outputs: Sequence[list[int]] = (),
+        ended: Collection[int] = (),
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
+        made = len(outputs[0]) if outputs else 0
+        most = params.max_tokens or 16
+        self.stats.num_running += 1
+        self.stats.kv_blocks_used += 1
+        try:
+            for number in range(made, most):
+                await asyncio.sleep(self._gap_s)
+                finish = FinishReason.LENGTH if number == most - 1 else FinishReason.NONE
+                cached = 0 if number == made else None
+                token = self._tokens[number % len(self._tokens)]
+                yield [ChoiceDelta(0, [token], finish, cached_tokens=cached)]
+        finally:
+            self.stats.num_running -= 1
+            self.stats.kv_blocks_used -= 1
+
+    async def kv_events(self) -> AsyncGenerator[bytes, None]:
+        assert self.info is not None
+        cut = self._cut
+        yield pack_snapshot(self.info.epoch, 0, BLOCK_SIZE, BLOCKS, [])
+        while not cut.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(cut.wait(), HEARTBEAT_S / 2)
+            yield pack(Heartbeat(self.info.epoch, 0))
+
+    def cut(self) -> None:
+        self._cut.set()
+        self._cut = asyncio.Event()
+
+
+async def main(port: int, key: str, gap_s: float) -> None:
+    tokenizer = Tokenizer.from_directory(MODEL)
+    client = SimulatedClient(tokenizer.encode(TEXT, add_special_tokens=False), gap_s)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, client.cut)
+    app = create_app(client, tokenizer, ServerConfig.of(served_model_name=["m"], internal_key=key))
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_level="error", access_log=False, timeout_keep_alive=75
+    )
+    await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3])))

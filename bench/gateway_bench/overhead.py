@@ -1,0 +1,237 @@
+"""What a gateway costs over real HTTP: ours, nginx, LiteLLM's proxy and a plain copy of bytes, before one stub engine.
+
+All on this machine, one after the other in each round, `rounds` rounds; every server has one process. CPU is that of
+the server's processes (user + system), so that neighbours on the machine touch it little; times are the client's and
+hold whatever else runs. "added" is the difference to the engine asked directly in the same round.
+
+requests   small chats, not streamed, 16 connections, back to back
+streams    64 streams, an event each 10 ms
+open       chats of 20 events, streamed, 200 a second (Poisson), whatever is still running: request to first event
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from gateway_bench import servers
+from gateway_bench.servers import Server
+
+CLIENTS, STREAMS, STEP_S, RATE, EVENTS = 16, 64, 0.01, 200.0, 20
+GOALS = {
+    "requests_per_cpu_s": 2500,
+    "events_per_cpu_s": 20000,
+    "added_p50_ms": 1.0,
+    "added_p99_ms": 5.0,
+    "litellm": 8.0,
+}
+
+
+@dataclass
+class Seen:
+    """What one server did under one load, over all rounds. Milliseconds."""
+
+    times: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    def at(self, share: float) -> float:
+        ordered = sorted(self.times)
+        return ordered[ceil(share * len(ordered)) - 1]
+
+
+def _request(stream: bool, events: int, turn: int) -> bytes:
+    body: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": f"hello {turn}"}],
+        "max_tokens": events,
+    }
+    if stream:
+        body["stream"] = True
+    data = json.dumps(body).encode()
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        b"authorization: Bearer none\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
+    )
+
+
+async def _read_whole(reader: asyncio.StreamReader) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    lines = head.lower().split(b"\r\n")
+    length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), None)
+    if length is not None:
+        await reader.readexactly(length)
+        return
+    while (size := int(await reader.readline(), 16)) >= 0:
+        await reader.readexactly(size + 2)
+        if not size:
+            return
+
+
+async def requests(port: int, seconds: float) -> list[float]:
+    """Times of requests that `CLIENTS` connections send back to back."""
+    times: list[float] = []
+    stop_at = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < stop_at:
+            began = time.perf_counter()
+            writer.write(_request(False, 1, number))
+            await _read_whole(reader)
+            times.append((time.perf_counter() - began) * 1e3)
+        writer.close()
+
+    await asyncio.gather(*map(client, range(CLIENTS)))
+    return times
+
+
+async def _stream(port: int, events: int, delays: list[float], first: list[float]) -> None:
+    """One streamed chat: the delay of each event from the engine's write, and the time to the first event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = time.perf_counter()
+    writer.write(_request(True, events, 0))
+    is_first = True
+    while line := await reader.readline():
+        if line.startswith(b'data: {"id"'):
+            if is_first:
+                first.append((time.perf_counter() - began) * 1e3)
+                is_first = False
+            stamp = line.rpartition(b'"at":')[2].strip(b"}\n ")
+            delays.append((time.monotonic_ns() - int(stamp)) / 1e6 if stamp.isdigit() else 0.0)
+        elif line.startswith(b"data: [DONE]"):
+            break
+    writer.close()
+
+
+async def streams(port: int, seconds: float) -> list[float]:
+    """Delays of every event of `STREAMS` concurrent streams."""
+    delays: list[float] = []
+    events = max(2, round(seconds / STEP_S))
+    await asyncio.gather(*(_stream(port, events, delays, []) for _ in range(STREAMS)))
+    return delays
+
+
+async def open_loop(port: int, seconds: float) -> list[float]:
+    """Times to the first event of chats that come at `RATE`."""
+    first: list[float] = []
+    rng, loop = random.Random(1), asyncio.get_running_loop()
+    began, due, tasks = loop.time(), 0.0, []
+    while due < seconds:
+        await asyncio.sleep(max(0.0, began + due - loop.time()))
+        tasks.append(loop.create_task(_stream(port, EVENTS, [], first)))
+        due += rng.expovariate(RATE)
+    await asyncio.gather(*tasks)
+    return first
+
+
+LOADS = {"requests": requests, "streams": streams, "open": open_loop}
+
+
+async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str, Any]:
+    seen: dict[tuple[str, str], Seen] = {}
+    memory: dict[str, float] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine = stack.enter_context(servers.engine(folder, STEP_S))
+        measured: list[Server] = [engine]
+        makers = [servers.forwarder, servers.nginx, servers.quire, *([servers.litellm] if with_litellm else [])]
+        for make in makers:
+            measured.append(stack.enter_context(make(folder, engine.port)))
+        for server in measured:
+            await _ready(server)
+        for _ in range(rounds):
+            for what, load in LOADS.items():
+                for server in measured:
+                    # LiteLLM is far from 200 streams a second: a queue that only grows says nothing of latency.
+                    if what == "open" and server.name.startswith("LiteLLM"):
+                        continue
+                    one = seen.setdefault((server.name, what), Seen())
+                    cpu, began = server.cpu_s(), time.perf_counter()
+                    one.times += await load(server.port, seconds)
+                    one.wall_s += time.perf_counter() - began
+                    one.cpu_s += server.cpu_s() - cpu
+        memory = {server.name: round(server.memory_mb(), 1) for server in measured[1:]}
+    return _told(seen, memory, rounds)
+
+
+async def _ready(server: Server) -> None:
+    """The server answers through to the engine."""
+    until = time.monotonic() + 180.0
+    while True:
+        try:
+            async with asyncio.timeout(30.0):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(_request(False, 1, 0))
+                await _read_whole(reader)
+                writer.close()
+                return
+        except (AssertionError, OSError, TimeoutError, asyncio.IncompleteReadError):
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.5)
+
+
+def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: int) -> dict[str, Any]:
+    rows = []
+    for (name, what), one in seen.items():
+        direct = seen["engine", what]
+        row = {
+            "server": name,
+            "what": what,
+            "count": len(one.times),
+            "cpu_us": round(one.cpu_s / len(one.times) * 1e6, 1),
+            "per_cpu_s": round(len(one.times) / one.cpu_s),
+            "per_s": round(len(one.times) / one.wall_s),
+            "p50_ms": round(statistics.median(one.times), 3),
+            "p99_ms": round(one.at(0.99), 3),
+        }
+        if one is not direct:
+            row["added_p50_ms"] = round(one.at(0.5) - direct.at(0.5), 3)
+            row["added_p99_ms"] = round(one.at(0.99) - direct.at(0.99), 3)
+        rows.append(row)
+    told = {(row["server"], row["what"]): row for row in rows}
+    ours = {what: told["quire gateway", what] for what in LOADS}
+    ratios = [
+        f"requests for each CPU-second: {ours['requests']['per_cpu_s']:,} (goal {GOALS['requests_per_cpu_s']:,})",
+        f"events for each CPU-second: {ours['streams']['per_cpu_s']:,} (goal {GOALS['events_per_cpu_s']:,})",
+        f"added to the first event at {RATE:g} streams/s: p50 {ours['open']['added_p50_ms']} ms, "
+        f"p99 {ours['open']['added_p99_ms']} ms (goals {GOALS['added_p50_ms']:g}, {GOALS['added_p99_ms']:g})",
+    ]
+    for rival, what in (
+        ("LiteLLM proxy", "requests"),
+        ("LiteLLM proxy", "streams"),
+        ("nginx", "requests"),
+        ("nginx", "streams"),
+    ):
+        if (rival, what) in told:
+            theirs = told[rival, what]
+            ratios.append(
+                f"{what} beside {rival}: {ours[what]['per_s'] / theirs['per_s']:.2f} x its rate, "
+                f"{ours[what]['per_cpu_s'] / theirs['per_cpu_s']:.2f} x for each CPU-second"
+            )
+    return {
+        "notes": [
+            f"One process each, {rounds} rounds, {CLIENTS} connections (requests), {STREAMS} streams with an event "
+            f"each {STEP_S * 1e3:g} ms (streams: `count` and times are of events), "
+            f"{RATE:g} streamed chats a second (open). {servers.LITELLM}; nginx of Debian, buffering off, one worker."
+        ],
+        "goals": GOALS,
+        "rows": rows,
+        "memory_mb": memory,
+        "ratios": ratios,
+    }
+
+
+def measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str, Any]:
+    return uvloop.run(_measure(seconds, rounds, with_litellm))
