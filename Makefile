@@ -1,7 +1,6 @@
 # The table of contents: every task of the house is a target here.
 .PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds docs dashboards env e2e images \
-  cluster-build cluster-up \
-  cluster-down clean
+  cluster-build cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
