@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds docs dashboards env e2e images \
+.PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds manifests docs dashboards env e2e images \
   cluster-build cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
@@ -45,6 +45,7 @@ lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m quire_api.crd --check crds
 	PYTHONPATH=charts $(BIN)/python -m dashboards --check charts/quire/monitoring
+	$(BIN)/python charts/plain.py --check
 
 format: $(STAMP) ## let ruff format and sort
 	$(BIN)/ruff check --fix-only .
@@ -58,6 +59,9 @@ bench-report: $(STAMP) ## the page and the plot of the readings on a GPU
 
 bench-gateway: $(STAMP) ## the gateway beside its rivals: simulations, overhead, chaos
 	PYTHONPATH=bench $(BIN)/python -m gateway_bench all
+
+manifests: $(STAMP) ## write manifests/quire.yaml from the chart, for those without Helm
+	$(BIN)/python charts/plain.py --write
 
 crds: $(STAMP) ## write crds/ from the pydantic models
 	$(BIN)/python -m quire_api.crd --write crds

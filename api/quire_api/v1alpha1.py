@@ -30,6 +30,7 @@ MAX_REPLICAS = 1000
 OWNED_FLAGS_PATTERN = r"^--(host|port|served-model-name|model|api-key)(=.*)?$"
 
 SOURCE_MESSAGE = "must begin with hf://, s3://, pvc://, oci:// or file://, for example hf://Qwen/Qwen3-8B"
+VOLUME_MESSAGE = "applies to hf://, s3:// and oci:// sources only, whose weights are fetched"
 REVISION_MESSAGE = "applies to hf:// sources only"
 FLAGS_MESSAGE = (
     "must not set --host, --port, --model, --served-model-name or --api-key: the deployment owns them "
@@ -77,12 +78,29 @@ class ModelAuth(WireModel):
     they are needed `sessionToken`, `region` and `endpoint`; for oci:// `.dockerconfigjson`."""
 
 
+class WeightsVolume(WireModel):
+    """A volume claim of the deployment's own, NAME-weights, that all its pods fetch into and load from."""
+
+    size: Quantity
+    """Room for the weights, for example 40Gi. May grow where the storage class allows it. Former models stay in the
+    volume when the source changes, so leave room for two."""
+    storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Storage class of the claim. Default: the cluster's default class."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
+    """ReadWriteMany for replicas on several nodes; with ReadWriteOnce all replicas, and both sides of a rollout, need
+    room on one node."""
+    when_deleted: Literal["Delete", "Retain"] = "Delete"
+    """What becomes of the claim when the LLMDeployment is deleted: it goes too, or stays for the next one of the same
+    name."""
+
+
 class ModelSpec(WireModel):
     """What is served."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
             ("!has(self.revision) || self.source.startsWith('hf://')", f"revision {REVISION_MESSAGE}"),
+            ("!has(self.volume) || self.source.matches('^(hf|s3|oci)://')", f"volume {VOLUME_MESSAGE}"),
         )
     )
 
@@ -108,6 +126,9 @@ class ModelSpec(WireModel):
     deployment makes this one say NameConflict."""
     auth: ModelAuth | None = None
     """Credentials for the source, where it asks for some."""
+    volume: WeightsVolume | None = None
+    """Keeps fetched weights in a volume claim, so that later pods need not fetch them again. Default: each pod fetches
+    for itself. Without a cluster it has no effect: there downloads are kept anyway."""
 
     @field_validator("source")
     @classmethod
@@ -127,6 +148,12 @@ class ModelSpec(WireModel):
     def _revision_goes_with_hub(self) -> "ModelSpec":
         if self.revision is not None and not self.source.startswith("hf://"):
             raise PydanticCustomError("rule", REVISION_MESSAGE + "; remove it", {"field": "revision"})
+        return self
+
+    @model_validator(mode="after")
+    def _volume_goes_with_what_is_fetched(self) -> "ModelSpec":
+        if self.volume is not None and not re.match("(hf|s3|oci)://", self.source):
+            raise PydanticCustomError("rule", VOLUME_MESSAGE + "; remove it", {"field": "volume"})
         return self
 
 

@@ -3,6 +3,7 @@
 NAME-REVISION   Deployment, one for each revision
 NAME            Service, ServiceAccount, NetworkPolicy, and from two replicas on a PodDisruptionBudget
 NAME-internal   Secret with the key between gateways and engines
+NAME-weights    PersistentVolumeClaim, where `model.volume` asks for one
 """
 
 import base64
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 from quire_api.v1alpha1 import API_VERSION, KIND, LABEL_DEPLOYMENT, LLMDeployment
 from quire_api.v1alpha1_values import duration_seconds
-from quire_operator.build_pod import ENGINE_PORT, Settings, pod_template
+from quire_operator.build_pod import ENGINE_PORT, Settings, claim_name, pod_template
 from quire_operator.merge import Manifest
 
 LABEL_REVISION = "quire.dev/revision"
@@ -66,6 +67,23 @@ def standing_objects(deployment: LLMDeployment, wanted: int, internal_key: str, 
         _network_policy(deployment, settings),
     ]
     return objects + ([_disruption_budget(deployment)] if wanted > 1 else [])
+
+
+def weights_claim(deployment: LLMDeployment) -> Manifest | None:
+    """The claim that `model.volume` asks for; without an owner it outlives the deployment."""
+    volume = deployment.spec.model.volume
+    if volume is None:
+        return None
+    manifest = _object("v1", "PersistentVolumeClaim", claim_name(deployment), deployment)
+    if volume.when_deleted == "Retain":
+        manifest["metadata"]["ownerReferences"] = []
+    spec: Manifest = {
+        "accessModes": [volume.access_mode],
+        "resources": {"requests": {"storage": str(volume.size)}},
+    }
+    if volume.storage_class_name is not None:
+        spec["storageClassName"] = volume.storage_class_name
+    return {**manifest, "spec": spec}
 
 
 def owner_reference(deployment: LLMDeployment) -> Manifest:

@@ -1,11 +1,12 @@
 """The pod template of one revision: the engine under the restricted pod security standard, then `podTemplate`."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from quire_api.v1alpha1 import LLMDeployment
+from quire_api.v1alpha1 import LLMDeployment, ModelSpec
 from quire_api.v1alpha1_values import quantity_value
 from quire_operator.credentials import BUCKET, HUB, REGISTRY_CONFIG
 from quire_operator.merge import Manifest, merge_template
@@ -28,6 +29,8 @@ STARTUP_S = 3600
 """What loading may take before the kubelet tries anew."""
 AGENT = "agent"
 AGENT_PORT = 8001
+AGENT_REQUESTS = {"cpu": "10m", "memory": "64Mi"}
+"""An HPA on CPU wants every container of a pod, sidecars too, to request some."""
 FETCHED = ("hf://", "s3://", "oci://")
 """Sources that the agent brings into the pod before the engine starts."""
 CHECKED = "pvc://"
@@ -107,8 +110,12 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
     return merged
 
 
-def model_location(source: str) -> str:
-    """The path in the container that the engine loads."""
+def model_location(model: ModelSpec) -> str:
+    """The path in the container that the engine loads; in a kept volume each source has a folder of its own."""
+    source = model.source
+    if model.volume is not None:
+        identity = f"{source}@{model.revision or ''}"
+        return f"{MODELS}/{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if source.startswith("file://"):
         return source.removeprefix("file://")
     if source.startswith("pvc://"):
@@ -119,7 +126,7 @@ def model_location(source: str) -> str:
 
 def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Manifest:
     spec = deployment.spec
-    flags = serve_flags(deployment, model_location(spec.model.source), "0.0.0.0", ENGINE_PORT, max(drain_s, 1.0))
+    flags = serve_flags(deployment, model_location(spec.model), "0.0.0.0", ENGINE_PORT, max(drain_s, 1.0))
     probe = {"periodSeconds": 2, "timeoutSeconds": 5}
     mounts = [{"mountPath": CACHE, "name": "cache"}, {"mountPath": "/tmp", "name": "tmp"}]
     if spec.resources.gpus:
@@ -154,7 +161,7 @@ def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Ma
 def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
     """A native sidecar: the engine starts once its startup probe holds, and it outlives an engine that crashes."""
     model = deployment.spec.model
-    flags = ["--source", model.source, "--destination", model_location(model.source)]
+    flags = ["--source", model.source, "--destination", model_location(model)]
     flags += ["--port", str(settings.agent_port)]
     if model.revision is not None:
         flags += ["--revision", model.revision]
@@ -180,6 +187,7 @@ def _agent(deployment: LLMDeployment, settings: Settings) -> Manifest:
             "timeoutSeconds": 5,
             "failureThreshold": FETCH_S,
         },
+        "resources": {"requests": dict(AGENT_REQUESTS)},
         "securityContext": _confined(),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -266,11 +274,17 @@ def _model_volumes(deployment: LLMDeployment) -> list[dict[str, Any]]:
         return [{"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
     if not _is_fetched(deployment):
         return []
-    volumes: list[dict[str, Any]] = [{"name": "model", "emptyDir": {}}]
+    kept = {"persistentVolumeClaim": {"claimName": claim_name(deployment)}}
+    volumes: list[dict[str, Any]] = [{"name": "model", **(kept if model.volume else {"emptyDir": {}})}]
     if model.auth is not None and model.source.startswith("oci://"):
         items = [{"key": REGISTRY_CONFIG, "path": "config.json"}]
         volumes.append({"name": "registry", "secret": {"secretName": model.auth.secret_ref.name, "items": items}})
     return volumes
+
+
+def claim_name(deployment: LLMDeployment) -> str:
+    """Of the claim that `model.volume` asks for."""
+    return f"{deployment.metadata.name}-weights"
 
 
 def _claim_and_path(source: str) -> tuple[str, str]:

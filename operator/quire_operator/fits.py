@@ -7,6 +7,7 @@ against one GPU's memory, or against the pod's memory limit where there is no GP
 what other processes take) is left to it. Without the model's shape or the memory's size nothing is said.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -97,17 +98,17 @@ def worst(fits: Sequence[Fit]) -> Fit | None:
 def _window(flags: Sequence[str], shape: ModelShape) -> int | None:
     """Tokens that one sequence must have room for; None where the engine shrinks its window to what there is."""
     text = _flag(flags, "--max-model-len")
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,12}", text) else None
 
 
 def _weights(flags: Sequence[str], shape: ModelShape, is_gpu: bool) -> float:
-    return shape.weight_bytes * _value_bytes(flags, shape, is_gpu) / shape.value_bytes
+    return shape.weight_bytes * _value_bytes(flags, shape, is_gpu) / max(shape.value_bytes, 1)
 
 
 def _cache(flags: Sequence[str], shape: ModelShape, is_gpu: bool, window: int | None) -> float:
     """Bytes of the blocks for one sequence and the one for padding."""
     text = _flag(flags, "--block-size") or ""
-    size = int(text) if text.isdigit() and int(text) else DEFAULT_BLOCK_SIZE
+    size = int(text) if re.fullmatch("[1-9][0-9]{0,3}", text) else DEFAULT_BLOCK_SIZE
     blocks = ceil((window + 1) / size) + 1 if window else 2
     return float(blocks * size * shape.kv_values_per_token * _value_bytes(flags, shape, is_gpu))
 

@@ -17,6 +17,7 @@ from quire_operator.store import Store
 CHILDREN = {
     "Deployment": ("apps", "v1", "deployments"),
     "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
+    "PersistentVolumeClaim": ("", "v1", "persistentvolumeclaims"),
     "Pod": ("", "v1", "pods"),
     "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
     "Secret": ("", "v1", "secrets"),

@@ -15,7 +15,8 @@ from quire_operator.merge import Manifest
 from quire_operator.metrics import API_REQUESTS
 
 FIELD_MANAGER = "quire-operator"
-TRIES = 6
+TRIES = 3
+"""Few: whoever asks comes again by itself, and must not hold a worker while an object's webhook is broken."""
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 TIMEOUT_S = 30.0

@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.wire import AgentProgress, ModelShape
 from quire_operator.agents import Agents, is_fetching, loadings
-from quire_operator.build import LABEL_REVISION, revision_deployment, standing_objects
-from quire_operator.build_pod import ROUTABLE_GATE, Settings
+from quire_operator.build import (
+    LABEL_MANAGED_BY,
+    LABEL_REVISION,
+    MANAGER,
+    revision_deployment,
+    standing_objects,
+    weights_claim,
+)
+from quire_operator.build_pod import ROUTABLE_GATE, Settings, claim_name
 from quire_operator.credentials import missing_entries
 from quire_operator.fits import fit_of, memory_of, worst
 from quire_operator.gateways import Gateways
@@ -29,6 +36,7 @@ from quire_operator.world import Finding, Fit, Intention, Key, Observed, Phase, 
 log = logging.getLogger(__name__)
 
 TRY_REFUSED_AGAIN_S = 30.0
+DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
 @dataclass
@@ -103,6 +111,7 @@ class KubernetesWorld:
         internal_key = self._internal_key()
         if not is_refused:
             await self._apply_standing(wanted, internal_key)
+            await self._apply_claim()
         self._route(internal_key)
         plan = plan_of(self._intentions, self._replicas)
         for pod, annotations in plan.marks.items():
@@ -122,6 +131,27 @@ class KubernetesWorld:
         name = self._key.name
         if wanted <= 1 and self._cluster.store.child(self._key, "PodDisruptionBudget", name):
             await self._cluster.kube.delete("policy/v1", "PodDisruptionBudget", self._key.namespace, name)
+
+    async def _apply_claim(self) -> None:
+        manifest = weights_claim(self._deployment)
+        if manifest is None:
+            return
+        name = manifest["metadata"]["name"]
+        if self._cluster.store.child(self._key, "PersistentVolumeClaim", name) is None:
+            there = await self._cluster.kube.get("v1", "PersistentVolumeClaim", self._key.namespace, name)
+            if there is not None and there["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) != MANAGER:
+                # Owning it would mean to delete it one day.
+                message = f"the volume claim {name} exists and belongs to somebody else; rename one of the two"
+                self.refuse(Finding("NameConflict", message))
+                return
+        try:
+            await self._ensure(manifest)
+        except ApiError as error:
+            if error.status not in (400, 403, 422):
+                raise
+            reason = "QuotaExceeded" if "exceeded quota" in error.message else "InvalidSpec"
+            message = f"spec.model.volume: the API server refuses the claim {name}: {error.message}"
+            self.refuse(Finding(reason, f"{message}; change it back, or delete the claim first"))
 
     async def _apply_revision(self, replicas: int) -> None:
         name = f"{self._key.name}-{self._revision}"
@@ -263,20 +293,45 @@ class KubernetesWorld:
 
     async def _claim_finding(self) -> Finding | None:
         """What keeps the model's volume claim from being mounted; not asked while something serves."""
-        source = self._deployment.spec.model.source
-        if not source.startswith("pvc://") or any(replica.is_available for replica in self._replicas):
+        model = self._deployment.spec.model
+        if any(replica.is_available for replica in self._replicas):
             return None
-        name = source.removeprefix("pvc://").split("/")[0]
         kube, namespace = self._cluster.kube, self._key.namespace
-        claim = await kube.get("v1", "PersistentVolumeClaim", namespace, name)
-        if claim is None:
-            return Finding("WeightsNotFound", f"the volume claim {name} does not exist in namespace {namespace}")
-        wanted = claim.get("spec", {}).get("storageClassName")
-        if claim.get("status", {}).get("phase") == "Bound" or not wanted:
+        if model.volume is not None:
+            name = claim_name(self._deployment)
+            claim = self._cluster.store.child(self._key, "PersistentVolumeClaim", name) or weights_claim(
+                self._deployment
+            )
+        elif model.source.startswith("pvc://"):
+            name = model.source.removeprefix("pvc://").split("/")[0]
+            claim = await kube.get("v1", "PersistentVolumeClaim", namespace, name)
+            if claim is None:
+                return Finding("WeightsNotFound", f"the volume claim {name} does not exist in namespace {namespace}")
+        else:
             return None
-        if await kube.get("storage.k8s.io/v1", "StorageClass", None, wanted) is None:
-            message = f"the volume claim {name} asks for the storage class {wanted}, which does not exist"
+        if claim is None or claim.get("status", {}).get("phase") == "Bound":
+            return None
+        wanted = claim.get("spec", {}).get("storageClassName")
+        try:
+            return await self._class_finding(name, wanted, has_own=model.volume is not None)
+        except ApiError as error:
+            # Roles in single namespaces reach no storage classes; the scheduler's words tell instead.
+            if error.status not in (401, 403):
+                raise
+            return None
+
+    async def _class_finding(self, claim: str, wanted: str | None, *, has_own: bool) -> Finding | None:
+        kube = self._cluster.kube
+        if wanted:
+            if await kube.get("storage.k8s.io/v1", "StorageClass", None, wanted) is not None:
+                return None
+            message = f"the volume claim {claim} asks for the storage class {wanted}, which does not exist"
             return Finding("StorageClassMissing", f"{message}; create it or name another")
+        if wanted is None and has_own:
+            classes = await kube.list("storage.k8s.io/v1", "StorageClass", None)
+            if not any((c["metadata"].get("annotations") or {}).get(DEFAULT_CLASS) == "true" for c in classes):
+                message = f"the volume claim {claim} names no storage class, and the cluster has no default one"
+                return Finding("StorageClassMissing", f"{message}; set spec.model.volume.storageClassName")
         return None
 
 

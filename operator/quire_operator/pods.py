@@ -153,7 +153,7 @@ def _unscheduled(pod: Manifest, now: float) -> Failure | None:
         return Failure("GpuUnavailable", f"no node has the GPUs free: {message} Add GPUs or lower resources.gpus.", at)
     if "Insufficient" in message:
         return Failure("InsufficientResources", f"no node has room: {message} Lower resources or add nodes.", at)
-    if "persistentvolumeclaim" in message.lower():
+    if "persistentvolume" in message.lower().replace(" ", ""):
         return Failure("VolumeUnavailable", f"a volume claim of the pod cannot be used: {message}", at)
     return Failure("Unschedulable", f"no node takes the pod: {message}", at)
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(REPOSITORY / "e2e"))
 from cluster import build, control_plane, daemon, network, pki, teardown  # noqa: E402
 from cluster.layout import Layout  # noqa: E402
 
-DEADLINE_S = 90.0
+DEADLINE_S = 180.0
 SYSTEM = "quire-system"
 KWOK = [
     "kwok",
@@ -125,7 +125,11 @@ class OperatorProcess:
         ]
         with self.log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=cluster.folder)
-        eventually(lambda: "serves /metrics" in self.log.read_text(), "the operator to start")
+        try:
+            eventually(lambda: "serves /metrics" in self.log.read_text(), "the operator to start")
+        except AssertionError:
+            self.kill()
+            raise
 
     @property
     def says(self) -> str:

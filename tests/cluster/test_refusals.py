@@ -17,9 +17,13 @@ def apply(cluster, namespace, resource) -> None:
         ({"engine": {"device": "cuda"}}, "engine.device cuda needs resources.gpus"),
         ({"engine": {"extraArgs": ["--port=1"]}}, "extraArgs must not set --host"),
         ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas must not be above maxReplicas"),
+        (
+            {"model": {"source": "file:///m", "volume": {"size": "1Gi"}}},
+            "volume applies to hf://, s3:// and oci:// sources only",
+        ),
         ({"rollout": {"maxSurge": 0, "maxUnavailable": "0%"}}, "must not both be 0"),
     ],
-    ids=["source", "revision", "device", "flags", "bounds", "rollout"],
+    ids=["source", "revision", "device", "flags", "bounds", "volume", "rollout"],
 )
 def test_the_api_server_refuses_with_a_sentence(cluster, namespace, tiny, spec, sentence):
     done = cluster.try_kubectl("apply", "-n", namespace, "-f", "-", given=tiny(**spec))

@@ -1,14 +1,15 @@
 """Manifests against golden files. After a wanted change: QUIRE_WRITE_GOLDEN=1 pytest tests/operator/test_build.py"""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from quire_api.v1alpha1 import from_object
-from quire_operator.build import revision_deployment, standing_objects
+from quire_api.v1alpha1 import ModelSpec, WeightsVolume, from_object
+from quire_operator.build import revision_deployment, standing_objects, weights_claim
 from quire_operator.build_pod import Settings, model_location
 from quire_operator.revision import revision_of
 
@@ -28,6 +29,9 @@ WISHES = {
     },
     "registry": {"model": {"source": "oci://registry.example/models/tiny:1", "auth": {"secretRef": {"name": "pull"}}}},
     "bucket": {"model": {"source": "s3://models/tiny", "auth": {"secretRef": {"name": "s3"}}}},
+    "kept": {
+        "model": {"source": "hf://Qwen/Qwen3-8B", "volume": {"size": "40Gi", "storageClassName": "fast"}},
+    },
     "claim-and-template": {
         "model": {"source": "pvc://weights/qwen3"},
         "podTemplate": {
@@ -65,6 +69,7 @@ def test_manifests_are_as_in_the_golden_file(name):
     objects = [
         revision_deployment(deployment, revision_of(deployment), replicas, SETTINGS),
         *standing_objects(deployment, replicas, "internal-key", SETTINGS),
+        *([claim] if (claim := weights_claim(deployment)) else []),
     ]
     text = "---\n".join(yaml.safe_dump(o, sort_keys=False, width=120) for o in objects)
     file = GOLDEN / f"{name}.yaml"
@@ -121,7 +126,26 @@ def test_labels_that_select_pods_cannot_be_overwritten():
     ],
 )
 def test_where_the_engine_looks_for_the_model(source, location):
-    assert model_location(source) == location
+    assert model_location(ModelSpec(source=source)) == location
+
+
+def test_in_a_kept_volume_every_source_and_revision_has_a_folder():
+    def folder(source: str, revision: str | None = None) -> str:
+        return model_location(ModelSpec(source=source, revision=revision, volume=WeightsVolume(size="1Gi")))
+
+    folders = {folder("hf://a/b"), folder("hf://a/b", "main"), folder("hf://a/c"), folder("s3://a/b")}
+    assert len(folders) == 4
+    assert all(re.fullmatch("/models/[0-9a-f]{16}", found) for found in folders)
+
+
+def test_a_retained_claim_has_no_owner_and_a_change_of_its_size_makes_no_revision():
+    kept = wish("kept")
+    volume = kept.spec.model.volume.model_copy(update={"when_deleted": "Retain", "size": "80Gi"})
+    model = kept.spec.model.model_copy(update={"volume": volume})
+    retained = kept.model_copy(update={"spec": kept.spec.model_copy(update={"model": model})})
+    assert weights_claim(kept)["metadata"]["ownerReferences"][0]["uid"] == "0-0-0"
+    assert weights_claim(retained)["metadata"]["ownerReferences"] == []
+    assert revision_of(retained) == revision_of(kept)
 
 
 def test_a_changed_drain_timeout_waits_for_the_next_revision():
