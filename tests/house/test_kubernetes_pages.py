@@ -1,0 +1,83 @@
+"""What docs/kubernetes.md and docs/security.md name is there: values, fields, rights, findings, files."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quire.doctor.findings import TITLES
+from quire_api.v1alpha1 import from_object
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
+SECURITY = (ROOT / "docs" / "security.md").read_text()
+RUNBOOKS = {file.name: file.read_text() for file in (ROOT / "docs" / "runbooks").glob("*.md")}
+VALUES = yaml.safe_load((ROOT / "charts" / "quire" / "values.yaml").read_text())
+PAGES = {"kubernetes.md": KUBERNETES, "security.md": SECURITY, **RUNBOOKS}
+
+
+def rights_table() -> str:
+    text = (ROOT / "charts" / "quire" / "templates" / "operator-rbac.yaml").read_text()
+    rules = yaml.safe_load(text.split('"quire.operatorRules" -}}')[1].split("{{- end }}")[0])
+    lines = ["| group | resources | verbs |", "| --- | --- | --- |"]
+    for rule in rules:
+        cells = (", ".join(rule[part]) for part in ("apiGroups", "resources", "verbs"))
+        lines.append("| " + " | ".join(cell or "core" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def findings_table() -> str:
+    return "\n".join(
+        ["| code | about |", "| --- | --- |", *(f"| {code} | {title} |" for code, title in TITLES.items())]
+    )
+
+
+def test_the_rights_are_those_of_the_chart():
+    assert rights_table() in SECURITY
+
+
+def test_every_finding_is_in_the_page():
+    assert findings_table() in KUBERNETES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_values_that_are_named_exist(page):
+    text = PAGES[page]
+    named = set(re.findall(r"--set(?:-string)? ([\w.]+)=", text))
+    named |= set(re.findall(r"`((?:monitoring|gateway|operator|images)\.[\w.]+)`", text))
+    for name in named:
+        value = VALUES
+        for part in name.split("."):
+            assert isinstance(value, dict), name
+            assert part in value, name
+            value = value[part]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_files_lead_somewhere(page):
+    text = PAGES[page]
+    folder = ROOT / "docs" / ("runbooks" if page in RUNBOOKS else "")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (folder / target).exists(), target
+    for path in re.findall(r"(?:charts/quire|images)/[\w./-]+\.\w+", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_resources_of_the_quick_starts_are_valid():
+    blocks = re.findall(r"```yaml\n(.*?)```", KUBERNETES, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        from_object(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_fields_of_the_spec_that_are_named_exist(page):
+    crd = yaml.safe_load((ROOT / "crds" / "llmdeployments.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    for path in re.findall(r"`(spec\.[\w.]+)`", PAGES[page]):
+        inner = schema
+        for part in path.split("."):
+            inner = inner.get("properties", inner) if part != "spec" else inner
+            assert part in inner, path
+            inner = inner[part]
