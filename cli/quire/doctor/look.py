@@ -48,7 +48,7 @@ def _rights() -> tuple[Right, ...]:
         ("", "pods", "get list watch patch delete"),
         ("", "pods/status", "patch"),
         ("", "events", "create"),
-        ("", "persistentvolumeclaims", "get"),
+        ("", "persistentvolumeclaims", "get list watch create patch"),
     )
     of_models = [Right(verb, group, resource) for group, resource, verbs in table for verb in verbs.split()]
     home = [Right(verb, "coordination.k8s.io", "leases", home=True) for verb in ("get", "create", "update")]
