@@ -167,7 +167,7 @@ async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str,
 
 async def _ready(server: Server) -> None:
     """The server answers through to the engine."""
-    until = time.monotonic() + 180.0
+    until = time.monotonic() + 600.0
     while True:
         try:
             async with asyncio.timeout(30.0):

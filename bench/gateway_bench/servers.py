@@ -85,7 +85,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(port: int, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 180.0) -> None:
+def _wait(port: int, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 600.0) -> None:
     until = time.monotonic() + seconds
     while True:
         if process.poll() is not None or time.monotonic() > until:

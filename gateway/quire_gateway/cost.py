@@ -104,11 +104,11 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Sequence[Candidate], bound:
     chosen = scores[ranks.index(best)]
     if len(candidates) == 1:
         reason = "only-replica"
-    elif any((cost, used) < best[1:] for _, cost, used in ranks):
+    elif max(ranks)[0] and min([rank[1:] for rank in ranks]) < best[1:]:
         reason = "load-bound"
     elif chosen.cached_tokens > min([each.cached_tokens for each in scores]):
         reason = "prefix-hit"
-    elif sum(rank[:2] == best[:2] for rank in ranks) > 1:
+    elif [rank[1] for rank in ranks if rank[0] is best[0]].count(best[1]) > 1:
         reason = "least-recent"
     else:
         reason = "lowest-cost"
