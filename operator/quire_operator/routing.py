@@ -7,6 +7,7 @@ import asyncio
 import base64
 import logging
 import secrets
+import time
 
 import msgspec
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 FIELD = "table.json"
 GATHER_S = 0.1
 AGAIN_S = 2.0
+REST = 5.0
+"""Times that the last write took, before the next one; nothing after a quiet while."""
+LONGEST_REST_S = 2.0
 NOBODYS_KEY = secrets.token_urlsafe(32)
 """Stands for the keys of a Secret that is missing: nobody has it, so nobody gets in."""
 
@@ -80,9 +84,12 @@ class Routing:
             data = msgspec.json.encode(table)
             if data == self._written:
                 continue
+            began = time.monotonic()
             try:
                 await self._kube.apply(self._secret(data), force=True)
                 self._written = data
+                # It holds every deployment: while thousands change, most of the time belongs to other writes.
+                await asyncio.sleep(min(REST * (time.monotonic() - began), LONGEST_REST_S))
             except (ApiError, ApiUnavailable, NotLeading) as error:
                 log.warning("the routing table cannot be written: %s", error)
                 await asyncio.sleep(AGAIN_S)
