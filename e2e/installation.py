@@ -1,6 +1,8 @@
 """The cluster that scenarios run on, and Quire's chart on it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from client import SYSTEM, Client
@@ -37,6 +39,10 @@ def bring_up(client: Client) -> None:
     quire_images.build(layout, [*quire_images.SMALL, *engine])
     if client.is_repository_mounted:
         quire_images.pack_engine_base(layout)
+        # Pods cannot write into the environment: without its bytecode each of them would compile all of torch.
+        subprocess.run(
+            [sys.executable, "-c", "import quire_runtime.engine.process, quire_runtime.server.run"], check=True
+        )
     network.create(layout)
     pki.write_pki(layout)
     control_plane.start(layout)
