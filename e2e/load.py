@@ -1,5 +1,5 @@
-"""Streams against the gateway until told to end; one JSON line at the end: how many were answered, what failed before
-its first token (`lost`) and what failed after it (`cut`).
+"""Streams against the gateway until told to end. A line when the first is answered, and a line of JSON at the end: how
+many were answered, what failed before its first token (`lost`) and what failed after it (`cut`).
 
 python load.py URL MODEL CLIENTS STOPFILE
 """
@@ -29,6 +29,8 @@ async def ask(http: httpx.AsyncClient, body: dict[str, object], outcome: Outcome
     except httpx.HTTPError as error:
         status, lines = 0, [*lines, repr(error)]
     if status == 200 and "data: [DONE]" in lines:
+        if not outcome.answered:
+            print("under way", flush=True)
         outcome.answered += 1
         return
     has_begun = any(line.startswith("data: {") and '"choices"' in line for line in lines)

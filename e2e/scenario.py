@@ -71,7 +71,7 @@ class Traffic:
 
 @contextmanager
 def load(cluster: Client, model: str, folder: Path, clients: int = 3) -> Iterator[Traffic]:
-    """Streams while the block runs."""
+    """Streams while the block runs, which begins once the first was answered."""
     stop = folder / "stop"
     command = [*cluster.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
     process = subprocess.Popen(
@@ -79,6 +79,9 @@ def load(cluster: Client, model: str, folder: Path, clients: int = 3) -> Iterato
     )
     traffic = Traffic()
     try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == "under way\n", first or "the streams ended before the first was answered"
         yield traffic
         stop.touch()
         for name, value in json.loads(process.communicate(timeout=300)[0]).items():

@@ -1,5 +1,6 @@
 """Replicas and nodes go away while requests flow."""
 
+import json
 import time
 
 from cluster import control_plane, daemon
@@ -73,7 +74,8 @@ def evict(cluster, namespace: str, pod: str) -> bool:
     metadata = {"name": pod, "namespace": namespace}
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
-    return "Success" in cluster.kubectl("create", "--raw", path, "-f", "-", given=eviction, check=False)
+    said = cluster.run("kubectl", "create", "--raw", path, "-f", "-", given=json.dumps(eviction), check=False)
+    return "Success" in said
 
 
 def test_traffic_goes_on_without_the_api_server_and_the_state_converges_after(node, namespace, tiny, soon, tmp_path):
