@@ -437,6 +437,29 @@ def test_status_shows_conditions_and_formats(up, monkeypatch, capsys):
     assert "`quire up` is not running" in capsys.readouterr().out
 
 
+def test_logs_and_doctor_of_a_running_up(up, capsys):
+    from quire.cluster.choice import Where
+    from quire.doctor import run_doctor
+    from quire.logs import NoLogs, run_logs
+
+    where = Where(state_dir=up.state)
+    up.write(replicas=1)
+    up.start()
+    up.wait(lambda: up.serves(1))
+    run_logs("tiny", where, tail=-1)
+    assert "argv" in capsys.readouterr().out
+    with pytest.raises(NoLogs, match="serves no absent; it has: tiny"):
+        run_logs("absent", where)
+    with pytest.raises(NoLogs, match="leave --previous"):
+        run_logs("tiny", where, is_previous=True)
+    assert run_doctor(where, output="json") == 0
+    found = {finding["code"]: finding["level"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["QD001"] == found["QD005"] == found["QD012"] == "ok"
+    up.end()
+    assert run_doctor(where) == 1
+    assert "QD001 error" in capsys.readouterr().out
+
+
 def test_status_without_any_run_says_how_to_start_one(tmp_path, monkeypatch):
     from quire.status import run_status
     from quire_api.errors import UserError
