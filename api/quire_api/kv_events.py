@@ -16,8 +16,8 @@ from quire_api.blocks import FORMAT_VERSION, KEY_BYTES
 KV_EVENTS_VERSION = 1
 KV_EVENTS_PATH = "/internal/v1/kv-events"
 KV_EVENTS_MEDIA_TYPE = "application/vnd.quire.kv-events"
-HEARTBEAT_S = 1.0
-"""An engine whose loop turns sends a frame at least so often."""
+HEARTBEAT_S = 0.5
+"""An engine sends a frame about so often, during a long step too."""
 KEYS_PER_FRAME = 4096
 MAX_FRAME_BYTES = 16 << 20
 

@@ -31,6 +31,8 @@ class Exchange(msgspec.Struct):
     """`ok`, `refused`, `client_gone`, `broken` (the replica failed in mid-answer) or `error`."""
     detail: str = ""
     attempts: int = 0
+    moves: int = 0
+    """How often the stream was continued on another replica after one broke."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     miss: str = ""

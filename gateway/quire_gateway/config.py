@@ -49,6 +49,9 @@ class GatewayConfig(BaseSettings):
     max_held: int = Field(1024, ge=0, description="Requests of one deployment that may wait for a replica.")
     hold_timeout_s: Seconds = Field(60.0, description="How long a request waits for a replica before 503.")
     max_attempts: int = Field(3, ge=1, description="Replicas that one request may be sent to, one after the other.")
+    max_moves: int = Field(
+        8, ge=0, description="Times that a stream whose replica broke is continued on another one; 0 is never."
+    )
     retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request, in the long run.")
     upstream_silence_s: Seconds = Field(600.0, description="A replica that sends nothing for so long has failed.")
     probe_timeout_s: Seconds = Field(30.0, description="Time a replica has to write its first token.")

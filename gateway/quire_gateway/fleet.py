@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from quire_api import wire
 from quire_gateway.cost import Candidate
@@ -13,12 +14,21 @@ from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
 from quire_gateway.policies import POLICIES, Policy
-from quire_gateway.upstream import UpstreamPool
+from quire_gateway.pulse import Pulse
+from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 
 _EVENTS_COME_WITHIN_S = 1.0
 
 Excluded = set[tuple[str, int]]
 """Replicas (id, generation of its health) that a request has failed on."""
+
+
+class Answer(Protocol):
+    """One attempt's answer, on its way."""
+
+    def fail(self, failure: UpstreamFailure) -> None:
+        """Hear no more of the replica."""
+        ...
 
 
 class Ticket:
@@ -69,6 +79,9 @@ class ReplicaState:
     """Prompt tokens that its cache was believed to hold when they were sent."""
     health: Health = field(default_factory=Health)
     info: wire.ModelInfo | None = None
+    pulse: Pulse = field(default_factory=Pulse)
+    answers: set[Answer] = field(default_factory=set)
+    """Those that are awaited of it."""
     feed: Feed = field(init=False)
     is_followed: bool = False
     """Its KV events are being followed."""
@@ -100,6 +113,18 @@ class ReplicaState:
         self.info = info
         self.health.probe_succeeded()
         self.deployment.notify()
+
+    def lose(self, why: str, now: float) -> bool:
+        """It gives no sign of life. What it was answering fails, if others are there to go on with it.
+
+        True if this ejected it.
+        """
+        is_ejected = self.health.request_failed(now, why, is_lost=True)
+        if self.answers and self.deployment.candidates(set()):
+            failure = UpstreamFailure("silent", why)
+            for answer in list(self.answers):
+                answer.fail(failure)
+        return is_ejected
 
 
 class DeploymentState:

@@ -12,6 +12,7 @@ from quire_gateway.fleet import Fleet, ReplicaState
 from quire_gateway.health import probe
 from quire_gateway.kv_follow import follow_events
 from quire_gateway.models import ModelStore
+from quire_gateway.pulse import LOST_AFTER_S, watch_pulses
 from quire_gateway.upstream import UpstreamFailure
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Follower:
 
     def start(self) -> None:
         self._spawn(self._follow())
+        self._spawn(watch_pulses(self._fleet.replicas, self._lose))
 
     def watch(self, replica: ReplicaState) -> None:
         """Probe `replica` until it is routable or gone."""
@@ -51,6 +53,12 @@ class Follower:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._fleet.apply(wire.RoutingTable())
+
+    def _lose(self, replica: ReplicaState) -> None:
+        why = f"it gave no sign of life for {LOST_AFTER_S:g} s"
+        if replica.lose(why, asyncio.get_running_loop().time()):
+            log.warning("replica %s of %s is ejected: %s", replica.id, replica.deployment.table.name, why)
+            self.watch(replica)
 
     async def _follow(self) -> None:
         async for table in self._discovery.tables():

@@ -57,7 +57,7 @@ class Gateway:
             self._models,
             self._metrics,
             Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s),
-            ForwardRules(config.max_attempts, config.upstream_silence_s),
+            ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s),
             RetryBudget(config.retry_ratio),
             self._follower.watch,
         )

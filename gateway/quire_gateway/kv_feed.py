@@ -14,7 +14,7 @@ from quire_api.kv_events import Batch, Cleared, Frame, Heartbeat, Keys, Removed,
 from quire_api.wire import IndexMode
 from quire_gateway.index import OutOfStep, PrefixIndex
 
-SILENCE_S = 3 * kv_events.HEARTBEAT_S
+SILENCE_S = 3.0
 """A stream that brought nothing for so long is given up."""
 PATIENCE_S = 3.0
 

@@ -8,6 +8,7 @@ from quire_gateway.fleet import ReplicaState
 from quire_gateway.health import internal_headers
 from quire_gateway.index import OutOfStep
 from quire_gateway.kv_feed import SILENCE_S, Feed
+from quire_gateway.pulse import Pulse
 from quire_gateway.request import Headers
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure, request_bytes
 
@@ -22,8 +23,9 @@ _WATCH_S = 0.5
 class _Stream:
     """The sink of one stream's connection: bytes to frames to the feed, without a task switch."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, pulse: Pulse) -> None:
         self._feed = feed
+        self._pulse = pulse
         self._reader = FrameReader()
         self._loop = asyncio.get_running_loop()
         self.status = 0
@@ -33,6 +35,9 @@ class _Stream:
 
     def on_head(self, status: int, headers: Headers) -> None:
         self.status = status
+        self._pulse.has_beaten = True
+        # Who tells nothing will be silent for other reasons than death.
+        self._pulse.is_expected = status == 200 or status >= 500
         if status == 200:
             self.heard_at = self._loop.time()
             self._feed.opened(self.heard_at)
@@ -43,6 +48,7 @@ class _Stream:
         if self.ended.done():
             return
         self.heard_at = self._loop.time()
+        self._pulse.has_beaten = True
         try:
             for frame in self._reader.read(data):
                 self._feed.apply(frame, self.heard_at)
@@ -85,7 +91,7 @@ async def follow_events(replica: ReplicaState) -> None:
 async def _read(replica: ReplicaState, connection: UpstreamConnection) -> int:
     """Follow one stream to its end; the status it began with, 0 for none."""
     loop = asyncio.get_running_loop()
-    stream = _Stream(replica.feed)
+    stream = _Stream(replica.feed, replica.pulse)
     headers = internal_headers(replica.deployment.table.internal_key)
     try:
         connection.ask(request_bytes("GET", KV_EVENTS_PATH, replica.pool.authority, headers, b""), stream)

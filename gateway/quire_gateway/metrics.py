@@ -34,6 +34,7 @@ class Metrics:
         self._misses = self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
+        self._moves = self._counter("stream_moves", "Streams continued on another replica, by what failed.", "cause")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens sent to replicas.")
         self._cached_tokens = self._counter(
             "cached_prompt_tokens", "Prompt tokens believed cached where they were sent."
@@ -92,6 +93,9 @@ class Metrics:
 
     def retried(self, who: tuple[str, str], cause: str) -> None:
         self._retries.labels(*who, cause).inc()
+
+    def moved(self, who: tuple[str, str], cause: str) -> None:
+        self._moves.labels(*who, cause).inc()
 
     def broke(self, who: tuple[str, str], cause: str) -> None:
         self._broken.labels(*who, cause).inc()

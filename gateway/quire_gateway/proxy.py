@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
 
 from quire_api import wire
+from quire_api.replay import HEADER_REPLAY, MalformedReplay, Resume
 from quire_gateway.access_log import Exchange
 from quire_gateway.admission import Bounds, RetryBudget, Wait, admit, authorize, hold, may_use, salt_of
 from quire_gateway.choose import Choice
@@ -20,6 +22,7 @@ from quire_gateway.load import Pace
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore, Prompt
 from quire_gateway.relay import End, Outcome, Relay
+from quire_gateway.replay import Record, new_terms, resumed_body
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, Request, forwardable
 from quire_gateway.routes import Route
@@ -27,12 +30,16 @@ from quire_gateway.upstream import UpstreamFailure, request_bytes
 
 log = logging.getLogger(__name__)
 
+_NOT_LOST = frozenset({"resume_refused", "request_failed"})
+"""Failures of one request, which say little of the replica."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardRules:
-    """How often and how long a request is tried."""
+    """How often and how long a request is tried. max_moves: times that a broken stream is continued elsewhere."""
 
     max_attempts: int = 3
+    max_moves: int = 8
     silence_s: float = 600.0
 
 
@@ -125,6 +132,13 @@ class _Life:
             *internal_headers(key),
             (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
         ]
+        may_move = route is Route.GENERATE and body.get("stream") is True and proxy._rules.max_moves > 0
+        self._terms = new_terms() if may_move else None
+        self._so_far: Resume | None = None
+        self._relay: Relay | None = None
+        self._began_with: tuple[str, str] | None = None
+        self._barren = 0
+        """Replicas in a row that have failed on the stream without an event."""
         self._salt = salt_of(deployment, request.bearer_token(), body)
         if deployment.table.api_keys:
             self._headers.append((wire.HEADER_CACHE_SALT.encode(), self._salt.encode()))
@@ -134,6 +148,14 @@ class _Life:
         Raises:
             Refusal: no replica answered, and the client has seen nothing.
         """
+        try:
+            await self._run()
+        except Refusal as refusal:
+            if self._relay is None or not self._reply.is_started:
+                raise
+            self._break_off(self._relay, refusal.code, refusal.message)
+
+    async def _run(self) -> None:
         choice: Choice | None = None
         while True:
             replicas = await self._replicas()
@@ -145,7 +167,8 @@ class _Life:
             pick = choice.pick(replicas)
             replica = self._deployment.replicas[pick.replica]
             self._note(pick, choice.miss(pick))
-            ticket = self._deployment.take(replica, pick.uncached_tokens)
+            made = 0 if self._so_far is None else self._so_far.output_tokens
+            ticket = self._deployment.take(replica, pick.uncached_tokens + made)
             ticket.expectation = choice.expect(replica)
             try:
                 if await self._attempt(replica, ticket):
@@ -154,12 +177,19 @@ class _Life:
                 ticket.release()
 
     async def _replicas(self) -> list[ReplicaState]:
-        replicas = self._deployment.candidates(self._excluded)
-        while not replicas:
+        while not (replicas := self._candidates()):
             await hold(self._deployment, self._excluded, self._proxy._bounds, self._wait)
             self._exchange.queue_ms = round(self._wait.seconds * 1000, 3)
-            replicas = self._deployment.candidates(self._excluded)
         return replicas
+
+    def _candidates(self) -> list[ReplicaState]:
+        replicas = self._deployment.candidates(self._excluded)
+        if self._so_far is None:
+            return replicas
+        # Another model, or another template, would go on with another text.
+        fit = [replica for replica in replicas if _facts(replica) == self._began_with]
+        self._excluded.update((each.id, each.health.generation) for each in replicas if each not in fit)
+        return fit
 
     async def _prompt(self, replicas: list[ReplicaState]) -> Prompt:
         if self._route is Route.FORWARD:
@@ -190,8 +220,9 @@ class _Life:
             Refusal: the last attempt failed.
         """
         generation = replica.health.generation
+        record = None if self._terms is None else Record(self._so_far)
         try:
-            relay, outcome = await self._send(replica, ticket)
+            relay, outcome = await self._send(replica, ticket, record)
         except UpstreamFailure as failure:
             relay, outcome = None, Outcome(End.FAILED, failure)
         if relay is not None and outcome.end is End.TURNED_AWAY:
@@ -206,13 +237,12 @@ class _Life:
             if relay is not None and relay.status < 500:
                 replica.health.answered()
             return True
-        self._blame(replica, generation, str(outcome.failure), is_lost=True)
+        is_lost = outcome.failure.cause not in _NOT_LOST
+        self._blame(replica, generation, str(outcome.failure), is_lost=is_lost)
         cause = outcome.failure.cause
-        if outcome.end is End.BROKEN:
-            self._exchange.outcome = "broken"
-            self._exchange.detail = str(outcome.failure)
-            self._proxy._metrics.broke(self._deployment.key, cause)
-            return True
+        if outcome.end is End.BROKEN or self._so_far is not None:
+            self._relay = relay or self._relay
+            return not self._move(replica, outcome)
         if not self._may_retry(is_free=self._exchange.attempts == 1):
             message = (
                 f"The model's replicas failed on this request {self._exchange.attempts} times "
@@ -222,10 +252,49 @@ class _Life:
         self._proxy._metrics.retried(self._deployment.key, cause)
         return False
 
-    async def _send(self, replica: ReplicaState, ticket: Ticket) -> tuple[Relay, Outcome]:
-        data = request_bytes(
-            self._request.method, self._request.path, replica.pool.authority, self._headers, self._request.body
-        )
+    def _move(self, replica: ReplicaState, outcome: Outcome) -> bool:
+        """Whether the stream that broke goes on with another replica; otherwise the client has been told."""
+        relay, failure = self._relay, outcome.failure
+        assert relay is not None
+        assert failure is not None
+        self._barren += 1
+        if outcome.end is End.BROKEN:
+            if not relay.is_recorded or relay.record is None:
+                return self._break_off(relay, failure.cause, str(failure))
+            try:
+                so_far = relay.record.read()
+            except MalformedReplay as error:
+                return self._break_off(relay, "malformed_replay", f"{failure}; and its stream cannot go on: {error}")
+            if self._so_far is None:
+                self._began_with = _facts(replica)
+            self._so_far = so_far
+            self._barren = 0
+        # Replicas that give nothing, one after the other, may fail because of this very request.
+        is_free = self._barren <= 1 and failure.cause not in _NOT_LOST
+        moves = self._exchange.moves
+        if moves >= self._proxy._rules.max_moves or not (is_free or self._proxy._budget.take()):
+            return self._break_off(relay, failure.cause, f"{failure}, and it had been moved {moves} times")
+        self._exchange.moves += 1
+        self._wait = Wait(self._loop.time() + self._proxy._bounds.hold_timeout_s)
+        self._proxy._metrics.moved(self._deployment.key, failure.cause)
+        log.info("stream %s leaves replica %s: %s", self._exchange.request_id, replica.id, failure)
+        return True
+
+    def _break_off(self, relay: Relay, cause: str, why: str) -> bool:
+        self._exchange.outcome = "broken"
+        self._exchange.detail = why
+        self._proxy._metrics.broke(self._deployment.key, cause)
+        relay.break_off(f"The replica failed while it was answering ({why}). Send the request again.")
+        return False
+
+    async def _send(self, replica: ReplicaState, ticket: Ticket, record: Record | None) -> tuple[Relay, Outcome]:
+        body, headers, terms = self._request.body, self._headers, self._terms
+        if terms is not None:
+            if self._so_far is not None:
+                body = resumed_body(body, self._so_far)
+                terms = msgspec.structs.replace(terms, resumes=True)
+            headers = [*headers, (HEADER_REPLAY.encode(), msgspec.json.encode(terms))]
+        data = request_bytes(self._request.method, self._request.path, replica.pool.authority, headers, body)
         is_fresh = False
         while True:
             connection = await replica.pool.acquire(is_fresh=is_fresh)
@@ -236,9 +305,16 @@ class _Life:
                 on_first_byte=lambda: self._first_byte(ticket),
                 pace=Pace(self._paced),
                 silence_s=self._proxy._rules.silence_s,
+                pulse=replica.pulse,
+                record=record,
+                goes_on=self._so_far is not None,
             )
             connection.ask(data, relay)
-            outcome = await self._settled(relay)
+            replica.answers.add(relay)
+            try:
+                outcome = await self._settled(relay)
+            finally:
+                replica.answers.discard(relay)
             # A server may close an idle connection just when we use it; that says nothing of its health.
             is_stale = connection.is_reused and not connection.has_answer_begun
             if outcome.end is not End.FAILED or not is_stale or is_fresh:
@@ -254,6 +330,8 @@ class _Life:
 
     def _first_byte(self, ticket: Ticket) -> None:
         ticket.first_byte()
+        if self._exchange.first_byte_ms is not None:
+            return
         now = self._loop.time()
         waited = now - self._request.arrived_at
         # Only a stream's first byte is its first token; other answers come whole.
@@ -307,6 +385,12 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise Refusal(400, "invalid_json", "The body must be a JSON object.")
     return parsed
+
+
+def _facts(replica: ReplicaState) -> tuple[str, str] | None:
+    """What two replicas must have in common for one to go on with the other's stream."""
+    info = replica.info
+    return None if info is None else (info.model_revision, info.tokenizer_digest)
 
 
 def _listed(names: list[str]) -> str:

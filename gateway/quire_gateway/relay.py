@@ -5,8 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from quire_api.replay import HEADER_REPLAY, REPLAY_VERSION
 from quire_gateway.errors import error_event
 from quire_gateway.load import Pace
+from quire_gateway.pulse import Pulse
+from quire_gateway.replay import Record
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, end_to_end
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure
@@ -15,6 +18,9 @@ RETRIABLE = frozenset({502, 503})
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _LONGEST_HELD_EVENT = 1 << 20
+_LONGEST_HELD_ANSWER = 1 << 20
+_HEADER = HEADER_REPLAY.encode()
+_VERSION = str(REPLAY_VERSION).encode()
 
 
 class End(Enum):
@@ -26,7 +32,7 @@ class End(Enum):
     TURNED_AWAY = auto()
     """The replica answered 502 or 503: `accept` passes that on, or another may try."""
     BROKEN = auto()
-    """The replica failed in mid-answer; the client has been told."""
+    """The replica failed in mid-answer: another may go on, or `break_off` tells the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,11 @@ class Relay:
     """Passes an answer's bytes on without looking into them; the sink of one upstream connection.
 
     The client's answer starts with the replica's first body byte, not with its headers: until then a failure can be
-    retried. Server-sent events pass as whole events, so that a broken stream can be ended with an error event.
+    retried. An answer of known and moderate length starts when it is whole. Server-sent events pass as whole events, so
+    that a broken stream can be continued, or ended with an error event.
+
+    record: takes the comment lines out of a stream whose replica writes them; `is_recorded` says that it does.
+    goes_on: the client has the beginning of this stream; an answer that is not its continuation is a failure.
     """
 
     def __init__(
@@ -51,8 +61,16 @@ class Relay:
         on_first_byte: Callable[[], None],
         pace: Pace,
         silence_s: float,
+        pulse: Pulse,
+        record: Record | None = None,
+        goes_on: bool = False,
     ) -> None:
         self._reply = reply
+        self._pulse = pulse
+        self._goes_on = goes_on
+        self._is_held_whole = False
+        self.record = record
+        self.is_recorded = False
         self._connection = connection
         self._extra_headers = extra_headers
         self._on_first_byte = on_first_byte
@@ -83,26 +101,44 @@ class Relay:
         self._timer.cancel()
         self._connection.close()
 
+    def fail(self, failure: UpstreamFailure) -> None:
+        """Drop the connection and whatever may still come over it: the replica counts as lost."""
+        if not self.settled.done():
+            self._connection.close()
+            self.on_failure(failure)
+
     # Sink
 
     def on_head(self, status: int, headers: Headers) -> None:
         self.status = status
         self._headers = headers
         self._has_heard = True
-        if status in RETRIABLE:
+        if status in RETRIABLE and not self._goes_on:
             self._settle(End.TURNED_AWAY)
-        else:
-            self._is_events = any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
-            )
+            return
+        told = dict(headers)
+        self._is_events = told.get(b"content-type", b"").startswith(b"text/event-stream")
+        self.is_recorded = (
+            self.record is not None and self._is_events and status == 200 and told.get(_HEADER) == _VERSION
+        )
+        if self._goes_on and not self.is_recorded:
+            self._connection.close()
+            self.on_failure(UpstreamFailure("resume_refused", f"it answered {status} to a stream that was to go on"))
+        elif not self._is_events:
+            length = told.get(b"content-length", b"")
+            self._is_held_whole = length.isdigit() and int(length) <= _LONGEST_HELD_ANSWER
 
     def on_body(self, data: bytes) -> None:
         self._has_heard = True
+        self._pulse.has_beaten = True
+        if self._is_held_whole:
+            self._held += data
+            return
         if self._is_events:
             if self._held:
                 data = self._held + data
                 self._held = b""
-            if not data.endswith(_EVENT_ENDS) and len(data) < _LONGEST_HELD_EVENT:
+            if not data.endswith(_EVENT_ENDS) and (len(data) < _LONGEST_HELD_EVENT or self.is_recorded):
                 cut = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
                 if cut < 4:
                     cut = 0
@@ -114,6 +150,11 @@ class Relay:
                 self._pace.pause()
             else:
                 self._pace.saw(data, self._loop.time())
+            if self.is_recorded and self.record is not None:
+                data = self.record.strip(data)
+                if self.record.failure:
+                    self._say_failed(data)
+                    return
         if not self._is_accepted:
             if self.status in RETRIABLE:
                 self._held += data
@@ -122,34 +163,53 @@ class Relay:
         self._reply.write(data)
 
     def on_end(self) -> None:
+        if self.is_recorded and self.record is not None and not self.record.is_done:
+            self.on_failure(UpstreamFailure("cut", "the replica ended its stream before it was whole"))
+            return
         self._is_whole = True
         if not self._is_accepted:
             if self.status in RETRIABLE:
                 return
             self._start()
-        self._pace.end(self._loop.time())
         self._reply.write(self._held)
-        self._reply.end()
-        self._settle(End.COMPLETE)
+        self._finish()
 
     def on_failure(self, failure: UpstreamFailure) -> None:
-        if not self._is_accepted:
-            self._settle(End.FAILED, failure)
+        if self.is_recorded and self.record is not None and self.record.is_done:
+            self._finish()  # the client has all of it
             return
+        self._settle(End.BROKEN if self._is_accepted else End.FAILED, failure)
+
+    def break_off(self, message: str) -> None:
+        """Tell the client that its answer, which has begun, will not be whole."""
         if self._is_events:
-            message = f"The replica failed while it was answering ({failure}). Send the request again."
             self._reply.write(error_event("replica_failed", message))
             self._reply.end()
         else:
             self._reply.abort()
-        self._settle(End.BROKEN, failure)
+
+    def _say_failed(self, data: bytes) -> None:
+        """The replica says that it failed, after the events `data`."""
+        if data:
+            if not self._is_accepted:
+                self._start()
+            self._reply.write(data)
+        self._connection.close()
+        assert self.record is not None
+        self.on_failure(UpstreamFailure(self.record.failure, f"the replica said {self.record.failure}"))
+
+    def _finish(self) -> None:
+        self._pace.end(self._loop.time())
+        self._reply.end()
+        self._settle(End.COMPLETE)
 
     def _start(self) -> None:
         self._is_accepted = True
         self._on_first_byte()
-        own = {name for name, _ in self._extra_headers}
-        headers = [header for header in end_to_end(self._headers) if header[0] not in own]
-        self._reply.start(self.status, headers + self._extra_headers)
+        if not self._goes_on:
+            own = {_HEADER, *(name for name, _ in self._extra_headers)}
+            headers = [header for header in end_to_end(self._headers) if header[0] not in own]
+            self._reply.start(self.status, headers + self._extra_headers)
         self._reply.follow(self._connection)
 
     def _settle(self, end: End, failure: UpstreamFailure | None = None) -> None:

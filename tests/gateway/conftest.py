@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from quire_api import blocks, wire
+from quire_api import blocks, kv_events, replay, wire
 from quire_gateway.config import GatewayConfig
 from quire_gateway.gateway import Gateway
 from quire_text.bundle import TokenizerBundle
@@ -75,6 +75,16 @@ class StubEngine:
     dies_before_first_byte: bool = False
     dies_after_tokens: int | None = None
     dies_after_partial_event: bool = False
+    replays: bool = False
+    """It writes comment lines and goes on where others broke off."""
+    ends_after_tokens: int | None = None
+    fails_after_tokens: int | None = None
+    """It says that it failed, as an engine does whose process has died under its server."""
+    stalls_after_tokens: int | None = None
+    beats: bool = False
+    """It has an event stream with heartbeats."""
+    is_frozen: bool = False
+    """As after SIGSTOP: connections stand, nothing is said."""
     garbage: bytes = b""
     closes_idle: bool = False
     payload: bytes = b""
@@ -139,6 +149,7 @@ class StubEngine:
             writer.transport.abort() if self.dies_before_first_byte else writer.close()
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        await self._thaw()
         if seen.path == "/internal/v1/model":
             if not self.tells_model:
                 return self._send(writer, 404, b"{}")
@@ -147,6 +158,8 @@ class StubEngine:
             return self._send(writer, 200, msgspec.json.encode(self.info()))
         if seen.path == "/internal/v1/kv-events":
             self.connections -= 1
+            if self.beats:
+                return await self._beat(writer)
             return self._send(writer, 404, b"{}")
         if seen.path == "/internal/v1/tokenizer":
             self.bundle_fetches += 1
@@ -157,6 +170,7 @@ class StubEngine:
         await asyncio.sleep(self.first_delay_s)
         if self.gate is not None:
             await self.gate.wait()
+        await self._thaw()
         if self.raw_answer:
             writer.write(self.raw_answer)
             return False
@@ -171,7 +185,7 @@ class StubEngine:
         if seen.json.get("stream"):
             self.streaming += 1
             try:
-                return await self._stream(seen.json, writer)
+                return await self._stream(seen, writer)
             finally:
                 self.streaming -= 1
         text = " ".join(WORDS[: self.tokens])
@@ -179,12 +193,19 @@ class StubEngine:
         whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
         return self._send(writer, 200, self.payload or json.dumps(whole).encode())
 
-    async def _stream(self, body: Mapping[str, Any], writer: asyncio.StreamWriter) -> bool:
+    async def _stream(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        given = seen.headers.get(replay.HEADER_REPLAY) if self.replays else None
+        terms = {"created": 1} if given is None else json.loads(given)
+        so_far = seen.json[replay.RESUME_FIELD] if terms.get("resumes") else {}
+        begun = so_far.get("choices", [{}])[0].get("output_token_ids", [])
+        assert begun == list(range(len(begun)))
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-            b"transfer-encoding: chunked\r\nx-engine: stub\r\nconnection: keep-alive\r\n\r\n"
+            b"transfer-encoding: chunked\r\nx-engine: stub\r\nconnection: keep-alive\r\n"
+            + (b"" if given is None else b"%b: 1\r\n" % replay.HEADER_REPLAY.encode())
+            + b"\r\n"
         )
-        for number in range(self.tokens):
+        for number in range(len(begun), self.tokens):
             if self.dies_after_tokens == number:
                 if self.dies_after_partial_event:
                     self._chunk(writer, b'data: {"choices": [{"ind')
@@ -192,9 +213,22 @@ class StubEngine:
                 await asyncio.sleep(0.05)
                 writer.transport.abort()
                 return False
+            await self._thaw()
+            if self.ends_after_tokens == number:
+                writer.write(b"0\r\n\r\n")
+                return True
+            if self.fails_after_tokens == number:
+                self._chunk(writer, replay.failure_comment("engine_dead") + b'data: {"error": {"message": "x"}}\n\n')
+                self._chunk(writer, b"data: [DONE]\n\n")
+                writer.write(b"0\r\n\r\n")
+                return True
+            if self.stalls_after_tokens == number:
+                await asyncio.sleep(1000)
+            comment = b"" if given is None else replay.token_comment(number + 1, 0, [number])
             delta = {"index": 0, "delta": {"content": WORDS[number % 200] + " "}, "finish_reason": None}
-            event = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [delta]}
-            self._chunk(writer, b"data: " + (self.payload or json.dumps(event).encode()) + b"\n\n")
+            created = terms["created"]
+            event = {"id": "x", "object": "chat.completion.chunk", "created": created, "model": "m", "choices": [delta]}
+            self._chunk(writer, comment + b"data: " + (self.payload or json.dumps(event).encode()) + b"\n\n")
             self.written = number + 1
             await writer.drain()
             if self.token_delay_s:
@@ -202,6 +236,18 @@ class StubEngine:
         self._chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         return True
+
+    async def _thaw(self) -> None:
+        while self.is_frozen:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def _beat(self, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        self._chunk(writer, kv_events.pack_snapshot(self.epoch, 0, BLOCK_SIZE, 1000, []))
+        while True:
+            await self._thaw()
+            self._chunk(writer, kv_events.pack(kv_events.Heartbeat(self.epoch, 0)))
+            await asyncio.sleep(0.1)
 
     def info(self) -> wire.ModelInfo:
         return wire.ModelInfo(

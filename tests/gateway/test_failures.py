@@ -61,9 +61,17 @@ async def test_death_in_mid_stream_ends_the_stream_with_an_error_event(make_worl
     assert world.is_quiet()
 
 
-async def test_a_whole_answer_that_breaks_off_is_seen_as_broken(make_world):
+async def test_a_whole_answer_that_always_breaks_off_is_an_error(make_world):
     world = await make_world(1)
     world.engines["r0"].raw_answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    with pytest.raises(openai.InternalServerError, match="failed on this request 3 times"):
+        await world.client().chat.completions.create(model="m", messages=ASK)
+
+
+async def test_a_long_whole_answer_that_breaks_off_is_seen_as_broken(make_world):
+    world = await make_world(1)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99999999\r\n\r\n"
+    world.engines["r0"].raw_answer = head + b"{"
     with pytest.raises(openai.APIConnectionError):
         await world.client().chat.completions.create(model="m", messages=ASK)
 

@@ -105,7 +105,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A new engine is awaited for as long as a busy machine takes to start one.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_GATEWAY_HOLD_TIMEOUT_S": str(DEADLINE_S)},
             start_new_session=True,
         )
     try:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -164,10 +164,13 @@ class AsyncEngineClient:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
+        outputs: Sequence[list[int]] = (),
+        ended: Collection[int] = (),
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
 
-        A reader slower than the engine gets the deltas of several steps at once.
+        A reader slower than the engine gets the deltas of several steps at once. outputs, ended: as Engine.add takes
+        them; deltas are of what comes after.
 
         Raises:
             RequestRefused: before the first delta.
@@ -177,15 +180,19 @@ class AsyncEngineClient:
         if self._failure is not None:
             raise self._failure
         try:
-            packed = np.asarray(token_ids, dtype="<u4").tobytes()
+            packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
         except (OverflowError, ValueError):
             raise RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.") from None
         handle = next(self._handles)
         stream = self._streams[handle] = Stream()
         self._idle.clear()
-        running = params.n
+        running = params.n - len(ended)
         try:
-            await self._send(AddRequest(handle, packed, params, request_id, priority, cache_salt, time.monotonic()))
+            await self._send(
+                AddRequest(
+                    handle, packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended)
+                )
+            )
             while running:
                 deltas = await stream.deltas.get()
                 if isinstance(deltas, Exception):
@@ -279,7 +286,8 @@ class AsyncEngineClient:
     async def _receive(self) -> None:
         while True:
             message = self._decoder.decode(await self._inbound.recv())
-            self._heard_at = time.monotonic()
+            if not (isinstance(message, KVFrames) and message.is_pulse):
+                self._heard_at = time.monotonic()
             match message:
                 case Step():
                     self._spread(message)

@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,16 +117,22 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         arrived_s: float | None = None,
+        outputs: Sequence[list[int]] = (),
+        ended: Collection[int] = (),
     ) -> None:
         """Queue a request under a handle of the caller's, unique among live requests.
 
         arrived_s: when it was asked for, by the monotonic clock; None: now.
+        outputs, ended: to go on with a request that another engine began: the output of each choice so far, and the
+        choices that have ended. What follows is what would have followed there, for a request with a seed.
 
         Raises:
             InvalidRequest: a token id outside the vocabulary.
             UserError: one of scheduler.errors.
         """
-        self._check(token_ids, params)
+        for ids in (token_ids, *outputs):
+            self._check_known(ids)
+        self._check(params)
         room = max(self.max_model_len - len(token_ids), 1)
         stops = frozenset(params.stop_token_ids)
         self._scheduler.add(
@@ -138,9 +145,12 @@ class Engine:
                 priority=priority,
                 cache_salt=cache_salt,
                 stop_token_ids=stops if params.ignore_eos else stops | self.eos_token_ids,
+                outputs=tuple(outputs),
+                ended=frozenset(ended),
             )
         )
-        self._live[handle] = Live(set(range(params.n)), params.n, time.monotonic() if arrived_s is None else arrived_s)
+        running = set(range(params.n)).difference(ended)
+        self._live[handle] = Live(running, len(running), time.monotonic() if arrived_s is None else arrived_s)
         self._num_unseen += 1
 
     def abort(self, handle: int, choice: int | None = None) -> None:
@@ -216,10 +226,12 @@ class Engine:
             step_sizes=self._step_sizes.copy(),
         )
 
-    def _check(self, token_ids: list[int], params: SamplingParams) -> None:
+    def _check_known(self, token_ids: list[int]) -> None:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
             wrong = next(token for token in token_ids if not 0 <= token < self.vocab_size)
             raise InvalidRequest(f"Token id {wrong} is outside the model's vocabulary of {self.vocab_size} tokens.")
+
+    def _check(self, params: SamplingParams) -> None:
         if any(token >= self.vocab_size for token in params.logit_bias or {}):
             raise InvalidRequest(
                 f"logit_bias names a token outside the model's vocabulary of {self.vocab_size} tokens."

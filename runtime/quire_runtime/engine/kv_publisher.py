@@ -38,6 +38,16 @@ class KVPublisher:
         self._heartbeat_s = heartbeat_s
         self._sequence = 0
         self._posted_at = 0.0
+        self._packed_sequence: int | None = None
+
+    def pulse(self) -> KVFrames | None:
+        """A heartbeat that says that the process lives while its loop is busy; called on the packing thread.
+
+        It states the sequence of what was packed last, which is what a reader has: the loop may be ahead.
+        """
+        if not self._log.is_on or self._packed_sequence is None:
+            return None
+        return KVFrames(kv_events.pack(kv_events.Heartbeat(self._epoch, self._packed_sequence)), is_pulse=True)
 
     def watch(self, number: int) -> None:
         """Somebody (else) wants a snapshot, known to him by `number`, and what follows it; 0: nobody wants anything."""
@@ -54,9 +64,9 @@ class KVPublisher:
         operations = self._log.take()
         if operations:
             self._sequence += 1
-            self._send(partial(_change, kv_events.Batch(self._epoch, self._sequence, operations)))
+            self._send(partial(self._pack, kv_events.Batch(self._epoch, self._sequence, operations)))
         elif time.monotonic() - self._posted_at >= self._heartbeat_s:
-            self._send(partial(_change, kv_events.Heartbeat(self._epoch, self._sequence)))
+            self._send(partial(self._pack, kv_events.Heartbeat(self._epoch, self._sequence)))
 
     @property
     def due_in_s(self) -> float:
@@ -64,6 +74,11 @@ class KVPublisher:
         if not self._log.is_on:
             return self._heartbeat_s
         return min(max(self._posted_at + self._heartbeat_s - time.monotonic(), 0.0), self._heartbeat_s)
+
+    def _pack(self, frame: kv_events.Batch | kv_events.Heartbeat) -> KVFrames:
+        """Called on the packing thread, as all functions that are posted."""
+        self._packed_sequence = frame.sequence
+        return KVFrames(kv_events.pack(frame))
 
     def _send(self, make: Callable[[], FromEngine]) -> None:
         self._posted_at = time.monotonic()
@@ -74,7 +89,3 @@ def _snapshot(
     number: int, epoch: str, sequence: int, block_size: int, capacity: int, keys: tuple[bytes, ...]
 ) -> KVFrames:
     return KVFrames(kv_events.pack_snapshot(epoch, sequence, block_size, capacity, keys), number)
-
-
-def _change(frame: kv_events.Frame) -> KVFrames:
-    return KVFrames(kv_events.pack(frame))

@@ -12,7 +12,11 @@ STEP_SIZE_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 163
 
 
 class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """handle is unique per client; token_ids: uint32 bytes; sent_s: the machine's monotonic clock, 0 if not said."""
+    """handle is unique per client; token_ids: uint32 bytes; sent_s: the machine's monotonic clock, 0 if not said.
+
+    outputs: of a request that another engine began, the output of each choice so far (uint32 bytes); ended: choices
+    that have ended there.
+    """
 
     handle: int
     token_ids: bytes
@@ -21,6 +25,8 @@ class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
     priority: int = 0
     cache_salt: str = ""
     sent_s: float = 0.0
+    outputs: list[bytes] = []
+    ended: list[int] = []
 
 
 class AbortRequests(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -153,10 +159,14 @@ class Heartbeat(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class KVFrames(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """Whole frames of quire_api.kv_events, for gateways: the snapshot asked for by `number`, or changes (0)."""
+    """Whole frames of quire_api.kv_events, for gateways: the snapshot asked for by `number`, or changes (0).
+
+    is_pulse: the process lives; of its loop this says nothing.
+    """
 
     frames: bytes
     number: int = 0
+    is_pulse: bool = False
 
 
 FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+PULSE_S = 0.6
 LINGER_MS = 2000
 HUNG_S = 120.0
 """A loop that has not turned for so long has its stacks written to standard error."""
@@ -67,6 +68,8 @@ class Carrier:
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[FromEngine | Callable[[], FromEngine] | None] = queue.SimpleQueue()
         self._directory = directory
+        self.pulse: Callable[[], FromEngine | None] = lambda: None
+        """Makes what is sent when nothing has been posted for PULSE_S; called on the sender's thread."""
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
         self._sender.start()
         threading.Thread(target=self._receive, name="receiver", daemon=True).start()
@@ -84,7 +87,15 @@ class Carrier:
         context = zmq.Context()
         socket = self._connect(context, zmq.PUSH, "from-engine")
         encoder = msgspec.msgpack.Encoder()
-        while (message := self._outbox.get()) is not None:
+        while True:
+            try:
+                message = self._outbox.get(timeout=PULSE_S)
+            except queue.Empty:
+                if (pulse := self.pulse()) is not None:
+                    socket.send(encoder.encode(pulse))
+                continue
+            if message is None:
+                break
             socket.send(encoder.encode(message() if callable(message) else message))
         # Only the end of its context waits until the socket has handed over what it holds.
         socket.close(linger=LINGER_MS)
@@ -117,6 +128,7 @@ class Loop:
             capacity=engine.loaded.memory.num_blocks - 1,
             post=carrier.post,
         )
+        carrier.pulse = self._kv.pulse
         self._sequence = 0
         self._last_post = 0.0
         self._guarded_at = 0.0
@@ -180,6 +192,8 @@ class Loop:
                 message.priority,
                 message.cache_salt,
                 arrived_s=message.sent_s or None,
+                outputs=[np.frombuffer(output, "<u4").tolist() for output in message.outputs],
+                ended=message.ended,
             )
         except UserError as error:
             self._reject(message.handle, REJECTION_CODES.get(type(error).__name__, "invalid"), str(error))

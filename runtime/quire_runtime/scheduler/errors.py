@@ -21,3 +21,7 @@ class PromptTooLong(UserError):
 
 class KVTooSmall(UserError):
     """The request could grow beyond the whole KV cache."""
+
+
+class BadResume(UserError):
+    """What a resumed request is said to have put out does not fit it."""

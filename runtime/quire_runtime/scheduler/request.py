@@ -35,3 +35,11 @@ class Request:
     cache_salt: str = ""
     stop_token_ids: frozenset[int] = field(default_factory=frozenset)
     """Tokens that end the text after min_tokens: the model's end-of-sequence ids unless ignore_eos, and its own."""
+    outputs: tuple[list[int], ...] = ()
+    """Of a request that another engine began: the output of each choice so far; () for a new one."""
+    ended: frozenset[int] = frozenset()
+    """Choices that have ended there."""
+
+    @property
+    def is_resumed(self) -> bool:
+        return bool(self.outputs)

@@ -11,7 +11,7 @@ from quire_runtime.kv.tables import BlockTables
 from quire_runtime.scheduler.budget import share_budget
 from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.draft import StepDraft
-from quire_runtime.scheduler.errors import Draining, EmptyPrompt, KVTooSmall, PromptTooLong, QueueFull
+from quire_runtime.scheduler.errors import BadResume, Draining, EmptyPrompt, KVTooSmall, PromptTooLong, QueueFull
 from quire_runtime.scheduler.plan import Admission, Ints, StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.rows import RunningRows
@@ -19,6 +19,7 @@ from quire_runtime.scheduler.sequence import Family, Sequence, first_rank
 from quire_runtime.scheduler.waiting import WaitingQueue
 
 __all__ = [
+    "BadResume",
     "Draining",
     "EmptyPrompt",
     "KVTooSmall",
@@ -104,7 +105,7 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            Draining, QueueFull, EmptyPrompt, PromptTooLong, KVTooSmall: it is refused; nothing changed.
+            Draining, QueueFull, EmptyPrompt, PromptTooLong, KVTooSmall, BadResume: it is refused; nothing changed.
             ValueError: a live request has the same handle.
         """
         if request.handle in self._families:
@@ -114,12 +115,21 @@ class Scheduler:
         rank = first_rank(request.priority, self._arrivals)
         tokens = np.array(request.token_ids, np.int32)
         for choice in range(request.params.n):
+            if choice in request.ended:
+                continue
             chain = self._tables.chain(request.cache_salt)
             family.sequences[choice] = Sequence(family, choice, rank + choice, tokens, chain)
         self._arrivals += 1
         self._num_queued += 1
         self._families[request.handle] = family
-        self._waiting.push(family.sequences[0])
+        if not request.is_resumed:
+            self._waiting.push(family.sequences[0])
+            return
+        # As after a preemption: what was put out is known, and computed anew with the prompt.
+        family.is_spawned = True
+        for choice, sequence in family.sequences.items():
+            sequence.tokens = np.concatenate((tokens, np.array(request.outputs[choice], np.int32)))
+            self._waiting.push(sequence)
 
     def abort(self, handle: int, choice: int | None = None) -> list[int]:
         """End a request, or one choice of it, wherever it stands; steps in flight no longer count for it.
@@ -258,9 +268,22 @@ class Scheduler:
                 f"{config.block_size} tokens, but the engine has {available}. Lower max_tokens, shorten the prompt, or "
                 "give the KV cache more memory."
             )
-        if config.max_num_queued_reqs is not None and self._num_queued >= config.max_num_queued_reqs:
+        if request.is_resumed:
+            self._check_resumed(request, end - length)
+        elif config.max_num_queued_reqs is not None and self._num_queued >= config.max_num_queued_reqs:
             raise QueueFull(f"{self._num_queued} requests are waiting, as many as may; try again later.")
         return end
+
+    def _check_resumed(self, request: Request, room: int) -> None:
+        """It is not refused for a full queue: it waited its turn once."""
+        running = [choice for choice in range(request.params.n) if choice not in request.ended]
+        if len(request.outputs) != request.params.n or not running:
+            raise BadResume(
+                f"A resumed request needs the outputs of its {request.params.n} choices, one of them running."
+            )
+        longest = max(len(request.outputs[choice]) for choice in running)
+        if longest >= room:
+            raise BadResume(f"A choice that goes on has {longest} tokens already, and may have {room}.")
 
     def _serve_running(self) -> tuple[Ints, Ints, Ints, bool]:
         """Who of the running sequences computes how much, preempting until it fits.
@@ -339,10 +362,10 @@ class Scheduler:
         family = sequence.family
         if family.is_queued:
             family.is_queued = False
-            family.cached_tokens = hit_tokens
+            family.cached_tokens = min(hit_tokens, family.prompt_len)
             self._num_queued -= 1
             self._prefix_queries_tokens += family.prompt_len
-            self._prefix_hits_tokens += hit_tokens
+            self._prefix_hits_tokens += family.cached_tokens
 
     def _fork_source(self, sequence: Sequence) -> Sequence | None:
         """A running sibling whose prompt earlier steps have computed, for a sequence that has no output yet.

@@ -19,6 +19,7 @@ from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import chat_prompt, checked
+from quire_runtime.server.replay import Comments, Replay, read_replay
 from quire_runtime.server.request import begin, warnings
 from quire_runtime.server.respond import respond
 from quire_runtime.server.service import Service, service_of
@@ -32,6 +33,7 @@ router = APIRouter()
 async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     body = await read_json(request, service.config.max_body_bytes)
+    replay = read_replay(request, body)
     ask = ChatCompletionRequest.parse(body)
     model = service.model_name(ask.model)
     tokenizer, window = service.tokenizer, service.info.max_model_len
@@ -44,19 +46,21 @@ async def chat_completions(request: Request) -> Response:
     useful = window if ask.truncate_prompt_tokens is None else None
     ids = await chat_prompt(tokenizer, body, service.config.default_chat_template_kwargs, useful)
     prompt = checked(ids, tokenizer, ask.truncate_prompt_tokens, window)
-    answer = Answer(service, ask, f"chatcmpl-{request_id_of(request.scope)}", model)
-    generation = begin(service, request, ask, [prompt], params)
+    answer = Answer(service, ask, f"chatcmpl-{request_id_of(request.scope)}", model, replay)
+    generation = begin(service, request, ask, [prompt], params, replay)
     return await respond(request, generation, answer, warnings(ask.unknown_fields()), stream=bool(ask.stream))
 
 
 class Answer:
     """How the answer to one request is written."""
 
-    def __init__(self, service: Service, ask: ChatCompletionRequest, answer_id: str, model: str) -> None:
+    def __init__(
+        self, service: Service, ask: ChatCompletionRequest, answer_id: str, model: str, replay: Replay
+    ) -> None:
         self._ask = ask
         self._names = TokenNames(service.tokenizer, bool(ask.return_tokens_as_token_ids))
         self._id = answer_id
-        self._created = int(time.time())
+        self._created = int(time.time()) if replay.terms is None else replay.terms.created
         self._model = model
 
     def whole(self, generation: Generation) -> ChatCompletion:
@@ -76,6 +80,7 @@ class Answer:
 
     async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         ask = self._ask
+        begun = generation.begun
         writer = EventWriter(
             {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model},
             len(generation.choices),
@@ -83,7 +88,9 @@ class Answer:
             text_open=b'"delta":{"content":',
             text_close=b"}",
             has_usage=ask.include_usage,
+            begun=begun,
         )
+        comments = Comments(generation.replay, generation.choices)
         is_plain = not (ask.logprobs or ask.return_token_ids or ask.continuous_usage)
         try:
             async for touched in generation.steps():
@@ -91,10 +98,11 @@ class Answer:
                 for choice in touched:
                     if not choice.has_news:
                         continue
-                    if is_plain and choice.finish_reason is None:
-                        events += writer.plain(choice.index, choice.take_text())
-                        continue
                     text, ids, logprobs = choice.take()
+                    events += comments.of(choice, ids, generation.cached_tokens)
+                    if is_plain and choice.finish_reason is None:
+                        events += writer.plain(choice.index, text)
+                        continue
                     events += writer.full(
                         choice.index,
                         text,
@@ -107,9 +115,10 @@ class Answer:
                 if events:
                     yield events
             if ask.include_usage:
-                yield writer.usage(usage_of(generation))
+                yield comments.usage() + writer.usage(usage_of(generation))
         except (RequestFailed, EngineDied) as error:
-            yield error_event(describe(error).body)
+            failure = describe(error)
+            yield comments.failure(failure.code or "error") + error_event(failure.body)
         yield DONE
 
     def _choice(self, choice: Choice) -> ChatChoice:

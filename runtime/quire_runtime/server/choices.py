@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from quire_api.openai import InvalidRequest
+from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.messages import TokenLogprobs
@@ -62,11 +64,22 @@ class Choice:
         self._fresh, self.token_ids, self.logprobs = "", [], []
         return text, ids, logprobs
 
-    def take_text(self) -> str:
-        """As `take`, where nobody wants ids and logprobs."""
-        text, self._fresh = self._fresh, ""
-        self.token_ids.clear()
-        return text
+    def restore(self, token_ids: Sequence[int], *, has_ended: bool) -> None:
+        """Take over what another engine made and the client has, so that only what comes after is news.
+
+        Raises:
+            InvalidRequest: the choice goes on, though these tokens end it.
+        """
+        if has_ended:
+            self.num_tokens = len(token_ids)
+            self.finish_reason = "stop"
+            return
+        # One by one, as they came: a stop string does not count before min_tokens.
+        for token in token_ids:
+            self.push(ChoiceDelta(self.index, [token]))
+        if self.finish_reason is not None:
+            raise InvalidRequest("A choice to go on with has met its stop string already.", RESUME_FIELD)
+        self.take()
 
     def push(self, delta: ChoiceDelta) -> None:
         """

@@ -1,6 +1,6 @@
 """What the server needs of an engine."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Protocol
 
 from quire_api.sampling import SamplingParams
@@ -27,6 +27,8 @@ class EngineClient(Protocol):
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
+        outputs: Sequence[list[int]] = (),
+        ended: Collection[int] = (),
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing it early aborts the request."""
         ...

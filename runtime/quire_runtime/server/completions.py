@@ -19,6 +19,7 @@ from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import checked, text_prompt
+from quire_runtime.server.replay import Comments, Replay, read_replay
 from quire_runtime.server.request import begin, warnings
 from quire_runtime.server.respond import respond
 from quire_runtime.server.service import Service, service_of
@@ -31,7 +32,9 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     service = service_of(request)
-    ask = CompletionRequest.parse(await read_json(request, service.config.max_body_bytes))
+    body = await read_json(request, service.config.max_body_bytes)
+    replay = read_replay(request, body)
+    ask = CompletionRequest.parse(body)
     model = service.model_name(ask.model)
     tokenizer, window = service.tokenizer, service.info.max_model_len
     params = sampling_params(ask, service.default_sampling)
@@ -44,8 +47,8 @@ async def completions(request: Request) -> Response:
             else prompt
         )
         prompts.append(checked(ids, tokenizer, ask.truncate_prompt_tokens, window))
-    answer = Answer(service, ask, f"cmpl-{request_id_of(request.scope)}", model, params.n, prompts)
-    generation = begin(service, request, ask, prompts, params)
+    answer = Answer(service, ask, f"cmpl-{request_id_of(request.scope)}", model, params.n, prompts, replay)
+    generation = begin(service, request, ask, prompts, params, replay)
     return await respond(request, generation, answer, warnings(ask.unknown_fields()), stream=bool(ask.stream))
 
 
@@ -60,11 +63,12 @@ class Answer:
         model: str,
         n: int,
         prompts: Sequence[list[int]],
+        replay: Replay,
     ) -> None:
         self._ask = ask
         self._names = TokenNames(service.tokenizer, bool(ask.return_tokens_as_token_ids))
         self._id = answer_id
-        self._created = int(time.time())
+        self._created = int(time.time()) if replay.terms is None else replay.terms.created
         self._model = model
         self._n = n
         self._echoes = [self._echo(service, given, ids) for given, ids in zip(ask.prompts, prompts, strict=True)]
@@ -80,6 +84,7 @@ class Answer:
 
     async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         ask = self._ask
+        begun = generation.begun
         writer = EventWriter(
             {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model},
             len(generation.choices),
@@ -87,10 +92,16 @@ class Answer:
             text_open=b'"text":',
             text_close=b"",
             has_usage=ask.include_usage,
+            begun=begun,
         )
+        comments = Comments(generation.replay, generation.choices)
         is_plain = not (ask.logprobs is not None or ask.return_token_ids or ask.continuous_usage)
-        offsets = [0] * len(generation.choices)
-        echoes = {index: self._echoes[index // self._n] for index in range(len(offsets)) if ask.echo}
+        echoes = {
+            choice.index: self._echoes[choice.index // self._n]
+            for choice in generation.choices
+            if ask.echo and choice.index not in begun
+        }
+        offsets = list(generation.offsets)
         try:
             async for touched in generation.steps():
                 events = b""
@@ -98,6 +109,7 @@ class Answer:
                     if not choice.has_news:
                         continue
                     text, ids, logprobs = choice.take()
+                    events += comments.of(choice, ids, generation.cached_tokens)
                     text = echoes.pop(choice.index, "") + ("" if ask.is_echo_only else text)
                     if is_plain and choice.finish_reason is None:
                         events += writer.plain(choice.index, text)
@@ -115,9 +127,10 @@ class Answer:
                 if events:
                     yield events
             if ask.include_usage:
-                yield writer.usage(usage_of(generation, without_output=ask.is_echo_only))
+                yield comments.usage() + writer.usage(usage_of(generation, without_output=ask.is_echo_only))
         except (RequestFailed, EngineDied) as error:
-            yield error_event(describe(error).body)
+            failure = describe(error)
+            yield comments.failure(failure.code or "error") + error_event(failure.body)
         yield DONE
 
     def _choice(self, generation: Generation, choice: Choice) -> CompletionChoice:

@@ -7,12 +7,14 @@ from starlette.requests import Request
 
 from quire_api.blocks import caller_salt
 from quire_api.openai import PRIORITIES, ChatCompletionRequest, CompletionRequest, InvalidRequest
+from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
 from quire_api.wire import HEADER_CACHE_SALT, HEADER_PRIORITY
 from quire_runtime.server.auth import caller_of
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import arrived_at, request_id_of
 from quire_runtime.server.prompts import require_known
+from quire_runtime.server.replay import Replay
 from quire_runtime.server.service import Service
 
 HEADER_WARNING = "x-quire-warning"
@@ -24,6 +26,7 @@ def begin(
     ask: ChatCompletionRequest | CompletionRequest,
     prompts: Sequence[list[int]],
     params: SamplingParams,
+    replay: Replay,
 ) -> Generation:
     """The generation of a checked request, not yet started.
 
@@ -33,6 +36,8 @@ def begin(
     """
     require_known(list(params.logit_bias or ()), service.tokenizer, "logit_bias")
     require_known(params.stop_token_ids, service.tokenizer, "stop_token_ids")
+    for choice in replay.so_far.choices:
+        require_known(choice.output_token_ids, service.tokenizer, RESUME_FIELD)
     caller = caller_of(request.scope)
     priority, salt = ask.priority or 0, ask.cache_salt or ""
     if caller.is_internal:
@@ -48,6 +53,7 @@ def begin(
         arrived=arrived_at(request.scope),
         priority=priority,
         cache_salt=salt,
+        replay=replay,
     )
 
 

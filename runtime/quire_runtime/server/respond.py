@@ -34,7 +34,7 @@ async def respond(
         except BaseException:
             await generation.close()
             raise
-        return EventStream(generation, answer.events(generation), headers)
+        return EventStream(generation, answer.events(generation), {**headers, **generation.replay.headers()})
     async with generation:
         await unless_gone(request.receive, generation.finish())
         return Response(msgspec.json.encode(answer.whole(generation)), 200, headers, "application/json")

@@ -1,7 +1,7 @@
 """Server-sent events: an answer as it grows, one event a token, fewer when the client is slower than the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ class EventWriter:
     text_open, text_close: the JSON around a text, for example `"delta":{"content":` and `}`.
     first_open: its variant in the first event of a choice.
     has_usage: every event says `usage`, null unless given.
+    begun: choices whose first event the client has.
     """
 
     def __init__(
@@ -33,11 +34,14 @@ class EventWriter:
         text_open: bytes,
         text_close: bytes,
         has_usage: bool,
+        begun: Collection[int] = (),
     ) -> None:
         self._facts = b"data: " + orjson.dumps(facts)[:-1]
         heads = [b'%s,"choices":[{"index":%d,' % (self._facts, index) for index in range(num_choices)]
         self._later = [head + text_open for head in heads]
         self._heads = [head + first_open for head in heads]
+        for index in begun:
+            self._heads[index] = self._later[index]
         self._close = text_close
         self._no_usage = b',"usage":null' if has_usage else b""
         self._plain = text_close + b',"logprobs":null,"finish_reason":null}]' + self._no_usage + b"}\n\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -33,7 +33,14 @@ class StandIn:
     closed: int = 0
 
     async def generate(
-        self, token_ids: list[int], params: SamplingParams, request_id: str, priority: int = 0, cache_salt: str = ""
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        outputs: Sequence[list[int]] = (),
+        ended: Collection[int] = (),
     ) -> AsyncIterator[list[ChoiceDelta]]:
         try:
             for step in self.steps:
