@@ -46,7 +46,7 @@ class Up:
     resource: Path
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120.0)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=2 * DEADLINE_S)
 
     def routable(self) -> list[str]:
         """Ids of the replicas that the gateway routes to."""

@@ -176,6 +176,25 @@ def test_kill_9_of_the_engine_under_its_server_does_not_either(up, undisturbed):
     up.wait_routable(2)
 
 
+def test_a_frozen_replica_is_left_and_comes_back(up, undisturbed):
+    up.wait_routable(2)
+    before = moves(up)
+    victim = up.engines()[0]
+    frozen = [victim, engine_process(victim)]
+
+    def freeze() -> None:
+        for process in frozen:
+            process.suspend()
+
+    try:
+        assert_undisturbed(under_streams(up, freeze), undisturbed)
+    finally:
+        for process in frozen:
+            process.resume()
+    assert moves(up) > before
+    up.wait_routable(2)
+
+
 def test_when_both_replicas_die_the_streams_go_on_once_one_is_back(up, undisturbed):
     up.wait_routable(2)
     victims = up.engines()
