@@ -19,8 +19,9 @@ from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 
 _EVENTS_COME_WITHIN_S = 1.0
 
-Excluded = set[tuple[str, int]]
-"""Replicas (id, generation of its health) that a request has failed on."""
+Excluded = set[tuple["ReplicaState", int]]
+"""Replicas, each with the generation of its health, that a request has failed on. Not by their ids: one that comes back
+at another address counts its generations anew."""
 
 
 class Answer(Protocol):
@@ -154,7 +155,7 @@ class DeploymentState:
         return [
             replica
             for replica in self.replicas.values()
-            if replica.is_candidate and (replica.id, replica.health.generation) not in excluded
+            if replica.is_candidate and (replica, replica.health.generation) not in excluded
         ]
 
     def notify(self) -> None:

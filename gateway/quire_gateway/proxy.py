@@ -188,7 +188,7 @@ class _Life:
             return replicas
         # Another model, or another template, would go on with another text.
         fit = [replica for replica in replicas if _facts(replica) == self._began_with]
-        self._excluded.update((each.id, each.health.generation) for each in replicas if each not in fit)
+        self._excluded.update((each, each.health.generation) for each in replicas if each not in fit)
         return fit
 
     async def _prompt(self, replicas: list[ReplicaState]) -> Prompt:
@@ -359,7 +359,7 @@ class _Life:
         ]
 
     def _blame(self, replica: ReplicaState, generation: int, why: str, *, is_lost: bool) -> None:
-        self._excluded.add((replica.id, generation))
+        self._excluded.add((replica, generation))
         health = replica.health
         # What fails late, on a connection to an engine that has restarted since, is no word on the new one.
         if health.generation == generation and health.request_failed(self._loop.time(), why, is_lost=is_lost):

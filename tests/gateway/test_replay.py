@@ -116,6 +116,30 @@ async def test_when_all_die_the_stream_waits_for_one_that_comes_back(pair):
     assert (text, len(facts)) == (WHOLE, 1)
 
 
+async def test_replicas_that_come_back_at_other_addresses_are_taken(pair, make_engine):
+    first, second = pair.engines.values()
+    first.token_delay_s = second.token_delay_s = 0.05
+    # It fails on the first, goes on with the second, and fails there too.
+    reading = asyncio.ensure_future(read(pair))
+    await pair.until(lambda: max(first.written, second.written) >= 3)
+    (begun,) = [engine for engine in (first, second) if engine.streaming]
+    (other,) = [engine for engine in (first, second) if not engine.streaming]
+    begun.kill()
+    await pair.until(lambda: other.written >= 6)
+    other.kill()
+    await pair.until(lambda: pair.gateway.fleet.load().deployments[0].held == 1)
+    replicas = pair.table.deployments[0].replicas
+    pair.table.deployments[0].replicas = []
+    pair.publish()
+    await pair.until(lambda: not list(pair.gateway.fleet.replicas()))
+    for replica in replicas:
+        replica.url = (await make_engine(replays=True, tokens=12)).url
+    pair.table.deployments[0].replicas = replicas
+    pair.publish()
+    text, facts = await reading
+    assert (text, len(facts)) == (WHOLE, 1)
+
+
 async def test_when_none_comes_back_in_time_the_stream_ends_with_an_error(make_world, make_engine):
     world = await make_world({"r0": await make_engine(replays=True, tokens=12, token_delay_s=0.05)}, hold_timeout_s=0.3)
     engine = world.engines["r0"]
