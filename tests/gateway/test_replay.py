@@ -210,14 +210,16 @@ async def test_a_whole_answer_that_breaks_off_is_asked_for_again(world):
 
 
 async def test_kill_9_under_many_streams_breaks_none(make_world, make_engine):
-    engines = {f"r{n}": await make_engine(replays=True, tokens=12, token_delay_s=0.05) for n in range(3)}
+    # Every stream stands in its midst until all have begun.
+    engines = {f"r{n}": await make_engine(replays=True, tokens=12, stalls_after_tokens=4) for n in range(3)}
     world = await make_world(engines)
-    reading = [asyncio.ensure_future(read(world)) for _ in range(60)]
-    victims = list(engines.values())[:2]
-    await world.until(lambda: all(engine.streaming >= 15 for engine in engines.values()))
+    reading = [asyncio.ensure_future(read(world)) for _ in range(30)]
+    *victims, survivor = engines.values()
+    await world.until(lambda: sum(engine.streaming for engine in engines.values()) == 30)
+    assert all(victim.streaming for victim in victims)
     for victim in victims:
-        await world.until(lambda victim=victim: victim.written >= 2)
         victim.kill()
+    survivor.stalls_after_tokens = None
     answers = await asyncio.gather(*reading)
     assert {text for text, _ in answers} == {WHOLE}
     assert all(len(facts) == 1 for _, facts in answers)
