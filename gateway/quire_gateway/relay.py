@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from quire_gateway.errors import error_event
 from quire_gateway.load import Pace
+from quire_gateway.output import OutputCount
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, end_to_end
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure
@@ -50,6 +51,7 @@ class Relay:
         extra_headers: Headers,
         on_first_byte: Callable[[], None],
         pace: Pace,
+        on_written: Callable[[int], None],
         silence_s: float,
     ) -> None:
         self._reply = reply
@@ -57,6 +59,7 @@ class Relay:
         self._extra_headers = extra_headers
         self._on_first_byte = on_first_byte
         self._pace = pace
+        self._output = OutputCount(on_written)
         self._loop = asyncio.get_running_loop()
         self._headers: Headers = []
         self._is_accepted = False
@@ -82,6 +85,7 @@ class Relay:
         """Close the replica's connection: it stops working on the request."""
         self._timer.cancel()
         self._connection.close()
+        self._output.tell()
 
     # Sink
 
@@ -114,6 +118,9 @@ class Relay:
                 self._pace.pause()
             else:
                 self._pace.saw(data, self._loop.time())
+            self._output.saw_events(data)
+        else:
+            self._output.saw_body(data)
         if not self._is_accepted:
             if self.status in RETRIABLE:
                 self._held += data
@@ -155,6 +162,7 @@ class Relay:
     def _settle(self, end: End, failure: UpstreamFailure | None = None) -> None:
         if end is not End.TURNED_AWAY:
             self._timer.cancel()
+            self._output.end(is_stream=self._is_events)
         if not self.settled.done():
             self.settled.set_result(Outcome(end, failure))
 
