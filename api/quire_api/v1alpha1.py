@@ -301,9 +301,14 @@ class AccessSpec(WireModel):
 
     api_keys_secret_ref: SecretRef | None = None
     """Secret whose every value is an API key; the entry's name is how metrics and logs call the key. Once set, requests
-    without one of the keys are refused."""
+    without one of the keys are refused. Instead of the plain key a value may be a mapping, in YAML or JSON: `key`, and
+    as far as wanted `limits`, `priority` (lower goes first), `weight`, `expires` (a time such as 2027-01-31T00:00:00Z)
+    and `cacheGroup` (keys of one group share cached prefixes)."""
     limits: KeyLimits | None = None
-    """Limits for each API key."""
+    """Limits for each API key that does not bring its own; without keys, for all requests together."""
+    shared_cache: bool = False
+    """Lets all keys find each other's cached prefixes. A shared cache shows in its answering times what others have
+    asked; by default each key's is apart."""
 
 
 class LLMDeploymentSpec(WireModel):

@@ -65,6 +65,32 @@ class Replica(msgspec.Struct, kw_only=True):
     is_draining: bool = False
 
 
+class KeyLimits(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What one API key may use; None means unlimited."""
+
+    requests_per_minute: int | None = None
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class ApiKey(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One API key of a deployment."""
+
+    name: str
+    """What logs and metrics call it."""
+    key: str
+    limits: KeyLimits = msgspec.field(default_factory=KeyLimits)
+    priority: int = 0
+    """Lower goes first, as in vLLM."""
+    weight: float = 1.0
+    """Its share beside other keys of its priority when requests have to wait."""
+    expires_at: float | None = None
+    """Unix time in seconds."""
+    cache_group: str = ""
+    """Keys of one group find each other's cached prefixes; empty: it shares with nobody."""
+
+
 class Deployment(msgspec.Struct, kw_only=True):
     """One LLMDeployment as the gateway serves it."""
 
@@ -73,8 +99,12 @@ class Deployment(msgspec.Struct, kw_only=True):
     served_names: list[str]
     policy: str = "prefixCost"
     internal_key: str = ""
-    api_keys: list[str] = []
-    """Plain keys that may use this deployment; empty: everybody may."""
+    api_keys: list[str | ApiKey] = []
+    """Keys that may use this deployment, a plain one without limits; empty: everybody may."""
+    limits: KeyLimits = msgspec.field(default_factory=KeyLimits)
+    """Where there are no keys: what everybody together may use."""
+    shares_cache: bool = False
+    """All keys find each other's cached prefixes."""
     replicas: list[Replica] = []
     scales_from_zero: bool = False
     """It may have no replica on purpose: gateways are ready without one, and hold its requests until it wakes."""

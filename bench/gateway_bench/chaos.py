@@ -99,7 +99,7 @@ class Fleet:
 
 @dataclass
 class Tally:
-    """Requests that began under one kind of trouble, by how they ended."""
+    """Requests that ended under one kind of trouble, by how."""
 
     strikes: int = 0
     requests: int = 0
@@ -129,9 +129,9 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
 
         async def client() -> None:
             while not is_over:
+                end = await _ask(fleet, http, rng, expected, may_move=kind == "gateway")
                 tally = tallies[kind]
                 tally.requests += 1
-                end = await _ask(fleet, http, rng, expected, may_move=kind == "gateway")
                 tally.ends[end.partition(":")[0]] += 1
                 if end != "whole":
                     tally.words[end] += 1
@@ -150,7 +150,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
     return {
         "notes": [
             f"{streams} concurrent streams of {TOKENS} tokens, one each {GAP_S * 1e3:g} ms, {ENGINES} simulated "
-            f"engines, two gateways, {seconds:g} s in all. Requests count under the kind that was on when they began."
+            f"engines, two gateways, {seconds:g} s in all. Requests count under the kind that was on when they ended."
         ],
         "kinds": [
             {

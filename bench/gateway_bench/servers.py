@@ -72,8 +72,8 @@ def _child(command: list[str], log: Path, env: Mapping[str, str] | None = None) 
         try:
             yield process
         finally:
-            for each in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):
+                for each in psutil.Process(process.pid).children(recursive=True):
                     each.kill()
             process.kill()
             process.wait()

@@ -24,6 +24,8 @@ class Exchange(msgspec.Struct):
     model: str = ""
     namespace: str = ""
     deployment: str = ""
+    key: str = ""
+    """Name of the API key; empty where there are none."""
     replica: str = ""
     reason: str = ""
     status: int = 0
@@ -35,12 +37,13 @@ class Exchange(msgspec.Struct):
     """How often the stream was continued on another replica after one broke."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    output_tokens: int = 0
     miss: str = ""
     """Why no more of the prompt was cached there; empty if all of it was."""
     index_mode: str = ""
     """How the replica's cache was known when it was chosen: EXACT, DEGRADED or FALLBACK."""
     queue_ms: float = 0.0
-    """Of that, time in which no replica could take it."""
+    """Of that, time in which no replica could take it or it was not its turn."""
     first_byte_ms: float | None = None
     duration_ms: float = 0.0
     bytes_sent: int = 0

@@ -2,26 +2,17 @@
 
 import asyncio
 import hmac
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
-from quire_api import wire
-from quire_api.blocks import caller_salt
 from quire_gateway.errors import Refusal
-from quire_gateway.fleet import DeploymentState, Excluded
+from quire_gateway.fleet import Bounds, DeploymentState, Excluded
+from quire_gateway.keys import Caller
+from quire_gateway.limits import OverLimit, Permit, allowances
 from quire_gateway.request import Headers
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one deployment may have in the gateway at a time; counts and seconds."""
-
-    in_flight_per_replica: int = 512
-    held: int = 1024
-    hold_timeout_s: float = 60.0
+from quire_gateway.wait import Wait
 
 
 def holds_key(token: str, keys: Iterable[str]) -> bool:
@@ -33,62 +24,86 @@ def holds_key(token: str, keys: Iterable[str]) -> bool:
     return is_held
 
 
-def may_use(deployment: DeploymentState, token: str) -> bool:
-    """A deployment without keys is open; once it has one, only its keys pass."""
-    keys = deployment.table.api_keys
-    return not keys or holds_key(token, keys)
+def begin(caller: Caller, deployment: str, now: float) -> Permit:
+    """Count one request of `caller`; the permit is to be ended.
 
-
-def authorize(deployment: DeploymentState, token: str) -> None:
-    """
     Raises:
-        Refusal: 401, the token is missing or not one of the deployment's keys.
+        Refusal: 429, that is one too many.
     """
-    if may_use(deployment, token):
-        return
-    if not token:
-        message = "This model needs an API key. Send it as `Authorization: Bearer KEY`."
-        raise Refusal(401, "missing_api_key", message)
-    raise Refusal(401, "invalid_api_key", "The API key is not valid for this model. Check the key.")
+    try:
+        return Permit(caller.usage, caller.key.limits, now)
+    except OverLimit as over:
+        raise _over(over, caller, deployment, now) from None
 
 
-def salt_of(deployment: DeploymentState, token: str, body: Mapping[str, Any]) -> str:
-    """What keeps this caller's cached prefixes from others: the API key, where there are keys, and `cache_salt`."""
-    asked = body.get("cache_salt")
-    asked = asked if isinstance(asked, str) else ""
-    return caller_salt(sha256(token.encode()).digest(), asked) if deployment.table.api_keys else asked
+def take_tokens(
+    permit: Permit, caller: Caller, deployment: str, input_tokens: int, body: Mapping[str, Any], now: float
+) -> None:
+    """Count the prompt of a request, and what it may write.
 
-
-def admit(deployment: DeploymentState, bounds: Bounds) -> None:
-    """
     Raises:
-        Refusal: 429, the deployment has as much in flight as its replicas are allowed.
+        Refusal: 429, that is too much now, or at any time.
     """
-    routable = sum(replica.is_candidate for replica in deployment.replicas.values())
-    limit = bounds.in_flight_per_replica * max(1, routable)
-    if deployment.in_flight + deployment.held >= limit:
-        message = f"{deployment.table.name} has {limit} requests in flight, its limit. Try again in a moment."
-        raise Refusal(429, "too_many_in_flight", message, retry_after_s=1)
+    try:
+        permit.take_tokens(input_tokens, most_output(body), now)
+    except OverLimit as over:
+        raise _over(over, caller, deployment, now) from None
 
 
-@dataclass(slots=True)
-class Wait:
-    """How long and where in the queue one request has been held."""
+def most_output(body: Mapping[str, Any]) -> int | None:
+    """Tokens that the answers to a request may have together; None where it does not say."""
+    most = body.get("max_completion_tokens")
+    most = body.get("max_tokens") if most is None else most
+    if not isinstance(most, int) or most < 0:
+        return None
+    choices = body.get("n")
+    choices = choices if isinstance(choices, int) and choices > 0 else 1
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    return most * choices * prompts
 
-    deadline: float
-    """Time of the loop's clock."""
-    position: int = 0
-    """1 for the first of those held; 0 for a request that never was."""
-    seconds: float = 0.0
 
-    def headers(self) -> Headers:
-        """What the client is told of it."""
-        told = [(wire.HEADER_QUEUE_MS.encode(), f"{self.seconds * 1000:.0f}".encode())]
-        if self.position:
-            until = time.time() + self.deadline - asyncio.get_running_loop().time()
-            told.append((wire.HEADER_QUEUE_POSITION.encode(), str(self.position).encode()))
-            told.append((wire.HEADER_QUEUE_DEADLINE.encode(), f"{until:.3f}".encode()))
-        return told
+def rate_limit_headers(caller: Caller, now: float) -> Headers:
+    """x-ratelimit-* as clients of OpenAI know them; `-tokens` tells of the token limit that is nearest to its end."""
+    told = list(allowances(caller.usage, caller.key.limits, now))
+    tokens = [allowance for allowance in told if allowance.name != "requests"]
+    if tokens:
+        tightest = min(tokens, key=lambda allowance: allowance.remaining / allowance.limit)
+        told.append(replace(tightest, name="tokens"))
+    headers = []
+    for each in told:
+        name = each.name.encode()
+        headers.append((b"x-ratelimit-limit-%b" % name, b"%d" % each.limit))
+        headers.append((b"x-ratelimit-remaining-%b" % name, b"%d" % each.remaining))
+        headers.append((b"x-ratelimit-reset-%b" % name, b"%ds" % ceil(each.reset_s)))
+    return headers
+
+
+_PER_MINUTE = {
+    "request": ("requests", "requestsPerMinute"),
+    "input_token": ("prompt tokens", "inputTokensPerMinute"),
+    "output_token": ("output tokens", "outputTokensPerMinute"),
+}
+
+
+def _over(over: OverLimit, caller: Caller, deployment: str, now: float) -> Refusal:
+    who = f"The key {caller.name}" if caller.name else "This model"
+    headers = rate_limit_headers(caller, now)
+    if over.limit == "concurrency":
+        message = f"{who} has {over.allowed} requests at a time at {deployment}, its limit. Try again later."
+        return Refusal(429, "concurrency_limit", message, retry_after_s=1, extra_headers=headers)
+    what, field = _PER_MINUTE[over.limit]
+    if over.is_final:
+        message = (
+            f"The request asks for {over.asked} {what}, but {who[0].lower()}{who[1:]} has {over.allowed} a minute at "
+            f"{deployment}. Send a shorter prompt, a smaller max_tokens, or ask for a higher {field}."
+        )
+        # The header that OpenAI's clients heed: no time of waiting helps.
+        headers.append((b"x-should-retry", b"false"))
+        return Refusal(429, "request_too_large", message, extra_headers=headers)
+    message = f"{who} has {over.allowed} {what} a minute at {deployment}, which are used up. Try again later."
+    after_s = ceil(over.retry_after_s)
+    return Refusal(429, f"{over.limit}_limit", message, retry_after_s=after_s, extra_headers=headers)
 
 
 async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, wait: Wait) -> None:

@@ -45,9 +45,14 @@ class GatewayConfig(BaseSettings):
     )
     max_header_bytes: int = Field(64 * 1024, gt=0, description="Longest request head.")
     max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Longest request body.")
-    max_in_flight_per_replica: int = Field(512, gt=0, description="Requests per routable replica before 429.")
-    max_held: int = Field(1024, ge=0, description="Requests of one deployment that may wait for a replica.")
-    hold_timeout_s: Seconds = Field(60.0, description="How long a request waits for a replica before 503.")
+    max_in_flight_per_replica: int = Field(512, gt=0, description="Most requests at one replica.")
+    saturation: float = Field(
+        1.25,
+        ge=0,
+        description="Requests per sequence slot of a replica; the others wait here, in fair order. 0: no bound.",
+    )
+    max_held: int = Field(1024, ge=0, description="Requests of one deployment that may wait, then 429 or 503.")
+    hold_timeout_s: Seconds = Field(60.0, description="How long a request waits for a replica or its turn before 503.")
     max_attempts: int = Field(3, ge=1, description="Replicas that one request may be sent to, one after the other.")
     max_moves: int = Field(
         8, ge=0, description="Times that a stream whose replica broke is continued on another one; 0 is never."

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from quire_api import wire
-from quire_gateway.admission import authorize, salt_of
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Score
 from quire_gateway.errors import Refusal
@@ -36,12 +35,13 @@ class Explainer:
             names = ", ".join(list(self._fleet.names())[:20]) or "nothing"
             raise Refusal(404, "model_not_found", f"Name a `model` that is served here: {names}.", param="model")
         if token is not None:
-            authorize(deployment, token)
+            deployment.callers.authorize(token)
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         replicas = deployment.candidates(set())
         info = next((replica.info for replica in replicas if replica.info is not None), None)
         prompt = await self._models.prompt(path, body, size, info)
-        prompt = replace(prompt, salt=salt_of(deployment, token or "", body))
+        caller = deployment.callers.find(token or "")
+        prompt = replace(prompt, salt="" if caller is None else caller.salt(body))
         told = wire.RouteExplanation(
             model=str(model),
             deployment=deployment.table.name,
@@ -50,7 +50,7 @@ class Explainer:
             index_mode="FALLBACK",
             prompt_tokens=prompt.count,
             is_tokenised=bool(prompt.tokens),
-            held=deployment.held,
+            held=deployment.held + len(deployment.turns),
         )
         # Tokenising took its time; who is a candidate is asked again, as the data plane does.
         replicas = deployment.candidates(set())

@@ -4,17 +4,20 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Protocol
 
 from quire_api import wire
 from quire_gateway.cost import Candidate
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
+from quire_gateway.keys import Callers
 from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.pulse import Pulse
+from quire_gateway.turns import Turns
 from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 
 _EVENTS_COME_WITHIN_S = 1.0
@@ -30,6 +33,20 @@ class Answer(Protocol):
     def fail(self, failure: UpstreamFailure) -> None:
         """Hear no more of the replica."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one deployment may have in the gateway at a time; counts and seconds.
+
+    saturation: requests that a replica may have for each sequence that it can work on at a time, so that it never waits
+    for the next; the others wait at the gateway.
+    """
+
+    in_flight_per_replica: int = 512
+    held: int = 1024
+    hold_timeout_s: float = 60.0
+    saturation: float = 1.25
 
 
 class Ticket:
@@ -61,6 +78,7 @@ class Ticket:
             self._is_released = True
             self.first_byte()
             self.replica.in_flight -= 1
+            self.replica.deployment.turns.pump()
 
 
 @dataclass(eq=False, slots=True)
@@ -103,6 +121,11 @@ class ReplicaState:
         """Why it gets no requests; empty while it does."""
         return "Draining" if self.is_draining else self.health.reason
 
+    def slots(self, bounds: Bounds) -> int:
+        """Requests that it may have before others wait at the gateway."""
+        most = bounds.in_flight_per_replica
+        return most if self.info is None else min(most, ceil(bounds.saturation * self.info.max_num_seqs) or most)
+
     def became_routable(self, info: wire.ModelInfo | None) -> None:
         """One token came out of it; `info` are its facts now."""
         index = self.deployment.index
@@ -131,20 +154,36 @@ class ReplicaState:
 class DeploymentState:
     """One deployment: its replicas, its index, its policy."""
 
-    def __init__(self, table: wire.Deployment) -> None:
-        self.table = table
+    def __init__(self, table: wire.Deployment, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds = bounds or Bounds()
+        self.callers = Callers()
+        self.serve(table)
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
         self.beginnings = Beginnings()
         self.policy: Policy = POLICIES[table.policy]()
         self.load = LoadMeter(asyncio.get_running_loop().time())
         self.held = 0
+        """Requests for which there is no replica."""
+        self.turns = Turns(self._has_room, bounds.held)
         self.picks = 0
         self._changed = asyncio.Event()
 
     @property
     def key(self) -> tuple[str, str]:
         return self.table.namespace, self.table.name
+
+    def serve(self, table: wire.Deployment) -> None:
+        """Take over names, keys and limits."""
+        self.table = table
+        self.callers.apply(table)
+
+    def _has_room(self, promised: int) -> bool:
+        room = -promised
+        for replica in self.replicas.values():
+            if replica.is_candidate:
+                room += replica.slots(self.bounds) - replica.in_flight
+        return room > 0
 
     @property
     def in_flight(self) -> int:
@@ -162,6 +201,7 @@ class DeploymentState:
         """Wake who waits for a replica."""
         self._changed.set()
         self._changed = asyncio.Event()
+        self.turns.pump()
 
     async def change(self) -> None:
         """Return when a replica has become routable, or the table has changed."""
@@ -188,7 +228,7 @@ def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:
         deployment=deployment.table.name,
         namespace=deployment.table.namespace,
         in_flight=deployment.in_flight,
-        held=deployment.held,
+        held=deployment.held + len(deployment.turns),
         queued_tokens=sum(replica.queued_tokens for replica in deployment.replicas.values()),
         requests=meter.requests,
         idle_s=meter.idle_s(now),
@@ -202,7 +242,8 @@ def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:
 class Fleet:
     """Follows the routing table. Requests in flight on a removed replica go on to their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
         self.deployments: dict[tuple[str, str], DeploymentState] = {}
         self._by_name: dict[str, DeploymentState] = {}
         self._id = uuid.uuid4().hex
@@ -220,10 +261,10 @@ class Fleet:
         kept: dict[tuple[str, str], DeploymentState] = {}
         for entry in table.deployments:
             key = entry.namespace, entry.name
-            deployment = kept.get(key) or self.deployments.get(key) or DeploymentState(entry)
+            deployment = kept.get(key) or self.deployments.get(key) or DeploymentState(entry, self._bounds)
             if deployment.table.policy != entry.policy:
                 deployment.policy = POLICIES[entry.policy]()
-            deployment.table = entry
+            deployment.serve(entry)
             kept[key] = deployment
             added += self._apply_replicas(deployment, entry)
         for key, deployment in self.deployments.items():

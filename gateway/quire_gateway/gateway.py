@@ -9,12 +9,12 @@ from quire_api.connection import Connection
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_gateway.access_log import AccessLog, Exchange
-from quire_gateway.admission import Bounds, RetryBudget
+from quire_gateway.admission import RetryBudget
 from quire_gateway.config import GatewayConfig
 from quire_gateway.discovery import Discovery, FileDiscovery
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.explain import Explainer, asked
-from quire_gateway.fleet import Fleet
+from quire_gateway.fleet import Bounds, Fleet
 from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
@@ -50,13 +50,14 @@ class Gateway:
         self._metrics = Metrics()
         self._access_log = AccessLog(config.access_log)
         self._models = ModelStore(config.tokenizer_threads)
-        self.fleet = Fleet()
+        bounds = Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s, config.saturation)
+        self.fleet = Fleet(bounds)
         self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s)
         self._proxy = Proxy(
             self.fleet,
             self._models,
             self._metrics,
-            Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s),
+            bounds,
             ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s),
             RetryBudget(config.retry_ratio),
             self._follower.watch,
@@ -130,7 +131,7 @@ class Gateway:
                     status, kind, body = self._pages.answer(route, request)
                 reply.send(status, [(b"content-type", kind)], body)
         except Refusal as refusal:
-            self._metrics.refused((exchange.namespace, exchange.deployment), refusal.code)
+            self._metrics.refused((exchange.namespace, exchange.deployment), refusal.code, exchange.key)
             exchange.outcome, exchange.detail = "refused", refusal.code
             headers = [
                 (b"content-type", JSON),

@@ -21,6 +21,8 @@ class _Children:
     duration: Histogram
     prompt_tokens: Counter
     cached_tokens: Counter
+    output_tokens: Counter
+    queued: Histogram
 
 
 class Metrics:
@@ -39,12 +41,23 @@ class Metrics:
         self._cached_tokens = self._counter(
             "cached_prompt_tokens", "Prompt tokens believed cached where they were sent."
         )
+        self._output_tokens = self._counter("output_tokens", "Tokens that replicas have answered with.")
+        self._queued = self._histogram("queue_seconds", "How long requests waited for a replica or their turn.")
+        self._key_requests = self._counter("key_requests", "Requests let in, by name of the API key.", "key")
+        self._key_refusals = self._counter(
+            "key_refusals",
+            "Refusals by name of the API key and reason.",
+            "key",
+            "reason",
+        )
+        self._key_input = self._counter("key_input_tokens", "Prompt tokens by name of the API key.", "key")
+        self._key_output = self._counter("key_output_tokens", "Output tokens by name of the API key.", "key")
         self._first_byte = self._histogram(
             "time_to_first_byte_seconds", "From the whole request to the first body byte."
         )
         self._duration = self._histogram("request_duration_seconds", "From the whole request to the answer's end.")
         self._in_flight = self._gauge("in_flight", "Requests at replicas now.")
-        self._held = self._gauge("held", "Requests that wait for a replica.")
+        self._held = self._gauge("held", "Requests that wait for a replica or their turn.")
         self._routable = self._gauge("replicas_routable", "Replicas that get requests.")
         self._replicas = self._gauge("replicas", "Replicas in the routing table.")
         self._index = self._gauge("index_blocks", "Distinct blocks in the prefix index.")
@@ -76,14 +89,26 @@ class Metrics:
                 self._duration.labels(*who),
                 self._prompt_tokens.labels(*who),
                 self._cached_tokens.labels(*who),
+                self._output_tokens.labels(*who),
+                self._queued.labels(*who),
             )
         return children
 
     def answered(self, who: tuple[str, str], code: int) -> None:
         self._requests.labels(*who, str(code)).inc()
 
-    def refused(self, who: tuple[str, str], reason: str) -> None:
+    def refused(self, who: tuple[str, str], reason: str, key: str) -> None:
         self._refusals.labels(*who, reason).inc()
+        if key:
+            self._key_refusals.labels(*who, key, reason).inc()
+
+    def served(self, who: tuple[str, str], key: str, input_tokens: int, output_tokens: int) -> None:
+        """A request that a replica has seen is over; `key` is the name of its API key."""
+        self.of(who).output_tokens.inc(output_tokens)
+        if key:
+            self._key_requests.labels(*who, key).inc()
+            self._key_input.labels(*who, key).inc(input_tokens)
+            self._key_output.labels(*who, key).inc(output_tokens)
 
     def picked(self, who: tuple[str, str], reason: str) -> None:
         self._picks.labels(*who, reason).inc()
@@ -108,7 +133,7 @@ class Metrics:
         self._replica_blocks.clear()
         for who, deployment in fleet.deployments.items():
             self._in_flight.labels(*who).set(deployment.in_flight)
-            self._held.labels(*who).set(deployment.held)
+            self._held.labels(*who).set(deployment.held + len(deployment.turns))
             self._routable.labels(*who).set(sum(replica.is_candidate for replica in deployment.replicas.values()))
             self._replicas.labels(*who).set(len(deployment.replicas))
             self._index.labels(*who).set(len(deployment.index))

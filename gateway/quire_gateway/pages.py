@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from quire_api import wire
-from quire_gateway.admission import authorize, holds_key, may_use
+from quire_gateway.admission import holds_key
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.fleet import DeploymentState, Fleet
 from quire_gateway.follow import Follower
@@ -71,16 +71,16 @@ class Pages:
 
     def _models(self, token: str) -> dict[str, Any]:
         names = self._fleet.names()
-        visible = [self._card(name, served) for name, served in names.items() if may_use(served, token)]
+        visible = [self._card(name, served) for name, served in names.items() if served.callers.may_use(token)]
         if names and not visible:
-            authorize(next(iter(names.values())), token)
+            next(iter(names.values())).callers.authorize(token)
         return {"object": "list", "data": visible}
 
     def _model(self, name: str, token: str) -> dict[str, Any]:
         deployment = self._fleet.serving(name)
         if deployment is None:
             raise Refusal(404, "model_not_found", f"The model {name[:200]!r} does not exist.", param="model")
-        authorize(deployment, token)
+        deployment.callers.authorize(token)
         return self._card(name, deployment)
 
     def _card(self, name: str, deployment: DeploymentState) -> dict[str, Any]:

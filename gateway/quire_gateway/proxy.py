@@ -12,12 +12,14 @@ import orjson
 from quire_api import wire
 from quire_api.replay import HEADER_REPLAY, MalformedReplay, Resume
 from quire_gateway.access_log import Exchange
-from quire_gateway.admission import Bounds, RetryBudget, Wait, admit, authorize, hold, may_use, salt_of
+from quire_gateway.admission import RetryBudget, begin, hold, rate_limit_headers, take_tokens
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Pick
 from quire_gateway.errors import Refusal
-from quire_gateway.fleet import DeploymentState, Excluded, Fleet, ReplicaState, Ticket
+from quire_gateway.fleet import Bounds, DeploymentState, Excluded, Fleet, ReplicaState, Ticket
 from quire_gateway.health import internal_headers
+from quire_gateway.keys import Caller
+from quire_gateway.limits import Permit
 from quire_gateway.load import Pace
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore, Prompt
@@ -27,6 +29,7 @@ from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, Request, forwardable
 from quire_gateway.routes import Route
 from quire_gateway.upstream import UpstreamFailure, request_bytes
+from quire_gateway.wait import Wait
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +75,18 @@ class Proxy:
         """
         body = parse_body(request.body)
         deployment = self._find(route, body, request.bearer_token(), exchange)
-        admit(deployment, self._bounds)
-        self._budget.request_came()
+        caller = deployment.callers.authorize(request.bearer_token())
+        exchange.key = caller.name
         loop, meter = asyncio.get_running_loop(), deployment.load
+        permit = begin(caller, deployment.table.name, loop.time())
+        self._budget.request_came()
         meter.began(loop.time())
+        life = _Life(self, route, request, reply, exchange, deployment, body, caller, permit)
         try:
-            await _Life(self, route, request, reply, exchange, deployment, body).run()
+            await life.run()
         finally:
             meter.ended(loop.time())
+            life.settle()
 
     def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
         model = body.get("model")
@@ -94,11 +101,10 @@ class Proxy:
             message = f"The model {model[:200]!r} does not exist. Served here: {_listed(self._visible(token))}."
             raise Refusal(404, "model_not_found", message, param="model")
         exchange.namespace, exchange.deployment = deployment.key
-        authorize(deployment, token)
         return deployment
 
     def _visible(self, token: str) -> list[str]:
-        return [name for name, served in self._fleet.names().items() if may_use(served, token)]
+        return [name for name, served in self._fleet.names().items() if served.callers.may_use(token)]
 
 
 class _Life:
@@ -113,8 +119,12 @@ class _Life:
         exchange: Exchange,
         deployment: DeploymentState,
         body: dict[str, Any],
+        caller: Caller,
+        permit: Permit,
     ) -> None:
         self._proxy = proxy
+        self._caller = caller
+        self._permit = permit
         self._route = route
         self._request = request
         self._reply = reply
@@ -139,9 +149,12 @@ class _Life:
         self._began_with: tuple[str, str] | None = None
         self._barren = 0
         """Replicas in a row that have failed on the stream without an event."""
-        self._salt = salt_of(deployment, request.bearer_token(), body)
-        if deployment.table.api_keys:
+        self._salt = caller.salt(body)
+        if caller.salt_seed is not None:
             self._headers.append((wire.HEADER_CACHE_SALT.encode(), self._salt.encode()))
+        if not deployment.callers.is_open and key:
+            # Else a client could go before other keys' requests by a `priority` of its own.
+            self._headers.append((wire.HEADER_PRIORITY.encode(), str(caller.key.priority).encode()))
 
     async def run(self) -> None:
         """
@@ -161,6 +174,7 @@ class _Life:
             replicas = await self._replicas()
             if choice is None:
                 choice = Choice(self._deployment, await self._prompt(replicas))
+                await self._turn()
                 replicas = await self._replicas()
             if not self._exchange.attempts:
                 self._chosen_at = self._loop.time()
@@ -175,6 +189,26 @@ class _Life:
                     return
             finally:
                 ticket.release()
+
+    async def _turn(self) -> None:
+        if self._route is Route.FORWARD:
+            return
+        deployment, rank = self._deployment, self._body.get("priority")
+        rank = rank if isinstance(rank, int) else 0
+        await deployment.turns.wait(self._caller, self._exchange.prompt_tokens, rank, self._wait, deployment.table.name)
+        self._exchange.queue_ms = round(self._wait.seconds * 1000, 3)
+        self._proxy._metrics.of(deployment.key).queued.observe(self._wait.seconds)
+
+    def settle(self) -> None:
+        """The request is over: count what it used."""
+        was_served = self._exchange.attempts > 0
+        self._permit.end(self._loop.time(), was_served=was_served)
+        if was_served:
+            exchange = self._exchange
+            exchange.output_tokens = self._permit.written
+            self._proxy._metrics.served(
+                self._deployment.key, exchange.key, exchange.prompt_tokens, exchange.output_tokens
+            )
 
     async def _replicas(self) -> list[ReplicaState]:
         while not (replicas := self._candidates()):
@@ -197,6 +231,9 @@ class _Life:
         info = next((replica.info for replica in replicas if replica.info is not None), None)
         request = self._request
         prompt = await self._proxy._models.prompt(request.path, self._body, len(request.body), info)
+        take_tokens(
+            self._permit, self._caller, self._deployment.table.name, prompt.count, self._body, self._loop.time()
+        )
         self._exchange.prompt_tokens = prompt.count
         self._proxy._metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
         return replace(prompt, salt=self._salt)
@@ -304,6 +341,7 @@ class _Life:
                 extra_headers=self._answer_headers(replica),
                 on_first_byte=lambda: self._first_byte(ticket),
                 pace=Pace(self._paced),
+                on_written=self._wrote,
                 silence_s=self._proxy._rules.silence_s,
                 pulse=replica.pulse,
                 record=record,
@@ -346,6 +384,10 @@ class _Life:
     def _paced(self, itl_s: float) -> None:
         self._deployment.load.itl.add(itl_s, self._loop.time())
 
+    def _wrote(self, tokens: int) -> None:
+        self._permit.wrote(tokens, self._loop.time())
+        self._deployment.turns.wrote(self._caller, tokens)
+
     def _answer_headers(self, replica: ReplicaState) -> Headers:
         exchange = self._exchange
         return [
@@ -356,6 +398,7 @@ class _Life:
             (wire.HEADER_ATTEMPTS.encode(), str(exchange.attempts).encode()),
             (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
             *self._wait.headers(),
+            *rate_limit_headers(self._caller, self._loop.time()),
         ]
 
     def _blame(self, replica: ReplicaState, generation: int, why: str, *, is_lost: bool) -> None:

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from quire_api.replay import HEADER_REPLAY, REPLAY_VERSION
 from quire_gateway.errors import error_event
 from quire_gateway.load import Pace
+from quire_gateway.output import OutputCount
 from quire_gateway.pulse import Pulse
 from quire_gateway.replay import Record
 from quire_gateway.reply import Reply
@@ -60,6 +61,7 @@ class Relay:
         extra_headers: Headers,
         on_first_byte: Callable[[], None],
         pace: Pace,
+        on_written: Callable[[int], None],
         silence_s: float,
         pulse: Pulse,
         record: Record | None = None,
@@ -75,6 +77,7 @@ class Relay:
         self._extra_headers = extra_headers
         self._on_first_byte = on_first_byte
         self._pace = pace
+        self._output = OutputCount(on_written)
         self._loop = asyncio.get_running_loop()
         self._headers: Headers = []
         self._is_accepted = False
@@ -100,6 +103,7 @@ class Relay:
         """Close the replica's connection: it stops working on the request."""
         self._timer.cancel()
         self._connection.close()
+        self._output.tell()
 
     def fail(self, failure: UpstreamFailure) -> None:
         """Drop the connection and whatever may still come over it: the replica counts as lost."""
@@ -133,6 +137,7 @@ class Relay:
         self._pulse.has_beaten = True
         if self._is_held_whole:
             self._held += data
+            self._output.saw_body(data)
             return
         if self._is_events:
             if self._held:
@@ -152,9 +157,12 @@ class Relay:
                 self._pace.saw(data, self._loop.time())
             if self.is_recorded and self.record is not None:
                 data = self.record.strip(data)
-                if self.record.failure:
-                    self._say_failed(data)
-                    return
+            self._output.saw_events(data)
+            if self.record is not None and self.record.failure:
+                self._say_failed(data)
+                return
+        else:
+            self._output.saw_body(data)
         if not self._is_accepted:
             if self.status in RETRIABLE:
                 self._held += data
@@ -215,6 +223,7 @@ class Relay:
     def _settle(self, end: End, failure: UpstreamFailure | None = None) -> None:
         if end is not End.TURNED_AWAY:
             self._timer.cancel()
+            self._output.end(is_stream=self._is_events)
         if not self.settled.done():
             self.settled.set_result(Outcome(end, failure))
 

@@ -263,6 +263,7 @@ def _route_steps(deployment: LLMDeployment, observed: Observed, *, is_refused: b
         deployment.spec.routing.policy,
         secret.name if secret else None,
         _wakes_on_request(deployment),
+        deployment.spec.access,
     )
     return [] if observed.routes.get(key) == route else [ServeRoute(key, route)]
 

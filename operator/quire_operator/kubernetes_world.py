@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from quire_api.access import read_api_keys
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.wire import AgentProgress, ModelShape
 from quire_operator.agents import Agents, is_fetching, loadings
@@ -49,6 +50,8 @@ class Memory:
     """What the API server refused (hash), until when that is believed, and its words."""
     shapes: dict[str, ModelShape] = field(default_factory=dict)
     """By revision, what an agent has told of the model's size."""
+    bad_keys: frozenset[str] = frozenset()
+    """What is wrong with entries of the API keys' Secret, as the log has it already."""
 
 
 @dataclass
@@ -258,9 +261,12 @@ class KubernetesWorld:
                 case _:
                     pass
         if key in routing.routes:
-            values = self._secrets.get(access.name) if access else {}
-            keys = None if values is None or (access and not values) else list(values.values())
-            routing.serve(key, routing.routes[key], internal_key, keys)
+            values = self._secrets.get(access.name) if access else None
+            keys, problems = read_api_keys(values or {}, self._deployment.spec.access)
+            for problem in set(problems) - self._memory.bad_keys:
+                log.warning("%s: the Secret %s: %s", key, access.name if access else "", problem)
+            self._memory.bad_keys = frozenset(problems)
+            routing.serve(key, routing.routes[key], internal_key, None if access and not keys else keys)
 
     async def _read_secrets(self) -> None:
         spec = self._deployment.spec

@@ -8,10 +8,12 @@ import base64
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from quire_api import wire
+from quire_api.access import wire_limits
 from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
 from quire_operator.world import Key, Route
 
@@ -51,8 +53,8 @@ class Routing:
         self.routes = {}
         self._written = None
 
-    def serve(self, key: Key, route: Route, internal_key: str, api_keys: list[str] | None) -> None:
-        """Let the deployment be found; `api_keys` None says that their Secret is missing, [] that everybody may ask."""
+    def serve(self, key: Key, route: Route, internal_key: str, api_keys: Sequence[wire.ApiKey] | None) -> None:
+        """Let the deployment be found; `api_keys` None: none of its keys is known; []: everybody may ask."""
         self.routes[key] = route
         self._entries[key] = wire.Deployment(
             name=key.name,
@@ -60,7 +62,9 @@ class Routing:
             served_names=list(route.served_names),
             policy=route.policy,
             internal_key=internal_key,
-            api_keys=[NOBODYS_KEY] if api_keys is None else sorted(api_keys),
+            api_keys=[NOBODYS_KEY] if api_keys is None else list(api_keys),
+            limits=wire_limits(route.access.limits),
+            shares_cache=route.access.shared_cache,
             scales_from_zero=route.scales_from_zero,
         )
         self._changed.set()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from quire_api.v1alpha1 import LLMDeployment, ModelFacts
+from quire_api.v1alpha1 import AccessSpec, LLMDeployment, ModelFacts
 
 
 @dataclass(frozen=True, order=True)
@@ -104,6 +104,8 @@ class Route:
     api_keys_secret: str | None = None
     scales_from_zero: bool = False
     """Its requests are to be held while it has no replica: the first of them brings one."""
+    access: AccessSpec = field(default_factory=AccessSpec)
+    """Limits of its keys, and whether they share a cache."""
 
 
 @dataclass(frozen=True)

@@ -119,12 +119,14 @@ class StubEngine:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        self.connections += 1
+        is_new = True
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 request_line, *lines = head.decode("latin-1").split("\r\n")[:-2]
                 method, path, _ = request_line.split(" ")
+                self.connections += is_new and path != "/internal/v1/kv-events"
+                is_new = False
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 answering = asyncio.ensure_future(self._answer(Seen(method, path, headers, body), writer))
@@ -157,7 +159,6 @@ class StubEngine:
                 return self._send(writer, 403, b"{}")
             return self._send(writer, 200, msgspec.json.encode(self.info()))
         if seen.path == "/internal/v1/kv-events":
-            self.connections -= 1
             if self.beats:
                 return await self._beat(writer)
             return self._send(writer, 404, b"{}")

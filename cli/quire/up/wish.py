@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from quire.up.commands import model_location
+from quire_api.access import read_api_keys
 from quire_api.errors import UserError
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_documents import InvalidResource, Manifest, Secret, parse_manifest
@@ -81,8 +82,6 @@ class Wish:
             spec = deployment.spec
             if spec.pod_template is not None:
                 said.append(f"{key}: spec.podTemplate has no effect without a cluster")
-            if spec.access.limits is not None:
-                said.append(f"{key}: spec.access.limits are not enforced")
         return said
 
 
@@ -125,4 +124,7 @@ def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret
                 )
             elif not secret.values:
                 problems.append(f"{where}, {path}: the Secret {reference.name} is empty; put a key under stringData")
+            elif path == "spec.access.apiKeysSecretRef":
+                found = read_api_keys(secret.values, spec.access)[1]
+                problems += [f"{where}, {path}: the Secret {reference.name}, {problem}" for problem in found]
     return problems

@@ -19,6 +19,7 @@ from quire.up.process import Child
 from quire.up.replica import STOP_GRACE_S, UNHEALTHY_AFTER, LocalReplica, free_port
 from quire.up.state import StateDir, write_atomically
 from quire_api import wire
+from quire_api.access import read_api_keys, wire_limits
 from quire_api.v1alpha1 import LLMDeployment, ModelFacts
 from quire_api.v1alpha1_documents import Secret
 from quire_api.v1alpha1_values import duration_seconds
@@ -184,7 +185,9 @@ class LocalWorld:
             served_names=list(route.served_names),
             policy=route.policy,
             internal_key=self._internal_key(key),
-            api_keys=sorted(secret.values.values()) if secret else [],
+            api_keys=list(read_api_keys(secret.values, route.access)[0]) if secret else [],
+            limits=wire_limits(route.access.limits),
+            shares_cache=route.access.shared_cache,
             scales_from_zero=route.scales_from_zero,
             replicas=[
                 wire.Replica(id=replica.id, url=replica.url, is_draining=replica.is_draining)

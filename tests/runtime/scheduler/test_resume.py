@@ -24,6 +24,7 @@ def take_over(there: Any, here: Any, cut: Callable[[int], int]) -> None:
         here.requests[handle] = request
         for choice, kept_tokens in enumerate(outputs):
             here.outputs[handle, choice] = list(kept_tokens)
+            here.finish.pop((handle, choice), None)
             if choice in ended:
                 here.finish[handle, choice] = there.finish[handle, choice]
         if len(ended) < request.params.n:
