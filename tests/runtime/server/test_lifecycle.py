@@ -33,6 +33,12 @@ def is_quiet(server) -> bool:
     return all(server.metric(name) == 0 for name in names)
 
 
+def engine_of(server) -> psutil.Process:
+    [engine] = psutil.Process(server.process.pid).children()
+    assert "quire_runtime.engine.process" in engine.cmdline()
+    return engine
+
+
 def events(lines) -> list:
     return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
@@ -132,28 +138,31 @@ def test_more_than_the_queue_holds_is_429_with_retry_after(guarded):
 
 
 def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
-    server = start_server("--num-gpu-blocks-override", "600", wait=False)
+    patience = str(DEADLINE_S)
+    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", patience, wait=False)
 
     def probe(path: str) -> int:
         try:
-            return httpx.get(f"{server.url}{path}", timeout=30).status_code
+            return httpx.get(f"{server.url}{path}", timeout=DEADLINE_S).status_code
         except httpx.ConnectError:
             return 0
 
     eventually(lambda: probe("/health") == 200)
     if probe("/ready") == 503:
-        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=30)
+        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
         assert refused.status_code in (200, 503)
     server.wait_ready()
     with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 400}) as answer:
         lines = answer.iter_lines()
         next(lines)
+        engine_of(server).suspend()
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: probe("/ready") == 503)
-        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=30)
+        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert refused.headers["retry-after"]
         assert probe("/health") == 200
+        engine_of(server).resume()
         rest = events(lines)
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
@@ -174,15 +183,10 @@ def test_what_does_not_end_in_time_is_told_so(start_server):
 
 def test_the_death_of_the_engine_ends_the_server(start_server):
     server = start_server("--num-gpu-blocks-override", "600")
-    [engine] = [
-        child
-        for child in psutil.Process(server.process.pid).children(recursive=True)
-        if "quire_runtime.engine.process" in child.cmdline()
-    ]
     with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
         lines = answer.iter_lines()
         next(lines)
-        engine.kill()
+        engine_of(server).kill()
         rest = events(lines)
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["error"]["type"] == "service_unavailable"
