@@ -135,6 +135,7 @@ def test_each_rule_of_the_api_server_is_also_a_rule_of_the_models():
         {**base, "metadata": {"name": "x" * 51}, "spec": {"model": model}},
         {**base, "spec": {"model": {"source": "a/b"}}},
         {**base, "spec": {"model": {"source": "s3://a/b", "revision": "main"}}},
+        {**base, "spec": {"model": {"source": "pvc://claim/model", "volume": {"size": "1Gi"}}}},
         {**base, "spec": {"model": model, "engine": {"extraArgs": ["--port", "1"]}}},
         {**base, "spec": {"model": model, "engine": {"device": "cuda"}}},
         {**base, "spec": {"model": model, "engine": {"device": "cpu"}, "resources": {"gpus": 1}}},
