@@ -206,6 +206,30 @@ class GatewayLoad(msgspec.Struct, kw_only=True):
     version: int = WIRE_VERSION
 
 
+class PeerCount(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One of a gateway's own counts, for other gateways before the same replicas."""
+
+    kind: Literal["replica", "key"]
+    where: tuple[str, str, str]
+    """Namespace, deployment, and the replica's id or the key's name."""
+    in_flight: int = 0
+    """Requests at the replica, or of the key."""
+    tokens: int = 0
+    """Of a replica: prompt tokens whose first byte is still to come. Of a key: output tokens reserved."""
+    used: tuple[int, int, int] = (0, 0, 0)
+    """Of a key: requests, prompt tokens and output tokens since the gateway started."""
+
+
+class PeerFrame(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of GET /internal/v1/peers of a gateway: all its counts, then those that have changed."""
+
+    gateway: str
+    """Changes with every start of the gateway process."""
+    is_snapshot: bool = False
+    counts: list[PeerCount] = []
+    version: int = WIRE_VERSION
+
+
 class ReplicaScore(msgspec.Struct, kw_only=True):
     """What the choice of a replica saw of one of them."""
 

@@ -40,6 +40,9 @@ class GatewayConfig(BaseSettings):
         repr=False,
         description="Key that /internal/* asks for; empty leaves it open.",
     )
+    peers: str = Field(
+        "", description="HOST:PORT of the other gateways, comma-separated; a name stands for all its addresses."
+    )
     access_log: str = Field(
         "-", description="File for the access log (JSON lines); `-` is standard output, empty is off."
     )

@@ -154,7 +154,14 @@ class ReplicaState:
 class DeploymentState:
     """One deployment: its replicas, its index, its policy."""
 
-    def __init__(self, table: wire.Deployment, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        table: wire.Deployment,
+        bounds: Bounds | None = None,
+        others: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        """others: of each replica, by its id, requests in flight and tokens queued that other gateways have there."""
+        self.others = {} if others is None else others
         self.bounds = bounds = bounds or Bounds()
         self.callers = Callers()
         self.serve(table)
@@ -173,6 +180,10 @@ class DeploymentState:
     def key(self) -> tuple[str, str]:
         return self.table.namespace, self.table.name
 
+    def others_at(self, replica: str) -> tuple[int, int]:
+        """Requests in flight and tokens queued there by other gateways."""
+        return self.others.get(replica, (0, 0))
+
     def serve(self, table: wire.Deployment) -> None:
         """Take over names, keys and limits."""
         self.table = table
@@ -182,7 +193,7 @@ class DeploymentState:
         room = -promised
         for replica in self.replicas.values():
             if replica.is_candidate:
-                room += replica.slots(self.bounds) - replica.in_flight
+                room += replica.slots(self.bounds) - replica.in_flight - self.others_at(replica.id)[0]
         return room > 0
 
     @property
@@ -216,7 +227,14 @@ class DeploymentState:
 
 def candidate(replica: ReplicaState, cached_tokens: int) -> Candidate:
     """`replica` as the policies see it."""
-    return Candidate(replica.id, replica.in_flight, replica.queued_tokens, cached_tokens, replica.last_used)
+    in_flight, queued_tokens = replica.deployment.others_at(replica.id)
+    return Candidate(
+        replica.id,
+        replica.in_flight + in_flight,
+        replica.queued_tokens + queued_tokens,
+        cached_tokens,
+        replica.last_used,
+    )
 
 
 def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:
@@ -246,7 +264,9 @@ class Fleet:
         self._bounds = bounds or Bounds()
         self.deployments: dict[tuple[str, str], DeploymentState] = {}
         self._by_name: dict[str, DeploymentState] = {}
-        self._id = uuid.uuid4().hex
+        self.id = uuid.uuid4().hex
+        self.others: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+        """By deployment and replica: requests in flight and tokens queued there by other gateways."""
 
     def apply(self, table: wire.RoutingTable) -> list[ReplicaState]:
         """Take over `table`; the replicas that are new (or at a new address) and have to be probed.
@@ -261,7 +281,11 @@ class Fleet:
         kept: dict[tuple[str, str], DeploymentState] = {}
         for entry in table.deployments:
             key = entry.namespace, entry.name
-            deployment = kept.get(key) or self.deployments.get(key) or DeploymentState(entry, self._bounds)
+            deployment = (
+                kept.get(key)
+                or self.deployments.get(key)
+                or DeploymentState(entry, self._bounds, self.others.setdefault(key, {}))
+            )
             if deployment.table.policy != entry.policy:
                 deployment.policy = POLICIES[entry.policy]()
             deployment.serve(entry)
@@ -320,7 +344,7 @@ class Fleet:
         """What the scaling law steers by."""
         now = asyncio.get_running_loop().time()
         return wire.GatewayLoad(
-            gateway=self._id, window_s=WINDOW_S, deployments=[load_of(each, now) for each in self.deployments.values()]
+            gateway=self.id, window_s=WINDOW_S, deployments=[load_of(each, now) for each in self.deployments.values()]
         )
 
     def _apply_replicas(self, deployment: DeploymentState, entry: wire.Deployment) -> list[ReplicaState]:

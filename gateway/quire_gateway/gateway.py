@@ -10,7 +10,7 @@ from quire_api.errors import UserError
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_gateway.access_log import AccessLog, Exchange
 from quire_gateway.admission import RetryBudget
-from quire_gateway.config import GatewayConfig
+from quire_gateway.config import BadConfig, GatewayConfig
 from quire_gateway.discovery import Discovery, FileDiscovery
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.explain import Explainer, asked
@@ -19,6 +19,7 @@ from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
 from quire_gateway.pages import Pages
+from quire_gateway.peer_follow import Peers
 from quire_gateway.proxy import ForwardRules, Proxy, parse_body
 from quire_gateway.reply import Reply
 from quire_gateway.request import Request
@@ -42,6 +43,7 @@ class Gateway:
         Raises:
             NoDiscovery: there is neither `discovery` nor a routing table in `config`.
             NoCluster: the table is in a cluster to which there is no way.
+            BadConfig: a peer's name cannot be understood.
             BadCertificate: TLS is asked for with files that make no certificate.
         """
         if discovery is None:
@@ -64,6 +66,7 @@ class Gateway:
         )
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
         self._explainer = Explainer(self.fleet, self._models)
+        self.peers = Peers(self.fleet, _peer_names(config), config.internal_key)
         self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
         self._certificate = _certificate_of(config)
         self._renewal: asyncio.Task[None] | None = None
@@ -92,6 +95,7 @@ class Gateway:
             self.tls_port = await self._server.start(self._config.host, self._config.tls_port, tls)
             self._renewal = asyncio.create_task(self._certificate.follow())
         self._follower.start()
+        self.peers.start()
 
     async def drain(self) -> None:
         """Say not ready, finish what is in flight (up to the configured time), then close.
@@ -104,6 +108,7 @@ class Gateway:
         self._turns_away = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_idle.wait(), self._config.shutdown_timeout_s)
+        self.peers.stop_telling()
         self._server.close_when_idle()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._server.wait_closed(), _LAST_BYTES_S)
@@ -115,6 +120,7 @@ class Gateway:
         self._server.abort()
         if self._renewal is not None:
             self._renewal.cancel()
+        await self.peers.close()
         await self._follower.close()
         self._models.close()
 
@@ -124,6 +130,9 @@ class Gateway:
             route = find_route(request.method, request.path)
             if route in _PROXIED:
                 await self._forward(route, request, reply, exchange)
+            elif route is Route.PEERS:
+                self._pages.check_internal(request)
+                await self.peers.tell(reply)
             else:
                 if route is Route.EXPLAIN:
                     status, kind, body = 200, JSON, await self._explain(request)
@@ -188,6 +197,15 @@ def _certificate_of(config: GatewayConfig) -> Certificate | None:
     if config.tls_certificate is None or config.tls_key is None:
         raise BadCertificate("TLS needs both --tls-certificate FILE and --tls-key FILE.")
     return Certificate(config.tls_certificate, config.tls_key)
+
+
+def _peer_names(config: GatewayConfig) -> list[str]:
+    names = [name.strip() for name in config.peers.split(",") if name.strip()]
+    for name in names:
+        host, _, port = name.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise BadConfig(f"--peers: {name!r} must have the form HOST:PORT, for example quire-gateway-peers:8000.")
+    return names
 
 
 def _discovery_of(config: GatewayConfig) -> Discovery:

@@ -20,6 +20,7 @@ class Route(Enum):
     VERSION = auto()
     REPLICAS = auto()
     LOAD = auto()
+    PEERS = auto()
     EXPLAIN = auto()
 
 
@@ -39,6 +40,7 @@ _TABLE: dict[str, tuple[frozenset[str], Route]] = {
     "/version": (_READ, Route.VERSION),
     "/internal/v1/replicas": (_READ, Route.REPLICAS),
     "/internal/v1/load": (_READ, Route.LOAD),
+    "/internal/v1/peers": (frozenset({"GET"}), Route.PEERS),
     "/debug/route": (_READ | _WRITE, Route.EXPLAIN),
 }
 

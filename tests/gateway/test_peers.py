@@ -1,0 +1,184 @@
+"""Several gateways before the same replicas: each knows what the others have in flight and what keys have used."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire_api import wire
+from quire_gateway.config import BadConfig, GatewayConfig
+from quire_gateway.gateway import Gateway
+from quire_gateway.peers import changes
+
+ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
+FOREVER_S = 1000.0
+COUNTS = st.dictionaries(st.integers(0, 5), st.integers(1, 9))
+
+
+def place(number):
+    return "replica", ("n", "d", f"r{number}")
+
+
+@settings(max_examples=100)
+@given(COUNTS, COUNTS)
+def test_who_knows_the_old_counts_and_the_changes_knows_the_new(before, after):
+    old, new = (
+        {place(n): wire.PeerCount(kind="replica", where=place(n)[1], in_flight=m) for n, m in counts.items()}
+        for counts in (before, after)
+    )
+    known = dict(old)
+    for count in changes(old, new):
+        if count.in_flight:
+            known[count.kind, count.where] = count
+        else:
+            known.pop((count.kind, count.where))
+    assert known == new
+
+
+@pytest.mark.parametrize("peers", ["x", "x:", ":80", "x:y", "x:99999", "a:1,b"])
+async def test_names_that_cannot_be_understood_are_refused(peers, tmp_path):
+    with pytest.raises(BadConfig, match="HOST:PORT"):
+        Gateway(GatewayConfig(routing_table=tmp_path / "t", access_log="", peers=peers))
+
+
+@pytest.fixture
+async def make_pair(make_world, unused_tcp_port_factory):
+    """Two gateways that know each other, behind one table."""
+    ports = [unused_tcp_port_factory() for _ in range(2)]
+    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
+    others = []
+
+    async def make(*args, **config):
+        config |= {"peers": peers, "internal_key": "inner"}
+        world = await make_world(*args, port=ports[0], **config)
+        settings = {"port": ports[1], "routing_table": world.table_path, "access_log": "", **config}
+        other = Gateway(GatewayConfig(**settings))
+        others.append(other)
+        await other.start()
+        await world.until(lambda: sum(each.is_candidate for each in other.fleet.replicas()) == len(world.engines))
+        await world.until(lambda: other.peers.listening and world.gateway.peers.listening)
+        return world, other
+
+    yield make
+    for other in others:
+        await other.close()
+
+
+def client(gateway, key="none"):
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=60.0)
+
+
+async def ask(gateway, key="none"):
+    return await client(gateway, key).chat.completions.with_raw_response.create(**ASK)
+
+
+async def test_each_counts_what_the_other_has_in_flight_until_it_ends(make_pair):
+    world, other = await make_pair(2)
+    for engine in world.engines.values():
+        engine.first_delay_s = FOREVER_S
+    asking = [asyncio.ensure_future(ask(world.gateway)) for _ in range(2)]
+    mine, theirs = world.gateway.fleet.serving("m"), other.fleet.serving("m")
+    await world.until(lambda: sum(each[0] for each in theirs.others.values()) == 2)
+    assert mine.others == {}
+    assert sum(each[1] for each in theirs.others.values()) > 0
+    for each in asking:
+        each.cancel()
+    await world.until(lambda: theirs.others == {})
+
+
+async def test_a_request_goes_where_neither_gateway_has_one(make_pair):
+    world, other = await make_pair(2)
+    for engine in world.engines.values():
+        engine.first_delay_s = FOREVER_S
+    asking = [asyncio.ensure_future(ask(world.gateway))]
+    await world.until(lambda: other.fleet.serving("m").others)
+    asking.append(asyncio.ensure_future(ask(other)))
+    await world.until(lambda: [len(engine.seen) for engine in world.engines.values()] == [1, 1])
+    for each in asking:
+        each.cancel()
+
+
+async def test_together_they_give_a_replica_no_more_than_it_can_work_on(make_pair):
+    world, other = await make_pair(1, max_in_flight_per_replica=1)
+    engine = world.engines["r0"]
+    engine.first_delay_s = FOREVER_S
+    first = asyncio.ensure_future(ask(world.gateway))
+    theirs = other.fleet.serving("m")
+    await world.until(lambda: theirs.others)
+    second = asyncio.ensure_future(ask(other))
+    await world.until(lambda: len(theirs.turns) == 1)
+    engine.first_delay_s = 0.0
+    first.cancel()
+    assert (await second).headers["x-quire-queue-position"] == "1"
+
+
+async def test_a_keys_limits_hold_over_both(make_pair):
+    key = wire.ApiKey(name="alice", key="sk", limits=wire.KeyLimits(requests_per_minute=2, concurrency=1))
+    world, other = await make_pair(1, {"api_keys": [key]})
+    theirs = other.fleet.serving("m").callers.named("alice").usage
+    loop = asyncio.get_running_loop()
+    await ask(world.gateway, "sk")
+    await world.until(lambda: theirs.requests.total(loop.time()) == 1)
+    await ask(other, "sk")
+    mine = world.gateway.fleet.serving("m").callers.named("alice").usage
+    await world.until(lambda: mine.requests.total(loop.time()) == 2)
+    for gateway in (world.gateway, other):
+        with pytest.raises(openai.RateLimitError) as caught:
+            await ask(gateway, "sk")
+        assert caught.value.code == "request_limit"
+
+
+async def test_its_counts_need_the_internal_key(make_pair):
+    world, _ = await make_pair(1)
+    async with world.http() as http:
+        assert (await http.get("/internal/v1/peers")).status_code == 401
+
+
+async def test_a_gateway_alone_listens_to_nobody_not_to_itself_either(make_world, unused_tcp_port):
+    world = await make_world(1, port=unused_tcp_port, peers=f"localhost:{unused_tcp_port}")
+    await world.until(lambda: world.gateway.peers._selves)
+    await ask(world.gateway)
+    assert not world.gateway.peers.listening
+    assert world.gateway.fleet.serving("m").others == {}
+
+
+async def test_a_gateway_killed_is_forgotten_and_one_started_is_heard(make_world, unused_tcp_port_factory):
+    ports = [unused_tcp_port_factory() for _ in range(2)]
+    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
+    world = await make_world(1, port=ports[0], peers=peers, internal_key="inner")
+    deployment = world.gateway.fleet.serving("m")
+    flags = ["--routing-table", str(world.table_path), "--port", str(ports[1]), "--peers", peers, "--access-log", ""]
+
+    async def start():
+        process = await asyncio.to_thread(
+            subprocess.Popen,
+            [sys.executable, "-m", "quire_gateway", *flags],
+            env={**os.environ, "QUIRE_INTERNAL_KEY": "inner"},
+            stderr=subprocess.DEVNULL,
+        )
+        await world.until(lambda: world.gateway.peers.listening)
+        return process
+
+    client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{ports[1]}/v1", api_key="x", max_retries=0, timeout=60.0)
+    process = await start()
+    try:
+        world.engines["r0"].first_delay_s = FOREVER_S
+        asking = [asyncio.ensure_future(client.chat.completions.create(**ASK)) for _ in range(3)]
+        await world.until(lambda: deployment.others.get("r0", (0, 0))[0] == 3)
+        process.send_signal(signal.SIGKILL)
+        await world.until(lambda: deployment.others == {} and not world.gateway.peers.listening)
+        await asyncio.gather(*asking, return_exceptions=True)
+        world.engines["r0"].first_delay_s = 0.0
+        await ask(world.gateway)
+        process.wait()
+        process = await start()
+        assert (await client.chat.completions.create(**ASK)).choices
+    finally:
+        process.kill()
+        process.wait()
