@@ -56,7 +56,8 @@ class Choice:
         """The policy's choice among `replicas` (at least one); changes nothing."""
         cached = self._cached_tokens(replicas)
         candidates = [candidate(replica, cached.get(replica.id, 0)) for replica in replicas]
-        return self._deployment.policy.pick(self._prompt.count, candidates)
+        chain = self._chain(replicas[0])
+        return self._deployment.policy.pick(self._prompt.count, candidates, (chain and chain.at(0)) or b"")
 
     def miss(self, pick: Pick) -> str:
         """Why `pick`'s replica has no more of the prompt's full blocks cached; empty if it has them all.

@@ -2,15 +2,20 @@
 
 import random
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from math import ceil
 from typing import Protocol
 
 from quire_gateway.cost import Candidate, LoadBound, Pick, pick_lowest_cost, score
 
 
 class Policy(Protocol):
-    """Chooses among routable replicas; at least one is given."""
+    """Chooses among routable replicas; at least one is given.
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick: ...
+    beginning: the key of the prompt's first block; empty for a prompt of no full block, or of unknown tokens.
+    """
+
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick: ...
 
 
 class PrefixCost:
@@ -19,14 +24,14 @@ class PrefixCost:
     def __init__(self, bound: LoadBound | None = None) -> None:
         self._bound = bound or LoadBound()
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
         return pick_lowest_cost(prompt_tokens, candidates, self._bound)
 
 
 class LeastLoad:
     """Fewest requests in flight; ties go to the least recently used."""
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
         chosen = min(candidates, key=lambda candidate: (candidate.in_flight, candidate.last_used))
         return _pick(chosen, "least-load", prompt_tokens, candidates)
 
@@ -34,7 +39,7 @@ class LeastLoad:
 class RoundRobin:
     """Each in turn."""
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
         chosen = min(candidates, key=lambda candidate: candidate.last_used)
         return _pick(chosen, "round-robin", prompt_tokens, candidates)
 
@@ -45,8 +50,27 @@ class Random:
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
         return _pick(self._rng.choice(candidates), "random", prompt_tokens, candidates)
+
+
+class ConsistentHash:
+    """Prompts that begin alike go to one replica, within a load bound; the next replica in their order takes the rest.
+
+    Highest random weight (Thaler and Ravishankar 1998) gives each beginning an order of the replicas that others'
+    coming and going does not change; the bound is that of consistent hashing with bounded loads (Mirrokni et al. 2016).
+    """
+
+    def __init__(self, bound: LoadBound | None = None) -> None:
+        self._bound = bound or LoadBound(factor=1.25, floor=1)
+
+    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
+        limit = ceil(self._bound.limit(candidates))
+        ordered = sorted(candidates, key=lambda candidate: _weight(beginning, candidate.replica), reverse=True)
+        # The least busy one is always within, for the bound is the mean or more, this request counted, rounded up.
+        chosen = next(candidate for candidate in ordered if candidate.in_flight < limit)
+        reason = "consistent-hash" if chosen is ordered[0] else "load-bound"
+        return _pick(chosen, reason, prompt_tokens, candidates)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -54,8 +78,13 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "leastLoad": LeastLoad,
     "roundRobin": RoundRobin,
     "random": Random,
+    "consistentHash": ConsistentHash,
 }
 """Every policy under the name that a deployment gives."""
+
+
+def _weight(beginning: bytes, replica: str) -> bytes:
+    return blake2b(replica.encode(), digest_size=8, key=beginning[:64]).digest()
 
 
 def _pick(chosen: Candidate, reason: str, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:

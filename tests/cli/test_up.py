@@ -366,10 +366,6 @@ class TestRefusedAtTheStart:
         up.file.write_text(up.file.read_text().replace("file://models/tiny", "pvc://claim/model"))
         assert "pvc:// needs a cluster; here file://, hf://, s3:// and oci:// can be served" in self.refusal(up)
 
-    def test_a_policy_that_the_gateway_does_not_know(self, up):
-        up.write(more="routing: {policy: consistentHash}")
-        assert "spec.routing.policy: this gateway does not know consistentHash" in self.refusal(up)
-
     def test_a_secret_that_is_not_in_the_file(self, up):
         up.write(more="access: {apiKeysSecretRef: {name: keys}}")
         assert "spec.access.apiKeysSecretRef: add the Secret keys to the file" in self.refusal(up)

@@ -1,13 +1,17 @@
 """The choice of a replica: arithmetic, bounds, ties."""
 
 import random
+from collections import Counter
+from math import ceil
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire_api.v1alpha1 import RoutingSpec
 from quire_gateway.cost import Candidate, LoadBound, pick_lowest_cost
-from quire_gateway.policies import POLICIES, Random
+from quire_gateway.policies import POLICIES, ConsistentHash, Random
 
 
 def candidate(replica, in_flight=0, queued=0, cached=0, last_used=0):
@@ -117,7 +121,7 @@ def test_the_same_numbers_give_the_same_pick_in_any_order(prompt, candidates):
 @pytest.mark.parametrize("name", POLICIES)
 @given(prompt=st.integers(1, 100), candidates=some_candidates)
 def test_every_policy_picks_a_candidate_and_shows_its_numbers(name, prompt, candidates):
-    pick = POLICIES[name]().pick(prompt, candidates)
+    pick = POLICIES[name]().pick(prompt, candidates, b"key")
     chosen = next(each for each in candidates if each.replica == pick.replica)
     assert pick.cached_tokens == chosen.cached_tokens
     assert len(pick.scores) == len(candidates)
@@ -126,7 +130,46 @@ def test_every_policy_picks_a_candidate_and_shows_its_numbers(name, prompt, cand
 def test_policies_by_name():
     busy = candidate("busy", in_flight=4, cached=900, last_used=1)
     idle = candidate("idle", in_flight=0, last_used=2)
-    picked = {name: POLICIES[name]().pick(1000, [busy, idle]).replica for name in POLICIES if name != "random"}
+    picked = {
+        name: POLICIES[name]().pick(1000, [busy, idle]).replica for name in ("prefixCost", "leastLoad", "roundRobin")
+    }
     assert picked == {"prefixCost": "busy", "leastLoad": "idle", "roundRobin": "busy"}
     rng = Random(random.Random(0))
     assert {rng.pick(1, [busy, idle]).replica for _ in range(20)} == {"busy", "idle"}
+
+
+def test_what_a_resource_may_name_is_what_there_is():
+    assert set(get_args(RoutingSpec.model_fields["policy"].annotation)) == set(POLICIES)
+
+
+KEYS = [b"key%d" % number for number in range(400)]
+
+
+def homes(replicas):
+    idle = [candidate(name) for name in replicas]
+    return {key: ConsistentHash().pick(10, idle, key).replica for key in KEYS}
+
+
+def test_prompts_that_begin_alike_meet_and_others_spread():
+    spread = Counter(homes("abcd").values())
+    assert set(spread) == set("abcd")
+    assert max(spread.values()) < 2 * len(KEYS) / 4
+
+
+def test_a_replica_that_goes_moves_only_its_own_prompts():
+    before, after = homes("abcd"), homes("abd")
+    assert all(after[key] == before[key] for key in KEYS if before[key] != "c")
+
+
+def test_a_hot_beginning_runs_over_to_the_next_replica_of_its_order():
+    home = homes("ab")[KEYS[0]]
+    other = "b" if home == "a" else "a"
+    pick = ConsistentHash().pick(10, [candidate(home, in_flight=7), candidate(other, in_flight=2)], KEYS[0])
+    assert (pick.replica, pick.reason) == (other, "load-bound")  # 7 + 1 > 7 = 1.25 x 10 / 2, rounded up
+
+
+@given(some_candidates)
+def test_a_hashed_pick_is_within_the_bound(candidates):
+    pick = ConsistentHash().pick(10, candidates, b"key")
+    chosen = next(each for each in candidates if each.replica == pick.replica)
+    assert chosen.in_flight + 1 <= ceil(1.25 * (sum(each.in_flight for each in candidates) + 1) / len(candidates))

@@ -135,6 +135,13 @@ async def test_the_policy_of_the_deployment_rules(make_world):
     assert [len(engine.seen) for engine in world.engines.values()] == [2, 2]
 
 
+async def test_consistent_hashing_brings_what_begins_alike_to_one_replica(make_world):
+    world = await make_world(4, {"policy": "consistentHash"})
+    answers = [await ask(world, words(0, 40) + " " + words(100 * number, 10)) for number in range(6)]
+    assert {reason for _, reason, _ in answers} == {"consistent-hash"}
+    assert sorted(len(engine.seen) for engine in world.engines.values()) == [0, 0, 0, 6]
+
+
 @pytest.mark.parametrize(
     "broken", [b"", b"{", b"[]", b'{"deployments": [{"name": 1}]}', b'{"deployments": [{"policy": "x"}]}']
 )

@@ -9,7 +9,6 @@ from quire_api.access import read_api_keys
 from quire_api.errors import UserError
 from quire_api.v1alpha1 import LLMDeployment
 from quire_api.v1alpha1_documents import InvalidResource, Manifest, Secret, parse_manifest
-from quire_gateway.policies import POLICIES
 from quire_operator.world import Key
 
 LOCAL_SCHEMES = ("file://", "hf://", "s3://", "oci://")
@@ -106,11 +105,6 @@ def _local_problems(manifest: Manifest, secrets: Mapping[tuple[str, str], Secret
         if source.startswith("file://") and not location.is_dir():
             what = "is no directory" if location.exists() else "does not exist"
             problems.append(f"{where}, spec.model.source: {location} {what}; paths are relative to the file's folder")
-        if spec.routing.policy not in POLICIES:
-            known = ", ".join(POLICIES)
-            problems.append(
-                f"{where}, spec.routing.policy: this gateway does not know {spec.routing.policy}; it knows {known}"
-            )
         for path, reference in (
             ("spec.access.apiKeysSecretRef", spec.access.api_keys_secret_ref),
             ("spec.model.auth.secretRef", spec.model.auth.secret_ref if spec.model.auth else None),
