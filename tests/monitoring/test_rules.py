@@ -220,7 +220,7 @@ def test_the_rules_are_valid():
 def test_every_alert_fires_where_it_should_and_nowhere_else(tmp_path):
     file = tmp_path / "tests.yaml"
     file.write_text(yaml.safe_dump(promtool_tests()))
-    # promtool has deadlines of its own, which a busy machine may miss; rules that are wrong fail each time.
+    # promtool may look at an alert before the recording rule of that minute has run; wrong rules fail each time.
     for _ in range(3):
         done = subprocess.run([need("promtool"), "test", "rules", file], capture_output=True, text=True, check=False)
         if done.returncode == 0:
