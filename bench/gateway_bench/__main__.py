@@ -1,4 +1,4 @@
-"""The numbers of the gateway: routing quality, autoscaling, decision speed, overhead, chaos.
+"""The numbers of the gateway: routing quality, autoscaling, decision speed, convergence, overhead, chaos.
 
     make bench-gateway                                      everything, about half an hour on two free cores
     PYTHONPATH=bench .venv/bin/python -m gateway_bench quality --workloads ladder-73 --seconds 30
@@ -43,6 +43,8 @@ def main() -> None:
     decision = parts.add_parser("decision", help="time of a choice, memory of the index")
     decision.add_argument("--replicas", type=int, default=100)
     decision.add_argument("--blocks", type=int, default=100_000, help="of each replica")
+    convergence = parts.add_parser("convergence", help="how soon gateways know of one another")
+    convergence.add_argument("--rounds", type=int, default=10)
     overhead = parts.add_parser("overhead", help="beside nginx and LiteLLM's proxy over real HTTP")
     overhead.add_argument("--seconds", type=float, default=4.0, help="of each load")
     overhead.add_argument("--rounds", type=int, default=3)
@@ -126,6 +128,12 @@ def _decision(given: argparse.Namespace) -> dict[str, Any]:
     return decision.measure(given.replicas, given.blocks)
 
 
+def _convergence(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import convergence
+
+    return asyncio.run(convergence.measure(given.rounds))
+
+
 def _overhead(given: argparse.Namespace) -> dict[str, Any]:
     from gateway_bench import overhead
 
@@ -142,6 +150,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "quality": _quality,
     "scaling": _scaling,
     "decision": _decision,
+    "convergence": _convergence,
     "overhead": _overhead,
     "chaos": _chaos,
 }

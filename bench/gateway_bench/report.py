@@ -53,6 +53,7 @@ def write() -> None:
         ("quality", _quality),
         ("scaling", _scaling),
         ("decision", _decision),
+        ("convergence", _convergence),
         ("overhead", _overhead),
         ("chaos", _chaos),
     ):
@@ -193,6 +194,12 @@ def _decision(result: dict[str, Any]) -> list[str]:
         f"({result['index_entries']:,} of them, {result['index_distinct_blocks']:,} distinct).",
         "",
     ]
+
+
+def _convergence(result: dict[str, Any]) -> list[str]:
+    rows = [(row["what"], row["p50_ms"], row["most_ms"]) for row in result["rows"]]
+    lines = ["## Several gateways: how soon they know of one another", "", *result["notes"], ""]
+    return lines + _table(["what", "p50 ms", "most ms"], rows)
 
 
 def _overhead(result: dict[str, Any]) -> list[str]:

@@ -65,11 +65,14 @@ def up(
     host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.")] = 8000,
     state_dir: Annotated[Path | None, typer.Option(help="Folder for status and logs.")] = None,
+    gateway_workers: Annotated[
+        int, typer.Option(help="Processes of the gateway, for loads that one core cannot carry.", min=1, max=64)
+    ] = 1,
 ) -> None:
     """Serve the LLMDeployments of a file on this machine, follow its edits, until Ctrl-C."""
     from quire.up import run_up
 
-    run_up(file, host=host, port=port, state_dir=state_dir)
+    run_up(file, host=host, port=port, state_dir=state_dir, gateway_workers=gateway_workers)
 
 
 @app.command(epilog="Examples:  quire status   |   quire status -A   |   quire status qwen3 -n models -v -o json")

@@ -43,6 +43,12 @@ class GatewayConfig(BaseSettings):
     peers: str = Field(
         "", description="HOST:PORT of the other gateways, comma-separated; a name stands for all its addresses."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that serve together; each can use one core. In a cluster add pods instead.",
+    )
     access_log: str = Field(
         "-", description="File for the access log (JSON lines); `-` is standard output, empty is off."
     )

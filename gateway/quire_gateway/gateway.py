@@ -25,9 +25,12 @@ from quire_gateway.reply import Reply
 from quire_gateway.request import Request
 from quire_gateway.routes import Route, find_route
 from quire_gateway.server import Limits, Server
+from quire_gateway.siblings import OWN, Siblings
 from quire_gateway.tls import BadCertificate, Certificate
+from quire_gateway.workers import Worker
 
 _PROXIED = frozenset({Route.GENERATE, Route.FORWARD})
+_OF_THE_WHOLE = frozenset({Route.METRICS, Route.LOAD, Route.REPLICAS})
 _LAST_BYTES_S = 2.0
 
 
@@ -38,8 +41,9 @@ class NoDiscovery(UserError):
 class Gateway:
     """`start`, then `drain` or `close`."""
 
-    def __init__(self, config: GatewayConfig, discovery: Discovery | None = None) -> None:
-        """
+    def __init__(self, config: GatewayConfig, discovery: Discovery | None = None, worker: Worker | None = None) -> None:
+        """worker: this process's part, where several are one gateway.
+
         Raises:
             NoDiscovery: there is neither `discovery` nor a routing table in `config`.
             NoCluster: the table is in a cluster to which there is no way.
@@ -66,7 +70,10 @@ class Gateway:
         )
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
         self._explainer = Explainer(self.fleet, self._models)
-        self.peers = Peers(self.fleet, _peer_names(config), config.internal_key)
+        self._worker = worker
+        others = [] if worker is None else [each for each in worker.inner if each != worker.inner[worker.number]]
+        self.peers = Peers(self.fleet, others or _peer_names(config), config.internal_key)
+        self._siblings = Siblings(others, config.internal_key)
         self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
         self._certificate = _certificate_of(config)
         self._renewal: asyncio.Task[None] | None = None
@@ -83,16 +90,27 @@ class Gateway:
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         return f"http://{host}:{self.port}"
 
+    @property
+    def _number(self) -> int:
+        return 0 if self._worker is None else self._worker.number
+
     async def start(self) -> None:
         """Listen and begin to follow discovery.
 
         Raises:
             OSError: the address cannot be bound.
         """
-        self.port = await self._server.start(self._config.host, self._config.port)
+        worker, tls = self._worker, None if self._certificate is None else self._certificate.context
+        if worker is not None:
+            self.port = await self._server.adopt(worker.door)
+            await self._server.adopt(worker.inner_door)
+            if worker.tls_door is not None:
+                self.tls_port = await self._server.adopt(worker.tls_door, tls)
+        else:
+            self.port = await self._server.start(self._config.host, self._config.port)
+            if tls is not None:
+                self.tls_port = await self._server.start(self._config.host, self._config.tls_port, tls)
         if self._certificate is not None:
-            tls = self._certificate.context
-            self.tls_port = await self._server.start(self._config.host, self._config.tls_port, tls)
             self._renewal = asyncio.create_task(self._certificate.follow())
         self._follower.start()
         self.peers.start()
@@ -136,6 +154,8 @@ class Gateway:
             else:
                 if route is Route.EXPLAIN:
                     status, kind, body = 200, JSON, await self._explain(request)
+                elif len(self._siblings) and route in _OF_THE_WHOLE and request.query != OWN:
+                    status, kind, body = await self._pages.answer_for_all(route, request, self._siblings, self._number)
                 else:
                     status, kind, body = self._pages.answer(route, request)
                 reply.send(status, [(b"content-type", kind)], body)
@@ -191,6 +211,16 @@ class Gateway:
         self._access_log.write(exchange)
 
 
+def check(config: GatewayConfig) -> None:
+    """
+    Raises:
+        UserError: a gateway of this configuration would not start.
+    """
+    _discovery_of(config)
+    _peer_names(config)
+    _certificate_of(config)
+
+
 def _certificate_of(config: GatewayConfig) -> Certificate | None:
     if config.tls_certificate is None and config.tls_key is None:
         return None
@@ -205,6 +235,11 @@ def _peer_names(config: GatewayConfig) -> list[str]:
         host, _, port = name.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise BadConfig(f"--peers: {name!r} must have the form HOST:PORT, for example quire-gateway-peers:8000.")
+    if names and config.workers > 1:
+        message = (
+            "other gateways would hear one of its workers, and take that for all. Start gateways of one worker each"
+        )
+        raise BadConfig(f"--peers with --workers {config.workers}: {message}; in a cluster that is `gateway.replicas`.")
     return names
 
 

@@ -1,8 +1,9 @@
-"""The gateway as a process."""
+"""The gateway as a process, or as several."""
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,18 +12,24 @@ import uvloop
 
 from quire_api.errors import UserError
 from quire_gateway.config import GatewayConfig
-from quire_gateway.gateway import Gateway
+from quire_gateway.gateway import Gateway, check
+from quire_gateway.workers import Supervisor, Worker, cannot_listen
 
 
 def run(config: GatewayConfig) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Exit code: 0 after a drain, 2 for what the user can correct."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        uvloop.run(_serve(config))
+        if config.workers == 1:
+            uvloop.run(_serve(config))
+            return 0
+        check(config)
+        supervisor = Supervisor(config, lambda worker: _work(config, worker))
     except UserError as error:
         print(f"quire-gateway: {error}", file=sys.stderr)
         return 2
-    return 0
+    _announce(config, supervisor.port, supervisor.tls_port)
+    return supervisor.run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,26 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(config)
 
 
-class CannotListen(UserError):
-    """The address is in use or not ours."""
+def _work(config: GatewayConfig, worker: Worker) -> int:
+    try:
+        uvloop.run(_serve(config, worker))
+    except UserError as error:
+        print(f"quire-gateway: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-async def _serve(config: GatewayConfig) -> None:
-    gateway = Gateway(config)
+def _announce(config: GatewayConfig, port: int, tls_port: int) -> None:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    tls = f" and with TLS on port {tls_port}" if tls_port else ""
+    print(f"quire-gateway: listening on http://{host}:{port}{tls}", file=sys.stderr, flush=True)
+
+
+async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
+    gateway = Gateway(config, worker=worker)
     try:
         await gateway.start()
     except OSError as error:
-        reason = error.strerror or error
-        flag = "--tls-port" if gateway.port else "--port"
-        port = config.tls_port if gateway.port else config.port
-        message = f"cannot listen on {config.host}:{port}: {reason}. Choose another {flag}, or free it."
-        raise CannotListen(message) from None
-    tls = f" and with TLS on port {gateway.tls_port}" if gateway.tls_port else ""
-    print(f"quire-gateway: listening on {gateway.url}{tls}", file=sys.stderr, flush=True)
+        flag, port = ("--tls-port", config.tls_port) if gateway.port else ("--port", config.port)
+        raise cannot_listen(config.host, port, flag, error) from None
+    if worker is None:
+        _announce(config, gateway.port, gateway.tls_port)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop.set)
+    if worker is not None:
+        # Workers of a supervisor that was killed would hold its port against the next one.
+        loop.add_reader(worker.leash, os._exit, 1)
     await stop.wait()
     drain = asyncio.ensure_future(gateway.drain())
     # A second signal means: at once.

@@ -16,6 +16,7 @@ from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.request import Request
 from quire_gateway.routes import Route, model_of
+from quire_gateway.siblings import Siblings
 
 Page = tuple[int, bytes, bytes]
 """Status, content type, body."""
@@ -60,6 +61,23 @@ class Pages:
                 return 200, JSON, msgspec.json.encode(self._fleet.load())
             case _:
                 return _json({"status": "ok"})
+
+    async def answer_for_all(self, route: Route, request: Request, siblings: Siblings, number: int) -> Page:
+        """The page of metrics, load or replicas, of all workers of this gateway; this one is `number`.
+
+        Raises:
+            Refusal: the page needs a key, or cannot be told whole.
+        """
+        if route is Route.METRICS:
+            _, kind, own = self.answer(route, request)
+            return 200, kind, await siblings.metrics(own, number)
+        self.check_internal(request)
+        whole: wire.GatewayLoad | wire.GatewayReport
+        if route is Route.LOAD:
+            whole = await siblings.load(self._fleet.load())
+        else:
+            whole = await siblings.report(self._fleet.report())
+        return 200, JSON, msgspec.json.encode(whole)
 
     def _ready(self) -> Page:
         if self._is_draining():

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PATH = "/internal/v1/peers"
 TELL_EVERY_S = 0.025
 HEARTBEAT_S = 0.5
-SILENCE_S = 2.0
+SILENCE_S = 1.5
 FIND_EVERY_S = 1.0
 _AGAIN_S = 0.25
 _LONGEST_LINE = 16 << 20
@@ -124,7 +124,7 @@ class Peers:
     async def _listen(self, stream: "_Stream", connection: UpstreamConnection) -> None:
         loop = asyncio.get_running_loop()
         while not stream.ended.done() and loop.time() - stream.heard_at <= SILENCE_S:
-            await asyncio.wait({stream.ended}, timeout=SILENCE_S / 4)
+            await asyncio.wait({stream.ended}, timeout=SILENCE_S / 6)
 
     def heard(self, frame: wire.PeerFrame, now: float) -> None:
         """A frame of another gateway has come."""

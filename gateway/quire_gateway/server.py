@@ -6,11 +6,12 @@ transfer-encoding, two hosts, any coding but `chunked`.
 """
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import httptools
 
@@ -355,10 +356,16 @@ class Server:
         Raises:
             OSError: the address cannot be bound.
         """
+        return await self._listen(tls, host=host, port=port)
+
+    async def adopt(self, door: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+        """Accept at `door`, which listens already, and return its port."""
+        return await self._listen(tls, sock=door)
+
+    async def _listen(self, tls: ssl.SSLContext | None, **where: Any) -> int:
         listener = await asyncio.get_running_loop().create_server(
             lambda: ClientConnection(self._handler, self._limits, self),
-            host,
-            port,
+            **where,
             backlog=2048,
             ssl=tls,
             ssl_handshake_timeout=self._limits.header_timeout_s if tls else None,

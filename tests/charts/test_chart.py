@@ -199,3 +199,18 @@ def test_prometheus_may_reach_metrics_where_its_namespace_is_named():
     assert "--monitoring-namespace=watch" in container["args"]
     peers = one(objects, "NetworkPolicy", "quire-gateway")["spec"]["ingress"][1]["from"]
     assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}} in peers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_gateway_finds_every_other_one_where_its_flag_says(case):
+    objects = rendered(*CASES[case])
+    service = one(objects, "Service", "quire-gateway-peers")
+    pod = one(objects, "Deployment", "quire-gateway")["spec"]["template"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    (port,) = service["spec"]["ports"]
+    assert f"--peers=quire-gateway-peers:{port['port']}" in container["args"]
+    # A headless Service gives pods' addresses and changes no port.
+    (named,) = [each for each in container["ports"] if each["name"] == port["targetPort"]]
+    assert named["containerPort"] == port["port"]

@@ -43,6 +43,7 @@ class Running:
                 "up",
                 str(folder / "a.yaml"),
                 "--port=0",
+                "--gateway-workers=2",
                 f"--state-dir={folder / 'state'}",
             ],
             stdin=subprocess.DEVNULL,

@@ -26,6 +26,7 @@ def run_up(
     host: str = "127.0.0.1",
     port: int = 8000,
     state_dir: Path | None = None,
+    gateway_workers: int = 1,
     programs: Programs | None = None,
     console: Console | None = None,
 ) -> None:
@@ -43,7 +44,8 @@ def run_up(
         with Display(console or Console()) as display:
             for remark in wish.remarks():
                 display.announce(remark)
-            asyncio.run(_serve(Options(path, host, port, programs or Programs()), wish, state, display))
+            options = Options(path, host, port, programs or Programs(), gateway_workers)
+            asyncio.run(_serve(options, wish, state, display))
     finally:
         state.close()
 

@@ -55,12 +55,13 @@ def serve_environment(
     return environment | source_environment(secret, termination_log.with_suffix(".registry"))
 
 
-def gateway_command(programs: Programs, table: Path, host: str, port: int, drain_s: float) -> list[str]:
+def gateway_command(programs: Programs, table: Path, host: str, port: int, drain_s: float, workers: int) -> list[str]:
     """Command line of the gateway."""
     return [
         *programs.gateway,
         *("--routing-table", str(table), "--host", host, "--port", str(port)),
         *("--shutdown-timeout-s", f"{max(drain_s, 1.0):g}"),
+        *(("--workers", str(workers)) if workers > 1 else ()),
     ]
 
 

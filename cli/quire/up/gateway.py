@@ -26,9 +26,10 @@ class GatewayProcess:
         port: int,
         internal_key: str,
         drain_s: float,
+        workers: int,
         announce: Callable[[str], None],
     ) -> None:
-        self._argv = gateway_command(programs, table, host, port, drain_s)
+        self._argv = gateway_command(programs, table, host, port, drain_s, workers)
         self._environment = gateway_environment(internal_key)
         self._log = log
         self._drain_s = drain_s

@@ -36,6 +36,7 @@ class Options:
     host: str
     port: int
     programs: Programs = field(default_factory=Programs)
+    gateway_workers: int = 1
 
 
 class Session:
@@ -63,6 +64,7 @@ class Session:
             port=options.port,
             internal_key=self.world.gateway_key,
             drain_s=self._longest_drain(),
+            workers=options.gateway_workers,
             announce=display.announce,
         )
 
