@@ -14,7 +14,7 @@ requests/s it answered after 6.2 s in the mean, this sum after 0.08 s (bench/gat
 A replica far busier than the mean is no candidate however warm, so that one hot prefix cannot pile up on one replica.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -38,15 +38,48 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidates:
+    """The routable replicas, field by field: number i of every list is of one replica.
+
+    So a choice among a hundred is a few passes over lists and makes no object for each.
+    """
+
+    replicas: Sequence[str]
+    in_flight: list[int]
+    queued_tokens: list[int]
+    cached_tokens: list[int]
+    last_used: list[int]
+
+    @classmethod
+    def of(cls, rows: Iterable[Candidate]) -> "Candidates":
+        """From replica by replica."""
+        rows = list(rows)
+        return cls(
+            [row.replica for row in rows],
+            [row.in_flight for row in rows],
+            [row.queued_tokens for row in rows],
+            [row.cached_tokens for row in rows],
+            [row.last_used for row in rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self.replicas)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        fields = (self.replicas, self.in_flight, self.queued_tokens, self.cached_tokens, self.last_used)
+        return map(Candidate, *fields)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadBound:
     """A replica may take a request while in-flight + 1 <= max(floor, factor x mean); the mean counts the request."""
 
     factor: float = 1.5
     floor: int = 8
 
-    def limit(self, candidates: Sequence[Candidate]) -> float:
+    def limit(self, candidates: Candidates) -> float:
         """The largest in-flight count, the new request included, that any of `candidates` may reach."""
-        mean = (sum(candidate.in_flight for candidate in candidates) + 1) / len(candidates)
+        mean = (sum(candidates.in_flight) + 1) / len(candidates)
         return max(self.floor, self.factor * mean)
 
 
@@ -74,42 +107,77 @@ class Pick:
     reason: str
     cached_tokens: int
     uncached_tokens: int
-    scores: tuple[Score, ...]
+    prompt_tokens: int
+    candidates: Candidates
+    limit: float
+    """In-flight requests, this one included, beyond which a replica was too busy."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What the choice saw of each candidate; made anew at each asking."""
+        costs = costs_of(self.prompt_tokens, self.candidates)
+        return tuple(
+            Score(
+                candidate.replica,
+                float(cost),
+                candidate.in_flight,
+                candidate.queued_tokens,
+                candidate.cached_tokens,
+                _uncached(self.prompt_tokens, candidate.cached_tokens),
+                candidate.in_flight + 1 > self.limit,
+            )
+            for candidate, cost in zip(self.candidates, costs, strict=True)
+        )
 
 
-def score(prompt_tokens: int, candidate: Candidate, limit: float) -> Score:
-    """The cost of sending a prompt of `prompt_tokens` to `candidate`."""
-    # An engine computes at least the last prompt token, however much it has cached.
-    uncached = max(1, prompt_tokens - candidate.cached_tokens)
-    beside = candidate.in_flight + 1
-    return Score(
-        candidate.replica,
-        float(QUEUE_WEIGHT * candidate.queued_tokens + uncached * beside),
-        candidate.in_flight,
-        candidate.queued_tokens,
-        candidate.cached_tokens,
-        uncached,
-        beside > limit,
-    )
-
-
-def pick_lowest_cost(prompt_tokens: int, candidates: Sequence[Candidate], bound: LoadBound) -> Pick:
-    """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used."""
-    limit = bound.limit(candidates)
-    scores = tuple([score(prompt_tokens, candidate, limit) for candidate in candidates])
-    ranks = [
-        (each.is_over_bound, each.cost, candidate.last_used) for each, candidate in zip(scores, candidates, strict=True)
+def costs_of(prompt_tokens: int, candidates: Candidates) -> list[int]:
+    """The cost of sending a prompt of `prompt_tokens` to each candidate."""
+    last = prompt_tokens - 1
+    return [
+        QUEUE_WEIGHT * queued + (prompt_tokens - cached if cached < last else 1) * (in_flight + 1)
+        for queued, cached, in_flight in zip(
+            candidates.queued_tokens, candidates.cached_tokens, candidates.in_flight, strict=True
+        )
     ]
-    best = min(ranks)
-    chosen = scores[ranks.index(best)]
-    if len(candidates) == 1:
+
+
+def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBound) -> Pick:
+    """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used."""
+    in_flight, last_used = candidates.in_flight, candidates.last_used
+    limit = bound.limit(candidates)
+    costs = costs_of(prompt_tokens, candidates)
+    best = cheapest = min(costs)
+    most = limit - 1
+    # If all are over the bound, it tells none from another.
+    is_bounded = max(in_flight) > most >= min(in_flight)
+    if is_bounded:
+        best = min([cost for cost, count in zip(costs, in_flight, strict=True) if count <= most])
+    chosen, alike = costs.index(best), costs.count(best)
+    if alike > 1:
+        equal = [number for number, cost in enumerate(costs) if cost == best]
+        if is_bounded:
+            equal = [number for number in equal if in_flight[number] <= most]
+        chosen, alike = min(equal, key=last_used.__getitem__), len(equal)
+    if len(costs) == 1:
         reason = "only-replica"
-    elif max(ranks)[0] and min([rank[1:] for rank in ranks]) < best[1:]:
+    elif best > cheapest:
         reason = "load-bound"
-    elif chosen.cached_tokens > min([each.cached_tokens for each in scores]):
+    elif candidates.cached_tokens[chosen] > min(candidates.cached_tokens):
         reason = "prefix-hit"
-    elif [rank[1] for rank in ranks if rank[0] is best[0]].count(best[1]) > 1:
+    elif alike > 1:
         reason = "least-recent"
     else:
         reason = "lowest-cost"
-    return Pick(chosen.replica, reason, chosen.cached_tokens, chosen.uncached_tokens, scores)
+    return pick_of(chosen, reason, prompt_tokens, candidates, limit)
+
+
+def pick_of(chosen: int, reason: str, prompt_tokens: int, candidates: Candidates, limit: float = float("inf")) -> Pick:
+    """The pick of candidate number `chosen`."""
+    cached = candidates.cached_tokens[chosen]
+    uncached = _uncached(prompt_tokens, cached)
+    return Pick(candidates.replicas[chosen], reason, cached, uncached, prompt_tokens, candidates, limit)
+
+
+def _uncached(prompt_tokens: int, cached_tokens: int) -> int:
+    # An engine computes at least the last prompt token, however much it has cached.
+    return max(1, prompt_tokens - cached_tokens)

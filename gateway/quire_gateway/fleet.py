@@ -2,13 +2,13 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
 
 from quire_api import wire
-from quire_gateway.cost import Candidate
+from quire_gateway.cost import Candidates
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
 from quire_gateway.keys import Callers
@@ -98,6 +98,8 @@ class ReplicaState:
     """Prompt tokens that its cache was believed to hold when they were sent."""
     health: Health = field(default_factory=Health)
     info: wire.ModelInfo | None = None
+    namespace: tuple[str, int] | None = None
+    """Model revision and block size, of `info`: replicas alike in them know blocks by the same keys."""
     pulse: Pulse = field(default_factory=Pulse)
     answers: set[Answer] = field(default_factory=set)
     """Those that are awaited of it."""
@@ -135,6 +137,8 @@ class ReplicaState:
                 index.clear_replica(self.id)
             index.add_replica(self.id, info.kv_capacity_tokens // info.block_size)
         self.info = info
+        self.namespace = None if info is None else (info.model_revision, info.block_size)
+        self.deployment.roster = None
         self.health.probe_succeeded()
         self.deployment.notify()
 
@@ -174,6 +178,8 @@ class DeploymentState:
         """Requests for which there is no replica."""
         self.turns = Turns(self._has_room, bounds.held)
         self.picks = 0
+        self.roster: Roster | None = None
+        """Of the latest choice; nobody's once a replica in it has become another model's."""
         self._changed = asyncio.Event()
 
     @property
@@ -202,11 +208,22 @@ class DeploymentState:
 
     def candidates(self, excluded: Excluded) -> list[ReplicaState]:
         """Routable replicas that a request may still try."""
-        return [
+        # The property `is_candidate` written out: this runs for every request and replica.
+        found = [
             replica
             for replica in self.replicas.values()
-            if replica.is_candidate and (replica, replica.health.generation) not in excluded
+            if replica.health.is_routable and not replica.is_draining and not replica.is_removed
         ]
+        if not excluded:
+            return found
+        return [replica for replica in found if (replica, replica.health.generation) not in excluded]
+
+    def roster_of(self, replicas: list[ReplicaState]) -> "Roster":
+        """Choices are mostly among the same ones."""
+        roster = self.roster
+        if roster is None or roster.replicas != replicas:
+            roster = self.roster = Roster(replicas)
+        return roster
 
     def notify(self) -> None:
         """Wake who waits for a replica."""
@@ -225,16 +242,40 @@ class DeploymentState:
         return Ticket(replica, uncached_tokens)
 
 
-def candidate(replica: ReplicaState, cached_tokens: int) -> Candidate:
-    """`replica` as the policies see it."""
-    in_flight, queued_tokens = replica.deployment.others_at(replica.id)
-    return Candidate(
-        replica.id,
-        replica.in_flight + in_flight,
-        replica.queued_tokens + queued_tokens,
+class Roster:
+    """Replicas that a choice is among, and what of them changes only with them."""
+
+    __slots__ = ("groups", "ids", "replicas")
+
+    def __init__(self, replicas: list[ReplicaState]) -> None:
+        self.replicas = replicas
+        self.ids = tuple(replica.id for replica in replicas)
+        self.groups: dict[tuple[str, int] | None, tuple[str, ...]] = {}
+        """Ids by namespace: replicas of one group know blocks by the same keys."""
+        for namespace in dict.fromkeys(replica.namespace for replica in replicas):
+            self.groups[namespace] = tuple(each.id for each in replicas if each.namespace == namespace)
+
+
+def as_candidates(
+    replicas: Sequence[ReplicaState],
+    ids: Sequence[str],
+    cached_tokens: list[int],
+    others: Mapping[str, tuple[int, int]],
+) -> Candidates:
+    """`replicas` as the policies see them; others: what other gateways have there, see `DeploymentState.others`."""
+    seen = Candidates(
+        ids,
+        [replica.in_flight for replica in replicas],
+        [replica.queued_tokens for replica in replicas],
         cached_tokens,
-        replica.last_used,
+        [replica.last_used for replica in replicas],
     )
+    if others:
+        for number, name in enumerate(seen.replicas):
+            if (more := others.get(name)) is not None:
+                seen.in_flight[number] += more[0]
+                seen.queued_tokens[number] += more[1]
+    return seen
 
 
 def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:

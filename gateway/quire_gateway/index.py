@@ -38,6 +38,15 @@ class _Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """Replicas whose match is asked for: their bits in one mask, and of each the length of its bit; 0: not tracked."""
+
+    replicas: tuple[str, ...]
+    mask: int
+    places: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Expectation:
     """Blocks that one request on its way will make an exact replica store; give it back to `settle`."""
 
@@ -53,6 +62,7 @@ class PrefixIndex:
         self._replicas: dict[str, _Holder] = {}
         self._names: dict[int, str] = {}
         self._masks: dict[int, int] = {}
+        self._asked = _Asked((), 0, [])
         self.removed = Removed()
         """What replicas have evicted lately."""
 
@@ -84,6 +94,7 @@ class PrefixIndex:
                 bit <<= 1
             holder = self._replicas[replica] = _Holder(bit, capacity)
             self._names[bit] = replica
+            self._asked = _Asked((), 0, [])
         holder.capacity = max(0, capacity)
         self._shrink(holder)
 
@@ -93,6 +104,7 @@ class PrefixIndex:
         holder = self._replicas.pop(replica, None)
         if holder is not None:
             del self._names[holder.bit]
+            self._asked = _Asked((), 0, [])
 
     def clear_replica(self, replica: str) -> None:
         """`replica` has lost its cache (its engine restarted) and has told nothing of the new one."""
@@ -229,42 +241,52 @@ class PrefixIndex:
         self._release(holder, arrived or ())
         self._shrink(holder)
 
-    def match(self, keys: Iterable[bytes], replicas: Iterable[str]) -> dict[str, int]:
+    def match(self, keys: Iterable[bytes], replicas: Sequence[str]) -> list[int]:
         """How many blocks of the chain, counted from its head without a gap, each of `replicas` holds.
 
-        Takes no more from `keys` than the first block that none of them holds.
+        One walk for all of them. A tuple that was asked before need not be looked up again. Takes no more from
+        `keys` than the first block that none of them holds.
         """
-        lengths = dict.fromkeys(replicas, 0)
-        names, holders = self._names, self._holders
-        alive = 0
-        for replica in lengths:
-            holder = self._replicas.get(replica)
-            if holder is not None:
-                alive |= holder.bit
+        asked = replicas if isinstance(replicas, tuple) else tuple(replicas)
+        if asked is not self._asked.replicas:
+            self._asked = self._ask(asked)
+        places, alive = self._asked.places, self._asked.mask
+        lengths = [0] * (alive.bit_length() + 1)
         depth = 0
         if alive:
-            same = -1
-            for key in keys:
-                mask = holders.get(key, 0)
+            same: int | None = -1
+            for depth, mask in enumerate(map(self._holders.get, keys), 1):
                 # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
                 if mask is same:
-                    depth += 1
                     continue
-                same, still = mask, mask & alive
-                gone = alive & ~still
-                while gone:
-                    bit = gone & -gone
-                    lengths[names[bit]] = depth
-                    gone ^= bit
-                alive = still
+                same = mask
+                if mask is None:
+                    break
+                gone = alive & ~mask
+                if not gone:
+                    continue
+                alive ^= gone
+                if depth > 1:
+                    while gone:
+                        place = gone.bit_length()
+                        lengths[place] = depth - 1
+                        gone ^= 1 << (place - 1)
                 if not alive:
-                    return lengths
+                    break
+            else:
                 depth += 1
-        while alive:
-            bit = alive & -alive
-            lengths[names[bit]] = depth
-            alive ^= bit
-        return lengths
+        while alive and depth > 1:
+            place = alive.bit_length()
+            lengths[place] = depth - 1
+            alive ^= 1 << (place - 1)
+        return [lengths[place] for place in places]
+
+    def _ask(self, replicas: tuple[str, ...]) -> _Asked:
+        bits = [0 if (holder := self._replicas.get(replica)) is None else holder.bit for replica in replicas]
+        mask = 0
+        for bit in bits:
+            mask |= bit
+        return _Asked(replicas, mask, [bit.bit_length() for bit in bits])
 
     def _telling(self, replica: str) -> _Holder:
         holder = self._replicas.get(replica)

@@ -1,12 +1,12 @@
 """How a replica is chosen: one small protocol, the policies behind it, and their names."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from math import ceil
 from typing import Protocol
 
-from quire_gateway.cost import Candidate, LoadBound, Pick, pick_lowest_cost, score
+from quire_gateway.cost import Candidates, LoadBound, Pick, pick_lowest_cost, pick_of
 
 
 class Policy(Protocol):
@@ -15,7 +15,7 @@ class Policy(Protocol):
     beginning: the key of the prompt's first block; empty for a prompt of no full block, or of unknown tokens.
     """
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick: ...
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick: ...
 
 
 class PrefixCost:
@@ -24,24 +24,24 @@ class PrefixCost:
     def __init__(self, bound: LoadBound | None = None) -> None:
         self._bound = bound or LoadBound()
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
         return pick_lowest_cost(prompt_tokens, candidates, self._bound)
 
 
 class LeastLoad:
     """Fewest requests in flight; ties go to the least recently used."""
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
-        chosen = min(candidates, key=lambda candidate: (candidate.in_flight, candidate.last_used))
-        return _pick(chosen, "least-load", prompt_tokens, candidates)
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
+        ranks = list(zip(candidates.in_flight, candidates.last_used, strict=True))
+        return pick_of(ranks.index(min(ranks)), "least-load", prompt_tokens, candidates)
 
 
 class RoundRobin:
     """Each in turn."""
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
-        chosen = min(candidates, key=lambda candidate: candidate.last_used)
-        return _pick(chosen, "round-robin", prompt_tokens, candidates)
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
+        last_used = candidates.last_used
+        return pick_of(last_used.index(min(last_used)), "round-robin", prompt_tokens, candidates)
 
 
 class Random:
@@ -50,8 +50,8 @@ class Random:
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
-        return _pick(self._rng.choice(candidates), "random", prompt_tokens, candidates)
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
+        return pick_of(self._rng.randrange(len(candidates)), "random", prompt_tokens, candidates)
 
 
 class ConsistentHash:
@@ -64,13 +64,14 @@ class ConsistentHash:
     def __init__(self, bound: LoadBound | None = None) -> None:
         self._bound = bound or LoadBound(factor=1.25, floor=1)
 
-    def pick(self, prompt_tokens: int, candidates: Sequence[Candidate], beginning: bytes = b"") -> Pick:
+    def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
         limit = ceil(self._bound.limit(candidates))
-        ordered = sorted(candidates, key=lambda candidate: _weight(beginning, candidate.replica), reverse=True)
+        weights = [_weight(beginning, replica) for replica in candidates.replicas]
+        ordered = sorted(range(len(weights)), key=weights.__getitem__, reverse=True)
         # The least busy one is always within, for the bound is the mean or more, this request counted, rounded up.
-        chosen = next(candidate for candidate in ordered if candidate.in_flight < limit)
-        reason = "consistent-hash" if chosen is ordered[0] else "load-bound"
-        return _pick(chosen, reason, prompt_tokens, candidates)
+        chosen = next(number for number in ordered if candidates.in_flight[number] < limit)
+        reason = "consistent-hash" if chosen == ordered[0] else "load-bound"
+        return pick_of(chosen, reason, prompt_tokens, candidates)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -85,9 +86,3 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 
 def _weight(beginning: bytes, replica: str) -> bytes:
     return blake2b(replica.encode(), digest_size=8, key=beginning[:64]).digest()
-
-
-def _pick(chosen: Candidate, reason: str, prompt_tokens: int, candidates: Sequence[Candidate]) -> Pick:
-    scores = tuple(score(prompt_tokens, candidate, float("inf")) for candidate in candidates)
-    uncached = max(1, prompt_tokens - chosen.cached_tokens)
-    return Pick(chosen.replica, reason, chosen.cached_tokens, uncached, scores)

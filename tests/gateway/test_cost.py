@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire_api.v1alpha1 import RoutingSpec
-from quire_gateway.cost import Candidate, LoadBound, pick_lowest_cost
+from quire_gateway.cost import Candidate, Candidates, LoadBound, pick_lowest_cost
 from quire_gateway.policies import POLICIES, ConsistentHash, Random
 
 
@@ -19,7 +19,7 @@ def candidate(replica, in_flight=0, queued=0, cached=0, last_used=0):
 
 
 def choose(prompt, *candidates, bound=None):
-    return pick_lowest_cost(prompt, candidates, bound or LoadBound())
+    return pick_lowest_cost(prompt, Candidates.of(candidates), bound or LoadBound())
 
 
 def test_the_cost_is_eight_times_the_queue_and_own_uncached_tokens_times_in_flight_and_one():
@@ -98,7 +98,7 @@ some_candidates = st.lists(
 @given(st.integers(0, 10_000), some_candidates, st.floats(1.0, 4.0), st.integers(1, 32))
 def test_the_pick_is_the_cheapest_within_the_bound_and_never_over_it(prompt, candidates, factor, floor):
     bound = LoadBound(factor, floor)
-    pick = pick_lowest_cost(prompt, candidates, bound)
+    pick = pick_lowest_cost(prompt, Candidates.of(candidates), bound)
     scores = {score.replica: score for score in pick.scores}
     assert scores.keys() == {each.replica for each in candidates}
     within = [score for score in pick.scores if not score.is_over_bound]
@@ -121,21 +121,33 @@ def test_the_same_numbers_give_the_same_pick_in_any_order(prompt, candidates):
 @pytest.mark.parametrize("name", POLICIES)
 @given(prompt=st.integers(1, 100), candidates=some_candidates)
 def test_every_policy_picks_a_candidate_and_shows_its_numbers(name, prompt, candidates):
-    pick = POLICIES[name]().pick(prompt, candidates, b"key")
+    pick = POLICIES[name]().pick(prompt, Candidates.of(candidates), b"key")
     chosen = next(each for each in candidates if each.replica == pick.replica)
     assert pick.cached_tokens == chosen.cached_tokens
     assert len(pick.scores) == len(candidates)
 
 
+@given(st.integers(0, 10_000), some_candidates)
+def test_the_pick_is_that_of_the_scores_it_shows(prompt, candidates):
+    """The choice passes over lists; the scores are what people are shown: both say the same."""
+    pick = choose(prompt, *candidates)
+    last_used = {each.replica: each.last_used for each in candidates}
+    ranked = min(pick.scores, key=lambda score: (score.is_over_bound, score.cost, last_used[score.replica]))
+    rank = ranked.is_over_bound, ranked.cost, last_used[ranked.replica]
+    (chosen,) = (score for score in pick.scores if score.replica == pick.replica)
+    assert (chosen.is_over_bound, chosen.cost, last_used[chosen.replica]) == rank
+    assert (chosen.cached_tokens, chosen.uncached_tokens) == (pick.cached_tokens, pick.uncached_tokens)
+    assert [each.replica for each in pick.candidates] == [each.replica for each in candidates]
+
+
 def test_policies_by_name():
     busy = candidate("busy", in_flight=4, cached=900, last_used=1)
     idle = candidate("idle", in_flight=0, last_used=2)
-    picked = {
-        name: POLICIES[name]().pick(1000, [busy, idle]).replica for name in ("prefixCost", "leastLoad", "roundRobin")
-    }
+    both = Candidates.of([busy, idle])
+    picked = {name: POLICIES[name]().pick(1000, both).replica for name in ("prefixCost", "leastLoad", "roundRobin")}
     assert picked == {"prefixCost": "busy", "leastLoad": "idle", "roundRobin": "busy"}
     rng = Random(random.Random(0))
-    assert {rng.pick(1, [busy, idle]).replica for _ in range(20)} == {"busy", "idle"}
+    assert {rng.pick(1, both).replica for _ in range(20)} == {"busy", "idle"}
 
 
 def test_what_a_resource_may_name_is_what_there_is():
@@ -146,7 +158,7 @@ KEYS = [b"key%d" % number for number in range(400)]
 
 
 def homes(replicas):
-    idle = [candidate(name) for name in replicas]
+    idle = Candidates.of(candidate(name) for name in replicas)
     return {key: ConsistentHash().pick(10, idle, key).replica for key in KEYS}
 
 
@@ -164,12 +176,13 @@ def test_a_replica_that_goes_moves_only_its_own_prompts():
 def test_a_hot_beginning_runs_over_to_the_next_replica_of_its_order():
     home = homes("ab")[KEYS[0]]
     other = "b" if home == "a" else "a"
-    pick = ConsistentHash().pick(10, [candidate(home, in_flight=7), candidate(other, in_flight=2)], KEYS[0])
+    both = Candidates.of([candidate(home, in_flight=7), candidate(other, in_flight=2)])
+    pick = ConsistentHash().pick(10, both, KEYS[0])
     assert (pick.replica, pick.reason) == (other, "load-bound")  # 7 + 1 > 7 = 1.25 x 10 / 2, rounded up
 
 
 @given(some_candidates)
 def test_a_hashed_pick_is_within_the_bound(candidates):
-    pick = ConsistentHash().pick(10, candidates, b"key")
+    pick = ConsistentHash().pick(10, Candidates.of(candidates), b"key")
     chosen = next(each for each in candidates if each.replica == pick.replica)
     assert chosen.in_flight + 1 <= ceil(1.25 * (sum(each.in_flight for each in candidates) + 1) / len(candidates))
