@@ -36,6 +36,21 @@ spec:
 """
 
 
+# SIGUSR2 has the main thread of any process stand still while its other threads live; once more lets it go on.
+STAND_STILL = """
+import signal, time
+standing = []
+def stand(*_):
+    if standing:
+        standing.clear()
+        return
+    standing.append(True)
+    while standing:
+        time.sleep(0.2)
+signal.signal(signal.SIGUSR2, stand)
+"""
+
+
 @dataclass(frozen=True)
 class Up:
     """A running `quire up`."""
@@ -90,6 +105,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
     resource = folder / "resource.yaml"
     resource.write_text(RESOURCE.format(name=NAME, model=MODEL))
+    (folder / "sitecustomize.py").write_text(STAND_STILL)
     log = folder / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -106,7 +122,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
             stdout=output,
             stderr=subprocess.STDOUT,
             # A new engine is awaited for as long as a busy machine takes to start one.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_GATEWAY_HOLD_TIMEOUT_S": str(DEADLINE_S)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "QUIRE_GATEWAY_HOLD_TIMEOUT_S": str(DEADLINE_S),
+                "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            },
             start_new_session=True,
         )
     try:

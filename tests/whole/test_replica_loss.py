@@ -195,6 +195,20 @@ def test_a_frozen_replica_is_left_and_comes_back(up, undisturbed):
     up.wait_routable(2)
 
 
+def test_a_loop_that_stands_still_in_a_live_process_is_left_and_comes_back(up, undisturbed):
+    up.wait_routable(2)
+    before = moves(up)
+    victim = engine_process(up.engines()[0])
+    try:
+        told = under_streams(up, lambda: victim.send_signal(signal.SIGUSR2))
+    finally:
+        victim.send_signal(signal.SIGUSR2)
+    assert_undisturbed(told, undisturbed)
+    assert moves(up) > before
+    up.wait_routable(2)
+    assert victim.is_running()
+
+
 def test_when_both_replicas_die_the_streams_go_on_once_one_is_back(up, undisturbed):
     up.wait_routable(2)
     victims = up.engines()

@@ -41,7 +41,7 @@ class KVPublisher:
         self._packed_sequence: int | None = None
 
     def pulse(self) -> KVFrames | None:
-        """A heartbeat that says that the process lives while its loop is busy; called on the packing thread.
+        """A heartbeat in the name of a loop that is busy; called on the packing thread.
 
         It states the sequence of what was packed last, which is what a reader has: the loop may be ahead.
         """

@@ -29,6 +29,7 @@ from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.faults import last_words
 from quire_runtime.engine.kv_publisher import KVPublisher
+from quire_runtime.engine.liveness import Liveness
 from quire_runtime.engine.messages import (
     AbortRequests,
     AddRequest,
@@ -37,6 +38,7 @@ from quire_runtime.engine.messages import (
     EngineReady,
     FromEngine,
     Heartbeat,
+    KVFrames,
     RequestRejected,
     Step,
     ToEngine,
@@ -128,7 +130,9 @@ class Loop:
             capacity=engine.loaded.memory.num_blocks - 1,
             post=carrier.post,
         )
-        carrier.pulse = self._kv.pulse
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._liveness = Liveness(time.monotonic(), time.thread_time())
+        carrier.pulse = self._pulse
         self._sequence = 0
         self._last_post = 0.0
         self._guarded_at = 0.0
@@ -136,6 +140,7 @@ class Loop:
     def run(self) -> None:
         while True:
             self._guard()
+            self._liveness.turned(time.monotonic(), time.thread_time())
             self._drain_inbox(wait=not self._engine.has_work)
             outputs = self._engine.step()
             self._kv.turn()
@@ -200,6 +205,11 @@ class Loop:
 
     def _reject(self, handle: int, code: str, reason: str) -> None:
         self._post(RequestRejected(handle, code, reason))
+
+    def _pulse(self) -> KVFrames | None:
+        """Called on the sender's thread, which lives on while the loop stands still."""
+        is_alive = self._liveness.is_alive(time.monotonic(), time.clock_gettime(self._cpu_clock))
+        return self._kv.pulse() if is_alive else None
 
     def _guard(self) -> None:
         """Have the stacks written if the loop does not come here again in time; needs no interpreter lock."""
