@@ -1,7 +1,7 @@
 """Whether a loop that has not turned for a while is at work: who speaks for it must know. Pure, on two given clocks.
 
-A step may take seconds on a CPU, and a kernel that is compiled for the first time too; then the loop's thread computes, or
-waits for the device by asking it again and again. One that waits for a lock, or for a call that never returns, does
+A step may take seconds on a CPU, and a kernel that is compiled for the first time too; then the loop's thread computes,
+or waits for the device by asking it again and again. One that waits for a lock, or for a call that never returns, does
 neither.
 """
 
