@@ -68,6 +68,12 @@ class GatewayConfig(BaseSettings):
     )
     retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request, in the long run.")
     upstream_silence_s: Seconds = Field(600.0, description="A replica that sends nothing for so long has failed.")
+    outlier_base_ejection_s: Seconds = Field(
+        15.0, description="How long a replica gets nothing that answers far worse than the others; longer each time."
+    )
+    outlier_max_ejection_percent: float = Field(
+        34.0, ge=0, le=100, description="Most replicas left out for it at a time; one may always be. 0: none ever."
+    )
     probe_timeout_s: Seconds = Field(30.0, description="Time a replica has to write its first token.")
     tokenizer_threads: int = Field(2, gt=0, description="Threads that tokenise long prompts.")
     drain_grace_s: float = Field(0.0, ge=0, description="After SIGTERM, time in which new requests are still served.")

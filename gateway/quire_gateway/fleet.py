@@ -15,6 +15,7 @@ from quire_gateway.keys import Callers
 from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
+from quire_gateway.outliers import Ejection, Observed, OutlierRules, find_outliers
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.pulse import Pulse
 from quire_gateway.turns import Turns
@@ -52,7 +53,7 @@ class Bounds:
 class Ticket:
     """One request's share in its replica's counts; `release` returns it, once."""
 
-    __slots__ = ("_is_released", "_queued", "expectation", "replica")
+    __slots__ = ("_is_released", "_queued", "expectation", "replica", "sent_at", "work_tokens")
 
     def __init__(self, replica: "ReplicaState", uncached_tokens: int) -> None:
         self.replica = replica
@@ -60,6 +61,10 @@ class Ticket:
         """Blocks that its prefill will make the replica store."""
         self._queued = uncached_tokens
         self._is_released = False
+        self.sent_at = 0.0
+        """Time of the loop's clock."""
+        self.work_tokens = replica.queued_tokens + uncached_tokens
+        """Prompt tokens that the replica has to prefill before this request's first token."""
         replica.in_flight += 1
         replica.queued_tokens += uncached_tokens
 
@@ -101,6 +106,7 @@ class ReplicaState:
     namespace: tuple[str, int] | None = None
     """Model revision and block size, of `info`: replicas alike in them know blocks by the same keys."""
     pulse: Pulse = field(default_factory=Pulse)
+    observed: Observed = field(default_factory=Observed)
     answers: set[Answer] = field(default_factory=set)
     """Those that are awaited of it."""
     feed: Feed = field(init=False)
@@ -224,6 +230,18 @@ class DeploymentState:
         if roster is None or roster.replicas != replicas:
             roster = self.roster = Roster(replicas)
         return roster
+
+    def eject_outliers(self, now: float, rules: OutlierRules) -> list[tuple[ReplicaState, Ejection]]:
+        """Send nothing for a while to those that answer so much worse than the others; who they are."""
+        routable = self.candidates(set())
+        seen = [replica.observed.seen(replica.id, now, rules) for replica in routable]
+        waiting = sum(not replica.health.is_routable for replica in self.replicas.values())
+        found = []
+        for ejection in find_outliers(seen, waiting, rules):
+            replica = self.replicas[ejection.replica]
+            replica.health.eject(now, ejection.why, replica.observed.ejected(now, rules))
+            found.append((replica, ejection))
+        return found
 
     def notify(self) -> None:
         """Wake who waits for a replica."""

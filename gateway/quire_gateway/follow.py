@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from quire_api import wire
@@ -12,10 +12,13 @@ from quire_gateway.fleet import Fleet, ReplicaState
 from quire_gateway.health import probe
 from quire_gateway.kv_follow import follow_events
 from quire_gateway.models import ModelStore
+from quire_gateway.outliers import OutlierRules
 from quire_gateway.pulse import LOST_AFTER_S, watch_pulses
 from quire_gateway.upstream import UpstreamFailure
 
 log = logging.getLogger(__name__)
+
+OUTLIERS_EVERY_S = 1.0
 
 
 class Follower:
@@ -24,11 +27,22 @@ class Follower:
     has_answered: some replica has given a token since the start, or requests are to be held for one that sleeps.
     """
 
-    def __init__(self, discovery: Discovery, fleet: Fleet, models: ModelStore, probe_timeout_s: float) -> None:
+    def __init__(
+        self,
+        discovery: Discovery,
+        fleet: Fleet,
+        models: ModelStore,
+        probe_timeout_s: float,
+        rules: OutlierRules,
+        on_outlier: Callable[[tuple[str, str], str], None],
+    ) -> None:
+        """on_outlier: called with the deployment and the cause when one of its replicas is ejected for it."""
         self._discovery = discovery
         self._fleet = fleet
         self._models = models
         self._probe_timeout_s = probe_timeout_s
+        self._rules = rules
+        self._on_outlier = on_outlier
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = ""
         self.has_answered = False
@@ -41,6 +55,7 @@ class Follower:
     def start(self) -> None:
         self._spawn(self._follow())
         self._spawn(watch_pulses(self._fleet.replicas, self._lose))
+        self._spawn(self._watch_outliers())
 
     def watch(self, replica: ReplicaState) -> None:
         """Probe `replica` until it is routable or gone."""
@@ -53,6 +68,16 @@ class Follower:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._fleet.apply(wire.RoutingTable())
+
+    async def _watch_outliers(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(OUTLIERS_EVERY_S)
+            for deployment in list(self._fleet.deployments.values()):
+                for replica, ejection in deployment.eject_outliers(loop.time(), self._rules):
+                    log.warning("replica %s of %s is ejected: %s", replica.id, deployment.table.name, ejection.why)
+                    self._on_outlier(deployment.key, ejection.cause)
+                    self.watch(replica)
 
     def _lose(self, replica: ReplicaState) -> None:
         why = f"it gave no sign of life for {LOST_AFTER_S:g} s"

@@ -18,6 +18,7 @@ from quire_gateway.fleet import Bounds, Fleet
 from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
+from quire_gateway.outliers import OutlierRules
 from quire_gateway.pages import Pages
 from quire_gateway.peer_follow import Peers
 from quire_gateway.proxy import ForwardRules, Proxy, parse_body
@@ -58,7 +59,12 @@ class Gateway:
         self._models = ModelStore(config.tokenizer_threads)
         bounds = Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s, config.saturation)
         self.fleet = Fleet(bounds)
-        self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s)
+        rules = OutlierRules(
+            base_ejection_time_s=config.outlier_base_ejection_s,
+            max_ejection_percent=config.outlier_max_ejection_percent,
+        )
+        outlier = self._metrics.ejected
+        self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s, rules, outlier)
         self._proxy = Proxy(
             self.fleet,
             self._models,

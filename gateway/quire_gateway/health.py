@@ -62,11 +62,15 @@ class Health:
             return False
         self._ejections = self._ejections + 1 if now - self._ejected_at < _FORGET_EJECTIONS_S else 0
         self._ejected_at = now
+        again = min(self._ejections, 16)
+        self.eject(now, why, min(self.longest_delay_s, self.first_delay_s * 2.0**again) if again else 0.0)
+        return True
+
+    def eject(self, now: float, why: str, for_s: float) -> None:
+        """Send it nothing, and probe it no sooner than in `for_s`."""
         self.is_routable = False
         self.reason = f"Ejected: {why}"
-        again = min(self._ejections, 16)
-        self.probe_at = now + (min(self.longest_delay_s, self.first_delay_s * 2.0**again) if again else 0.0)
-        return True
+        self.probe_at = now + for_s
 
 
 async def probe(pool: UpstreamPool, model: str, internal_key: str, timeout_s: float) -> None:

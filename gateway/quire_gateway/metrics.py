@@ -37,6 +37,7 @@ class Metrics:
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
         self._moves = self._counter("stream_moves", "Streams continued on another replica, by what failed.", "cause")
+        self._ejections = self._counter("ejections", "Replicas left out for answering worse than the others.", "cause")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens sent to replicas.")
         self._cached_tokens = self._counter(
             "cached_prompt_tokens", "Prompt tokens believed cached where they were sent."
@@ -118,6 +119,9 @@ class Metrics:
 
     def retried(self, who: tuple[str, str], cause: str) -> None:
         self._retries.labels(*who, cause).inc()
+
+    def ejected(self, who: tuple[str, str], cause: str) -> None:
+        self._ejections.labels(*who, cause).inc()
 
     def moved(self, who: tuple[str, str], cause: str) -> None:
         self._moves.labels(*who, cause).inc()

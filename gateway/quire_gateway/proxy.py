@@ -262,6 +262,8 @@ class _Life:
             relay, outcome = await self._send(replica, ticket, record)
         except UpstreamFailure as failure:
             relay, outcome = None, Outcome(End.FAILED, failure)
+        if relay is not None and outcome.failure is None:
+            replica.observed.answered(relay.status, self._loop.time())
         if relay is not None and outcome.end is End.TURNED_AWAY:
             self._blame(replica, generation, f"answered {relay.status}", is_lost=False)
             if self._may_retry(is_free=False) and self._deployment.candidates(self._excluded):
@@ -340,13 +342,14 @@ class _Life:
                 connection,
                 extra_headers=self._answer_headers(replica),
                 on_first_byte=lambda: self._first_byte(ticket),
-                pace=Pace(self._paced),
+                pace=Pace(lambda itl_s: self._paced(replica, itl_s)),
                 on_written=self._wrote,
                 silence_s=self._proxy._rules.silence_s,
                 pulse=replica.pulse,
                 record=record,
                 goes_on=self._so_far is not None,
             )
+            ticket.sent_at = self._loop.time()
             connection.ask(data, relay)
             replica.answers.add(relay)
             try:
@@ -368,6 +371,9 @@ class _Life:
 
     def _first_byte(self, ticket: Ticket) -> None:
         ticket.first_byte()
+        if self._body.get("stream") is True:
+            now = self._loop.time()
+            ticket.replica.observed.first_token(now - ticket.sent_at, ticket.work_tokens, now)
         if self._exchange.first_byte_ms is not None:
             return
         now = self._loop.time()
@@ -381,8 +387,10 @@ class _Life:
         children.first_byte.observe(waited)
         children.cached_tokens.inc(self._exchange.cached_tokens)
 
-    def _paced(self, itl_s: float) -> None:
-        self._deployment.load.itl.add(itl_s, self._loop.time())
+    def _paced(self, replica: ReplicaState, itl_s: float) -> None:
+        now = self._loop.time()
+        self._deployment.load.itl.add(itl_s, now)
+        replica.observed.paced(itl_s, now)
 
     def _wrote(self, tokens: int) -> None:
         self._permit.wrote(tokens, self._loop.time())
