@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import paged_attention
-from quire_kernels.batch import AttentionBatch
+from quire_kernels.batch import AttentionBatch, SharedPrefix
 from quire_kernels.greedy import likeliest
 from quire_kernels.linear import skinny_linear
 from quire_kernels.norm import add_rms_norm
@@ -109,6 +109,24 @@ def decode_attention(model: str) -> Iterator[Reading]:
         ]
         moved = 2 * 2 * sum(lengths) * kv_heads * dim
         yield memory_reading(f"decode attention {model} {name}", calls, moved)
+    for n in (32, 256):
+        batch = batch_of([2048 + 160] * n, [1] * n, blocks, 257)
+        batch.block_tables[:, :128] = batch.block_tables[0, :128].clone()
+        lens, owner = (
+            torch.full((size,), value, dtype=torch.int32, device=CUDA) for size, value in ((n, 2048), (1, 0))
+        )
+        q = torch.randn(n, heads, dim, device=CUDA).to(BF16)
+        readings = {}
+        for shared in (None, SharedPrefix(lens, owner)):
+            own = replace(batch, seq_lens_cpu=[4097] * n, shared=shared, layouts={})
+            readings[shared is not None] = microseconds(
+                [lambda k=k, v=v, q=q, own=own: paged_attention(q, k, v, own, dim**-0.5, None) for k, v in caches * 2]
+            )
+        yield {
+            "kernel": f"decode attention {model} {n} x (2048 shared + 160)",
+            "us": round(readings[True], 2),
+            "not shared us": round(readings[False], 2),
+        }
 
 
 def prefill_attention(model: str) -> Iterator[Reading]:

@@ -5,18 +5,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels import tuning
+from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
+
 BLOCK = 1024
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
     tokens, width = x.shape[0], x.shape[1] // 2
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
-    _silu_and_mul_kernel[(tokens, triton.cdiv(width, BLOCK))](x, out, width, x.stride(0), BLOCK=BLOCK)
+    _silu_and_mul_kernel[(tokens, triton.cdiv(width, BLOCK))](
+        x, out, width, x.stride(0), BLOCK=BLOCK, **tuning.overlapping(tokens)
+    )
     return out
 
 
 @triton.jit
-def _silu_and_mul_kernel(x, out, width, stride, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(x, out, width, stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width

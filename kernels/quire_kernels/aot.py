@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
 
 from quire_kernels import tuning
+from quire_kernels.batch import SharedPrefix
 from quire_kernels.check_attention import make_batch, tensors
 
 TARGETS = {
@@ -91,6 +92,10 @@ def launchers() -> dict[str, Callable[[], object]]:
                 shape = f"{heads}/{kv_heads}x{dim} {name}{' windowed' if window else ''}"
                 arguments = (heads, kv_heads, dim, dtype, window, cpu)
                 found[f"decode_attention {shape}"] = lambda a=arguments: _attention([(300, 1), (40, 1)], *a)
+                if not window:
+                    found[f"shared decode_attention {shape}"] = lambda a=arguments: _attention(
+                        [(300, 1), (340, 1)], *a, is_shared=True
+                    )
                 found[f"prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 90), (20, 70)], *a)
             for has_norm in (False, True):
                 found[f"rope_and_store {heads}/{kv_heads}x{dim} {name}{' normed' if has_norm else ''}"] = (
@@ -116,10 +121,14 @@ def _attention(
     dtype: torch.dtype,
     window: int | None,
     device: torch.device,
+    is_shared: bool = False,
 ) -> None:
     from quire_kernels import decode_attention_triton, prefill_attention_triton
 
     batch, blocks = make_batch(spans, 16, device)
+    if is_shared:
+        lens, owner = torch.full((len(spans),), 256, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        batch = replace(batch, shared=SharedPrefix(lens, owner))
     q, k_cache, v_cache = tensors(batch, blocks, heads, kv_heads, dim, dtype, device)
     out = torch.empty(q.shape, dtype=dtype)
     if batch.num_decodes:
@@ -167,6 +176,9 @@ def _one_row(dtype: torch.dtype) -> None:
     x, weight = torch.zeros(1, 3072, dtype=dtype), torch.zeros(64, 3072, dtype=dtype)
     linear_triton.one_row(x, weight, None, None)
     linear_triton.one_row(x[:, :96], weight[:, :96].contiguous(), weight[:, 0].contiguous(), None)
+    linear_triton.one_row(x, weight, None, None, weight[0], 1e-5)
+    linear_triton.one_row(x, weight, None, None, weight[0], 1e-5, is_gated=True)
+    linear_triton.one_row(x, weight, None, torch.zeros(1, 64, dtype=dtype), adds=True)
 
 
 def _likeliest(dtype: torch.dtype) -> None:

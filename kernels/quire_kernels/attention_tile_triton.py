@@ -70,3 +70,14 @@ def attend_loaded(
     else:
         acc += tl.dot(weights.to(values.dtype), values)
     return above, total * fade + tl.sum(weights, axis=1), acc
+
+
+@triton.jit
+def merge(highest, total, acc, weight, part):
+    """Take in another part's result `part` [ROWS, BLOCK_D] whose sum of exponentials is 2 ** weight [ROWS] (-inf: it
+    saw nothing)."""
+    above = tl.maximum(highest, weight)
+    base = tl.where(above == float("-inf"), 0.0, above)
+    fade = tl.exp2(highest - base)
+    share = tl.exp2(weight - base)
+    return above, total * fade + share, acc * fade[:, None] + part * share[:, None]

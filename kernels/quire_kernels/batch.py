@@ -7,6 +7,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Leading blocks that several decodes of a batch have in common, so that their keys need be read once for all.
+
+    lens   int32 [num_decodes]  leading keys that the sequence shares, a multiple of the block size; 0: it shares none
+    owner  int32 [1]            a sequence that shares them: its table names the blocks
+
+    Every sequence that shares any shares the same, and its query token comes after them.
+    """
+
+    lens: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """Sequences with one query token come first (`num_decodes`), then longer queries. T query tokens, n sequences.
 
@@ -17,6 +31,7 @@ class AttentionBatch:
     block_tables   int32 [n, >= max(ceil(seq_len / block_size))]
     query_starts_cpu, seq_lens_cpu  the same as plain lists, for launch sizes and the CPU path; no device sync
     layouts        what the CPU path works out once a step and every layer uses
+    shared         what decodes share, if a kernel may make use of it; it changes no result
     """
 
     positions: Tensor
@@ -30,3 +45,4 @@ class AttentionBatch:
     block_size: int
     layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     parts: "tuple[AttentionBatch, ...]" = ()
+    shared: SharedPrefix | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels.attention import paged_attention
-from quire_kernels.batch import AttentionBatch
+from quire_kernels.batch import AttentionBatch, SharedPrefix
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Relative to max(1, |expected|): the dtype's rounding, with room for sums in another order."""
@@ -141,6 +141,25 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
             partial(_run, long, 2, 1, 16, fp32, window, 16),
         )
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
+    few = [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)]
+    for (q_heads, kv_heads, dim), dtype, blocks in [
+        ((8, 2, 64), fp32, 17),
+        ((7, 1, 80), fp16, 16),
+        ((4, 4, 32), fp32, 2),
+    ]:
+        yield (
+            f"decode attention {q_heads}/{kv_heads}x{dim} with {blocks} shared blocks {dtype}".replace("torch.", ""),
+            partial(_run_shared, few, [0, 1, 3, 4], blocks, q_heads, kv_heads, dim, dtype),
+        )
+    if full:
+        many = [(2060 + 37 * i % 700, 1) for i in range(90)]
+        for q_heads, kv_heads, dim in [(32, 8, 128), (16, 8, 128), (14, 2, 64), (8, 1, 256), (24, 3, 96)]:
+            for dtype, blocks in itertools.product((bf16, fp16), (128, 9)):
+                name = f"decode attention {q_heads}/{kv_heads}x{dim} with {blocks} shared blocks {dtype}"
+                yield (
+                    name.replace("torch.", ""),
+                    partial(_run_shared, many, list(range(3, 85)), blocks, q_heads, kv_heads, dim, dtype),
+                )
     if full:
         yield "decode attention in a CUDA graph, replayed at other lengths", _run_graph
         for dtype, dim in itertools.product((bf16, fp16), (64, 128)):
@@ -165,6 +184,29 @@ def _run(
     out = torch.full(q.shape, torch.nan, dtype=dtype, device=device)
     _attend(q, k_cache, v_cache, batch, dim**-0.5, window, out)
     return expect_close(out, plain_attention(q, k_cache, v_cache, batch, dim**-0.5, window).cpu())
+
+
+def _run_shared(
+    spans: list[tuple[int, int]],
+    members: list[int],
+    count: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> float:
+    """The members' first `count` blocks are those of the second one."""
+    batch, blocks = make_batch(spans, 16, device)
+    batch.block_tables[members, :count] = batch.block_tables[members[1], :count].clone()
+    lens = torch.zeros(len(spans), dtype=torch.int32, device=device)
+    lens[members] = 16 * count
+    owner = torch.tensor([members[1]], dtype=torch.int32, device=device)
+    batch = replace(batch, shared=SharedPrefix(lens, owner))
+    q, k_cache, v_cache = tensors(batch, blocks, heads, kv_heads, dim, dtype, device)
+    out = torch.full(q.shape, torch.nan, dtype=dtype, device=device)
+    _attend(q, k_cache, v_cache, batch, dim**-0.5, None, out)
+    return expect_close(out, plain_attention(q, k_cache, v_cache, batch, dim**-0.5, None).cpu())
 
 
 def _attend(

@@ -82,13 +82,32 @@ def _run_mixed_inputs(counts: list[int], size: int, device: torch.device) -> flo
 
 
 def _run_one_row(outputs: int, depth: int, has_bias: bool, dtype: torch.dtype, device: torch.device) -> float:
+    """The plain product, and what may surround it."""
     from quire_kernels import linear_triton
+    from quire_kernels.activation import silu_and_mul_reference
+    from quire_kernels.norm import rms_norm_reference
 
     generator = torch.Generator().manual_seed(depth)
     x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((1, depth), (outputs, depth), (outputs,)))
-    x, weight, bias = (tensor.to(device, dtype) for tensor in (x, weight * depth**-0.5, bias))
-    actual = linear_triton.one_row(x, weight, bias if has_bias else None, None)
-    return expect_close(actual, torch.nn.functional.linear(x.double(), weight.double(), bias.double() * has_bias).cpu())
+    norm, residual = torch.rand(depth, generator=generator) + 0.5, torch.randn(1, outputs, generator=generator)
+    x, weight, bias, norm, residual = (
+        tensor.to(device, dtype) for tensor in (x, weight * depth**-0.5, bias, norm, residual)
+    )
+    own = bias if has_bias else None
+
+    def product(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x.double(), weight.double(), bias.double() * has_bias).cpu()
+
+    worst = expect_close(linear_triton.one_row(x, weight, own, None), product(x))
+    normed = product(rms_norm_reference(x.double(), norm.double(), 1e-5))
+    worst = max(worst, expect_close(linear_triton.one_row(x, weight, own, None, norm, 1e-5), normed))
+    wanted = residual.double().cpu() + product(x)
+    linear_triton.one_row(x, weight, own, residual, adds=True)
+    worst = max(worst, expect_close(residual, wanted))
+    if outputs % 2 == 0:
+        actual = linear_triton.one_row(x, weight, own, None, norm, 1e-5, is_gated=True)
+        worst = max(worst, expect_close(actual, silu_and_mul_reference(normed)))
+    return worst
 
 
 def _run_likeliest(n: int, vocab: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -5,6 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels import tuning
+from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
+
 BLOCK = 4096
 
 
@@ -22,17 +25,23 @@ def likeliest(
     blocks = triton.cdiv(vocab, BLOCK)
     best = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
     token = torch.empty(n, blocks, dtype=torch.int32, device=logits.device)
-    _blocks_kernel[(n, blocks)](logits, best, token, logits.stride(0), vocab, BLOCK=BLOCK, num_warps=4)
+    _blocks_kernel[(n, blocks)](
+        logits, best, token, logits.stride(0), vocab, BLOCK=BLOCK, num_warps=4, **tuning.overlapping(n)
+    )
     _winner_kernel[(n,)](
         best, token, out, turn, out if rows is None else rows, out if positions is None else positions,
         out if tokens is None else tokens, blocks, out.stride(0), 0 if tokens is None else tokens.stride(0), poisoned,
         BLOCKS=triton.next_power_of_2(blocks), RECORD=tokens is not None, num_warps=1,
+        **tuning.overlapping(n),
     )  # fmt: skip
 
 
 @triton.jit
-def _blocks_kernel(logits, best, token, stride, vocab, BLOCK: tl.constexpr):
+def _blocks_kernel(logits, best, token, stride, vocab, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """One program a row and block; a NaN anywhere makes the block's best score NaN."""
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     ids = block * BLOCK + tl.arange(0, BLOCK)
@@ -49,8 +58,11 @@ def _blocks_kernel(logits, best, token, stride, vocab, BLOCK: tl.constexpr):
 @triton.jit
 def _winner_kernel(
     best, token, out, turn, rows, positions, tokens, blocks, out_stride, width, poisoned,
-    BLOCKS: tl.constexpr, RECORD: tl.constexpr,
+    BLOCKS: tl.constexpr, RECORD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     slot = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCKS)
     scores = tl.load(best + slot * blocks + block, mask=block < blocks, other=float("-inf"))

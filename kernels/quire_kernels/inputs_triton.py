@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels import tuning
 from quire_kernels.inputs import DecodeInputs, MixedInputs
+from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
 
 BLOCK = 256
 
@@ -25,6 +27,7 @@ def decode_inputs(
     _decode_inputs_kernel[(n,)](
         tokens, blocks, rows, contexts, new_blocks, made.token_ids, made.positions, made.slots, made.seq_lens,
         made.block_tables, tokens.stride(0), blocks.stride(0), columns, SIZE=block_size, BLOCK=BLOCK, num_warps=2,
+        **tuning.overlapping(n),
     )  # fmt: skip
     return made
 
@@ -32,8 +35,11 @@ def decode_inputs(
 @triton.jit
 def _decode_inputs_kernel(
     tokens, blocks, rows, contexts, new_blocks, token_ids, positions, slots, seq_lens, block_tables,
-    width, max_blocks, columns, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    width, max_blocks, columns, SIZE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     slot = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + slot).to(tl.int64)
     position = tl.load(contexts + slot)
@@ -80,7 +86,7 @@ def mixed_inputs(
         tokens, blocks, rows, contexts, starts, made.token_ids, made.positions, made.slots, made.seq_lens,
         made.decode_lens, made.prefill_starts, made.block_tables, made.last, n, num_tokens,
         tokens.stride(0), blocks.stride(0), columns, SIZE=block_size, BLOCK=BLOCK,
-        BLOCK_N=triton.next_power_of_2(n), num_warps=2,
+        BLOCK_N=triton.next_power_of_2(n), num_warps=2, **tuning.overlapping(num_tokens),
     )  # fmt: skip
     return made
 
@@ -89,9 +95,12 @@ def mixed_inputs(
 def _mixed_inputs_kernel(
     tokens, blocks, rows, contexts, starts, token_ids, positions, slots, seq_lens, decode_lens, prefill_starts,
     block_tables, last, n, num_tokens, width, max_blocks, columns,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence, and one for the padding."""
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     slot = tl.program_id(0).to(tl.int64)
     others = tl.arange(0, BLOCK_N)
     counts = tl.load(starts + others + 1, mask=others < n, other=0) - tl.load(starts + others, mask=others < n, other=0)

@@ -4,6 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire_kernels import tuning
+from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
+
 HEADS = 8
 WARPS = 1
 
@@ -32,7 +35,7 @@ def rope_and_store(
         DIM=dim, HALF=half, BLOCK_HALF=triton.next_power_of_2(half), REST=dim - 2 * half,
         BLOCK_REST=triton.next_power_of_2(max(dim - 2 * half, 1)), BLOCK=triton.next_power_of_2(dim),
         SIZE=k_cache.shape[2], HEADS=HEADS, Q_TILES=query_tiles, KV_TILES=kv_tiles,
-        Q_NORM=q_norm is not None, K_NORM=k_norm is not None, num_warps=WARPS,
+        Q_NORM=q_norm is not None, K_NORM=k_norm is not None, num_warps=WARPS, **tuning.overlapping(tokens),
     )  # fmt: skip
 
 
@@ -83,9 +86,12 @@ def _rope_and_store_kernel(
     q_token, q_head, k_token, k_head, v_token, v_head, cache_block, cache_head, cache_slot, query_heads, kv_heads,
     DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, REST: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK: tl.constexpr, SIZE: tl.constexpr, HEADS: tl.constexpr, Q_TILES: tl.constexpr, KV_TILES: tl.constexpr,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Tiles of heads: queries, keys, values. A thread holds both halves of a pair, so nothing is read after a write."""
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     angles = cos_sin + tl.load(positions + token) * (2 * HALF)

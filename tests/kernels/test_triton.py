@@ -19,6 +19,7 @@ TARGETS = list(aot.TARGETS)
 COMPILED = [
     "decode_attention 8/2x128 bfloat16",
     "decode_attention 4/2x32 float32 windowed",
+    "shared decode_attention 8/2x128 bfloat16",
     "prefill_attention 8/2x128 bfloat16",
     "prefill_attention 4/2x32 float32 windowed",
     "rope_and_store 4/4x80 bfloat16 normed",

@@ -7,21 +7,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire_kernels.batch import SharedPrefix
+from quire_kernels.tuning import FEW
 from quire_runtime.execute.rows import Rows
 from quire_runtime.scheduler.plan import StepPlan
 
 HEADER = 4
-"""Words before the first array of a step's inputs; word 0 says which of the token buffers the step fills."""
+"""Words before the first array of a step's inputs; word 0 says which of the token buffers the step fills, word 1 which
+slot owns shared blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """A padded decode batch on the device: rows, contexts, new_blocks int32 [b] (-1: no new block); turn int32 [1]."""
+    """A padded decode batch on the device: rows, contexts, new_blocks int32 [b] (-1: no new block); turn int32 [1];
+    shared: what its sequences may share, None if the graph is for those that share nothing."""
 
     rows: Tensor
     contexts: Tensor
     new_blocks: Tensor
     turn: Tensor
+    shared: SharedPrefix | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 class DecodeGraphs:
     """Replays a captured decode where one fits; a size is captured the second time it is asked for, or by `capture`.
 
+    Of each size there may be a second graph for sequences that share blocks, whose keys it reads once.
     Padding slots use the spare row, whose block table names block 0 only. Launch sizes are those of the longest
     sequence, so that they hold for every replay. At most `depth` steps may be unread: tokens of the last `depth` steps
     and their inputs stay where they are.
@@ -59,15 +65,15 @@ class DecodeGraphs:
         self._decode = decode
         self._tables = tables
         self.sizes = graph_sizes(max_num_seqs)
-        words = HEADER + 3 * self.sizes[-1]
+        words = HEADER + 4 * self.sizes[-1]
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
         self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
         self._stream = torch.cuda.Stream(device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._asked: set[int] = set()
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._asked: set[tuple[int, bool]] = set()
         self._pool: tuple[int, int] | None = None
         self._turn = 0
         self._slot_of_row = np.zeros(max_num_seqs + 1, np.int64)
@@ -80,28 +86,41 @@ class DecodeGraphs:
         size = next((size for size in self.sizes if size >= n), None)
         if size is None:
             return None
-        if size not in self._graphs:
-            if size not in self._asked:
-                self._asked.add(size)
-                return None
-            self.capture(size)
+        shape = (size, plan.shared is not None)
+        if shape not in self._graphs:
+            if shape in self._asked:
+                self.capture(*shape)
+            else:
+                self._asked.add(shape)
+                shape = (size, False)
+                if shape not in self._graphs:
+                    return None
         self._turn = (self._turn + 1) % len(self._hosts)
         pinned = self._hosts[self._turn]
         self._fill(plan, pinned.numpy(), size)
-        words = HEADER + 3 * size
+        words = HEADER + 4 * size
         self._inputs[:words].copy_(pinned[:words], non_blocking=True)
-        graph, logits, positions = self._graphs[size]
+        graph, logits, positions = self._graphs[shape]
         graph.replay()
-        return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size).rows[:n], positions[:n])
+        return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size, False).rows[:n], positions[:n])
 
-    def capture(self, size: int) -> None:
+    def warm_up(self) -> None:
+        """Record the smallest sizes, and one of each kind that has kernels of its own."""
+        for size in self.sizes[:4]:
+            self.capture(size)
+        for size in (next((size for size in self.sizes if size > bound), None) for bound in (16, FEW)):
+            if size is not None:
+                self.capture(size)
+                self.capture(size, has_shared=True)
+
+    def capture(self, size: int, has_shared: bool = False) -> None:
         """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
-        inputs = np.full(HEADER + 3 * size, -1, np.int32)
-        inputs[:HEADER] = self._capture_turn
-        inputs[HEADER : HEADER + size] = self._tables.spare
-        inputs[HEADER + size : HEADER + 2 * size] = 0
+        inputs = np.full(HEADER + 4 * size, -1, np.int32)
+        inputs[:HEADER] = self._capture_turn, 0, 0, 0
+        rows, contexts, _, lens = inputs[HEADER:].reshape(4, size)
+        rows[:], contexts[:], lens[:] = self._tables.spare, 0, 0
         self._inputs[: len(inputs)] = torch.from_numpy(inputs)
-        slots = self._slots(size)
+        slots = self._slots(size, has_shared)
         self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
@@ -113,19 +132,23 @@ class DecodeGraphs:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         self._pool = self._pool or graph.pool()
-        self._graphs[size] = (graph, logits, positions)
+        self._graphs[size, has_shared] = (graph, logits, positions)
 
-    def _slots(self, size: int) -> Slots:
-        arrays = self._inputs[HEADER : HEADER + 3 * size].view(3, size)
-        return Slots(arrays[0], arrays[1], arrays[2], self._inputs[:1])
+    def _slots(self, size: int, has_shared: bool) -> Slots:
+        rows, contexts, new_blocks, lens = self._inputs[HEADER : HEADER + 4 * size].view(4, size)
+        shared = SharedPrefix(lens, self._inputs[1:2]) if has_shared else None
+        return Slots(rows, contexts, new_blocks, self._inputs[:1], shared)
 
     def _fill(self, plan: StepPlan, host: np.ndarray, size: int) -> None:
         n = len(plan.rows)
         host[0] = self._turn
-        rows, contexts, new_blocks = host[HEADER : HEADER + 3 * size].reshape(3, size)
+        rows, contexts, new_blocks, lens = host[HEADER : HEADER + 4 * size].reshape(4, size)
         rows[:n], rows[n:] = plan.rows, self._tables.spare
         contexts[:n], contexts[n:] = plan.context_lens, 0
         new_blocks[:] = -1
+        lens[:] = 0
+        if plan.shared is not None:
+            host[1], lens[:n] = plan.shared.owner, plan.shared.lens
         if len(plan.table_rows):
             # A decode grows by the block of its query token, if at all.
             self._slot_of_row[plan.rows] = np.arange(n)

@@ -4,12 +4,18 @@ import torch
 from torch import Tensor
 
 from quire_kernels import inputs as kernels
-from quire_kernels.batch import AttentionBatch
+from quire_kernels.batch import AttentionBatch, SharedPrefix
 from quire_runtime.execute.rows import Rows
 
 
 def decode_inputs(
-    tables: Rows, rows: Tensor, contexts: Tensor, new_blocks: Tensor, seq_lens_cpu: list[int], num_columns: int
+    tables: Rows,
+    rows: Tensor,
+    contexts: Tensor,
+    new_blocks: Tensor,
+    seq_lens_cpu: list[int],
+    num_columns: int,
+    shared: SharedPrefix | None = None,
 ) -> tuple[Tensor, AttentionBatch]:
     """One query token for each of n rows.
 
@@ -31,6 +37,7 @@ def decode_inputs(
         query_starts_cpu=list(range(n + 1)),
         seq_lens_cpu=seq_lens_cpu,
         block_size=tables.block_size,
+        shared=shared,
     )
 
 

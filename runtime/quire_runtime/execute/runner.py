@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire_kernels import inputs as kernels
-from quire_kernels.batch import AttentionBatch
+from quire_kernels.batch import AttentionBatch, SharedPrefix
 from quire_kernels.greedy import likeliest
 from quire_runtime.execute.graphs import Decoded, DecodeGraphs, Slots
 from quire_runtime.execute.inputs import decode_inputs, mixed_inputs
@@ -138,7 +138,7 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run one decode and one short prefill on the spare row, so that the first request finds kernels compiled."""
+        """Run decodes and a short prefill on the spare row, so that no request waits for a kernel's compilation."""
         spare = torch.full((1,), self.tables.spare, dtype=torch.int32, device=self.device)
         zero = torch.zeros_like(spare)
         self._decode(spare, zero, zero - 1, [1], 1)
@@ -148,8 +148,7 @@ class Runner:
         token_ids, batch = mixed_inputs(self.tables, spare, zero, lens, starts, [0, length], [length], 0)
         self.model.forward(token_ids, self.kv.layers, batch)
         if self._graphs is not None:
-            for size in self._graphs.sizes[:4]:
-                self._graphs.capture(size)
+            self._graphs.warm_up()
         if self._mixed is not None:
             self._mixed.warm_up()
 
@@ -174,17 +173,24 @@ class Runner:
         return self.model.compute_logits(hidden)
 
     def _decode(
-        self, rows: Tensor, contexts: Tensor, new_blocks: Tensor, seq_lens: list[int], num_columns: int
+        self,
+        rows: Tensor,
+        contexts: Tensor,
+        new_blocks: Tensor,
+        seq_lens: list[int],
+        num_columns: int,
+        shared: SharedPrefix | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [n, hidden] and lengths int32 [n] of the sequences, the query token included."""
-        token_ids, batch = decode_inputs(self.tables, rows, contexts, new_blocks, seq_lens, num_columns)
+        token_ids, batch = decode_inputs(self.tables, rows, contexts, new_blocks, seq_lens, num_columns, shared)
         return self.model.forward(token_ids, self.kv.layers, batch), batch.seq_lens
 
     def _decode_slots(self, slots: Slots, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """A decode as graphs record it: `tokens` and the rows' token tables take the likeliest ones."""
         size = len(slots.rows)
+        lens = [self.tables.width - 1] * size
         hidden, seq_lens = self._decode(
-            slots.rows, slots.contexts, slots.new_blocks, [self.tables.width - 1] * size, self.tables.max_blocks
+            slots.rows, slots.contexts, slots.new_blocks, lens, self.tables.max_blocks, slots.shared
         )
         logits = self.model.compute_logits(hidden, out=self._logits[:size])
         likeliest(logits, POISONED, tokens, slots.turn, slots.rows, seq_lens, self.tables.tokens)

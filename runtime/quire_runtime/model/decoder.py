@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.linear import takes_one_row
 from quire_kernels.norm import add_rms_norm, rms_norm
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.layers.attention import Attention
@@ -68,6 +69,11 @@ class Decoder(ABC):
         """token_ids int64 [T] -> hidden states [T, hidden_size] after the final norm; fills `kv` at `batch.slots`."""
         eps = self.config.rms_norm_eps
         residual = functional.embedding(token_ids, self.embedding)
+        if takes_one_row(residual):
+            for layer, (k_cache, v_cache) in zip(self.layers, kv, strict=True):
+                layer.attention.add_one(residual, layer.attention_norm, k_cache, v_cache, batch, self.cos_sin)
+                layer.mlp.add_one(residual, layer.mlp_norm, eps)
+            return rms_norm(residual, self.final_norm, eps)
         x = rms_norm(residual, self.layers[0].attention_norm, eps)
         for layer, (k_cache, v_cache), next_norm in zip(self.layers, kv, self._norms_after, strict=True):
             x = layer.attention(x, k_cache, v_cache, batch, self.cos_sin)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from quire_runtime.kv.shared import SharedBlocks
 from quire_runtime.kv.tables import EMPTY, TableWrites
 from quire_runtime.scheduler.plan import Admission, Bools, Ints, StepPlan
 
@@ -38,7 +39,7 @@ class StepDraft:
             order = np.argsort(is_long, kind="stable")
             self.rows, self.contexts, self.queries = self.rows[order], self.contexts[order], self.queries[order]
 
-    def plan(self, samples: Bools) -> StepPlan:
+    def plan(self, samples: Bools, shared: SharedBlocks | None) -> StepPlan:
         """The closed draft as a plan; samples bool [n] in its order."""
         copies = np.array(self._copies, np.int32).reshape(-1, 2)
         return StepPlan(
@@ -53,6 +54,7 @@ class StepDraft:
             table_blocks=_joined([writes.blocks for writes in self._writes]),
             copy_sources=copies[:, 0] if self._copies else EMPTY,
             copy_targets=copies[:, 1] if self._copies else EMPTY,
+            shared=shared,
         )
 
 

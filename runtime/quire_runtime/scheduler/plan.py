@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quire_runtime.kv.shared import SharedBlocks
 from quire_runtime.scheduler.request import Request
 
 Ints = NDArray[np.int32]
@@ -41,6 +42,7 @@ class StepPlan:
     admissions               rows to initialise first
     table_rows, table_columns, table_blocks  int32 [m]  block-table entries to write first
     copy_sources, copy_targets               int32 [k]  whole blocks to copy first, in every layer (copy-on-write)
+    shared                   what decodes begin with alike, where nothing but decodes is planned and it pays
 
     A decode's input token may have been drawn by the step just launched: the executor reads it from the row, on the
     device.
@@ -57,6 +59,7 @@ class StepPlan:
     table_blocks: Ints
     copy_sources: Ints
     copy_targets: Ints
+    shared: SharedBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire_runtime.kv.prefix import PrefixListener
+from quire_runtime.kv.shared import SharedPrefixes
 from quire_runtime.kv.tables import BlockTables
 from quire_runtime.scheduler.budget import share_budget
 from quire_runtime.scheduler.config import SchedulerConfig
@@ -84,6 +85,7 @@ class Scheduler:
             enable_prefix_caching=config.enable_prefix_caching,
             listener=listener,
         )
+        self._shared = SharedPrefixes(self._tables)
         self._waiting = WaitingQueue()
         self._families: dict[int, Family] = {}
         self._unspawned: dict[int, Family] = {}
@@ -213,7 +215,10 @@ class Scheduler:
         for family in list(self._unspawned.values()):
             if state.computed[family.sequences[0].row] >= family.prompt_len:
                 self._spawn(family)
-        plan = draft.plan(samples)
+        shared = None
+        if samples.all() and not draft.admissions and int(draft.queries.max()) == 1:
+            shared = self._shared.find(rows, state.epoch[rows], draft.contexts)
+        plan = draft.plan(samples, shared)
         self._num_steps += 1
         self._flights.append(_Flight(plan, state.epoch[rows]))
         return plan

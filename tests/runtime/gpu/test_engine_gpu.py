@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quire import SamplingParams
+from quire_runtime.kv import shared
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3"]
 WAYS = {
@@ -61,6 +62,21 @@ def test_greedy_tokens_equal_the_cpus_on_a_prefix_hit(make_llm, on_cpu, family, 
         output = llm.generate([prompt], greedy([20]), use_tqdm=False)
         assert tokens(output) == tokens(on_cpu(family, [prompt], greedy([20])))
         assert output[0].num_cached_tokens == cached
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decodes_that_share_blocks_say_what_the_cpu_says(make_llm, on_cpu, family, monkeypatch):
+    monkeypatch.setattr(shared, "LEAST_SAVED", 0)
+    monkeypatch.setattr(shared, "FEWEST", 2)
+    llm = make_llm(family, "cuda")
+    prompts = [[*PROMPTS[7][:48], 3 + i, 7] for i in range(6)] + PROMPTS[3:6]
+    counts = [24, 12, 24, 18, 24, 24, 24, 6, 24]
+    expected = tokens(on_cpu(family, prompts, greedy(counts)))
+    # The first fills the cache; then all of them begin with its blocks, and graphs for that are made.
+    for _ in range(3):
+        assert tokens(llm.generate(prompts, greedy(counts), use_tqdm=False)) == expected
+    graphs = llm.engine.loaded.runner._graphs
+    assert any(has_shared for _, has_shared in graphs._graphs)
 
 
 SAMPLED = {

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from quire_kernels.attention import paged_attention
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.linear import add_row, normed_row
 from quire_kernels.rope import rope_and_store
 from quire_runtime.model.layers.linear import Linear
 
@@ -29,7 +30,21 @@ class Attention:
 
     def __call__(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the tokens' keys and values to the caches."""
-        heads = self.qkv(x).view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        return self.output(self._attend(self.qkv(x), k_cache, v_cache, batch, cos_sin))
+
+    def add_one(
+        self, residual: Tensor, norm: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor
+    ) -> None:
+        """residual [1, hidden] += the same of rms_norm(residual, norm)."""
+        heads = normed_row(residual, norm, self.eps, self.qkv.weight, self.qkv.bias)
+        attended = self._attend(heads, k_cache, v_cache, batch, cos_sin)
+        add_row(attended, self.output.weight, self.output.bias, residual)
+
+    def _attend(
+        self, heads: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor
+    ) -> Tensor:
+        """heads [T, (Hq + 2 Hkv) D] -> [T, Hq D]"""
+        heads = heads.view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
         q, k, v = heads.split_with_sizes([self.num_heads, self.num_kv_heads, self.num_kv_heads], 1)
         rope_and_store(
             q,
@@ -45,4 +60,4 @@ class Attention:
             eps=self.eps,
         )
         attended = paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window, k=k, v=v)
-        return self.output(attended.flatten(1))
+        return attended.flatten(1)

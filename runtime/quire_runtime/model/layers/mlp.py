@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quire_kernels.activation import silu_and_mul
+from quire_kernels.linear import add_row, gated_row
 from quire_runtime.model.layers.linear import Linear
 
 
@@ -17,3 +18,8 @@ class MLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(silu_and_mul(self.gate_up(x)))
+
+    def add_one(self, residual: Tensor, norm: Tensor, eps: float) -> None:
+        """residual [1, hidden] += the same of rms_norm(residual, norm, eps)."""
+        active = gated_row(residual, norm, eps, self.gate_up.weight, self.gate_up.bias)
+        add_row(active, self.down.weight, self.down.bias, residual)
