@@ -1,5 +1,6 @@
 """Offline use: a model in this process, prompts in, texts out; a drop-in for vLLM's LLM."""
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ class LLM:
                 collectors[handle] = Collector(str(handle), text, token_ids, asked, self.tokenizer)
             waiting = set(collectors)
             plain = {handle: append for handle, one in collectors.items() if (append := one.append) is not None}
-            with _progress(len(waiting), use_tqdm) as advance:
+            with _progress(len(waiting), use_tqdm) as advance, _young_garbage_only():
                 while waiting:
                     outputs = self.engine.step()
                     if outputs is not None:
@@ -204,6 +205,16 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, self.get_tokenizer().encode(prompt)
         return None, list(prompt)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _young_garbage_only() -> Iterator[None]:
+    """Spare the collector everything that exists now: walking through it stops the GPU for a tenth of a second."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
