@@ -19,6 +19,8 @@ HEADER_INTERNAL_KEY = "x-quire-internal-key"
 HEADER_CACHE_SALT = "x-quire-cache-salt"
 HEADER_PRIORITY = "x-quire-priority"
 HEADER_REQUEST_ID = "x-request-id"
+HEADER_SESSION = "x-quire-session"
+"""A client's own name for a conversation: its requests go to one replica where that costs little."""
 
 # Set by the gateway on its answers.
 HEADER_REPLICA = "x-quire-replica"

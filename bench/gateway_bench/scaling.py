@@ -12,6 +12,7 @@ zero-to-burst  nothing, then 15 requests/s for 2 minutes; again after 10 minutes
 """
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ class ScaledFleet:
         self._decide = decide
         limits = EngineLimits(H200_BLOCKS)
         self.fleet = SimulatedFleet(loop, "prefixCost-fallback", first, step_cost.load(), limits)
-        self.held: list[Job] = []
+        self.held: deque[Job] = deque()
         self.wanted = first
         self.most = first
         self.changes = 0
@@ -155,18 +156,31 @@ class ScaledFleet:
         """Route it, or hold it."""
         job.on_end = on_end
         deployment = self.fleet.deployment
-        if deployment.candidates(set()):
-            self._pass_on(job, self._loop.time())
-        else:
-            job.arrived_s = self._loop.time()
-            self.held.append(job)
-            deployment.held += 1
+        job.arrived_s = self._loop.time()
+        self.held.append(job)
+        deployment.is_waking |= not deployment.candidates(set())
+        self._let_go()
 
-    def _pass_on(self, job: Job, arrived_s: float) -> None:
-        on_end = job.on_end
+    def _let_go(self) -> None:
+        """As `Turns` does: in the order of their coming, as far as there is room."""
+        deployment = self.fleet.deployment
+        while self.held and deployment.candidates(set()) and (not deployment.is_waking or deployment.has_room(0)):
+            self._pass_on(self.held.popleft())
+        deployment.held = len(self.held)
+
+    def _pass_on(self, job: Job) -> None:
+        on_end, arrived_s = job.on_end, job.arrived_s
         assert on_end is not None
         self.fleet.send(job, on_end)
         job.arrived_s = arrived_s
+        counted = job.on_first
+        assert counted is not None
+
+        def first() -> None:
+            counted()
+            self._let_go()
+
+        job.on_first = first
 
     def tick(self) -> None:
         """One second has passed: look, decide, start, drain."""
@@ -215,10 +229,7 @@ class ScaledFleet:
             return
         self._starting.remove(token)
         self.fleet.add_replica()
-        held, self.held = self.held, []
-        self.fleet.deployment.held = 0
-        for job in held:
-            self._pass_on(job, job.arrived_s)
+        self._let_go()
 
 
 def simulate(shape: Shape, law: str, decide: Decide, first: int, seed: int = 3) -> Outcome:

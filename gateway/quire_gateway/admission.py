@@ -117,6 +117,7 @@ async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, 
         message = f"{name} has no replica and {bounds.held} requests wait for one already. Try again later."
         raise Refusal(503, "too_many_held", message, retry_after_s=5)
     deployment.held += 1
+    deployment.is_waking = True
     loop = asyncio.get_running_loop()
     began = loop.time()
     wait.position = wait.position or deployment.held

@@ -9,6 +9,7 @@ from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candid
 from quire_gateway.index import Expectation
 from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
+from quire_gateway.sessions import keep_session
 
 
 class Chain:
@@ -51,8 +52,11 @@ Chains = dict[tuple[str, int], Chain]
 class Choice:
     """Chooses for one request, and again without what failed; blocks are hashed at most once."""
 
-    def __init__(self, deployment: DeploymentState, prompt: Prompt, chains: Chains | None = None) -> None:
-        """`chains`: what has been hashed of the prompt before; it is added to."""
+    def __init__(
+        self, deployment: DeploymentState, prompt: Prompt, chains: Chains | None = None, session: bytes = b""
+    ) -> None:
+        """chains: what has been hashed of the prompt before, and is added to. session: a digest, see `sessions`."""
+        self._session = session
         self._deployment = deployment
         self._prompt = prompt
         self._chains: Chains = {} if chains is None else chains
@@ -62,7 +66,8 @@ class Choice:
         roster = self._deployment.roster_of(replicas)
         candidates = as_candidates(replicas, roster.ids, self._cached_tokens(roster), self._deployment.others)
         chain = self._chain(replicas[0])
-        return self._deployment.policy.pick(self._prompt.count, candidates, (chain and chain.at(0)) or b"")
+        pick = self._deployment.policy.pick(self._prompt.count, candidates, (chain and chain.at(0)) or b"")
+        return keep_session(pick, self._session) if self._session else pick
 
     def miss(self, pick: Pick) -> str:
         """Why `pick`'s replica has no more of the prompt's full blocks cached; empty if it has them all.

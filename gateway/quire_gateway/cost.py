@@ -100,7 +100,7 @@ class Pick:
     """The chosen replica, why, and the numbers behind it.
 
     `reason` is one of `only-replica`, `prefix-hit` (it holds most of the prompt), `load-bound` (a warmer one was too
-    busy), `lowest-cost`, `least-recent` (a tie), or a policy's own word.
+    busy), `session` (its home), `lowest-cost`, `least-recent` (a tie), or a policy's own word.
     """
 
     replica: str

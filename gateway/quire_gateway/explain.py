@@ -23,7 +23,9 @@ class Explainer:
         self._fleet = fleet
         self._models = models
 
-    async def explain(self, body: dict[str, Any], size: int, token: str | None) -> wire.RouteExplanation:
+    async def explain(
+        self, body: dict[str, Any], size: int, token: str | None, session: bytes = b""
+    ) -> wire.RouteExplanation:
         """The choice for the chat or completion request `body`, `size` bytes of JSON; `token` None may use any model.
 
         Raises:
@@ -55,7 +57,7 @@ class Explainer:
         # Tokenising took its time; who is a candidate is asked again, as the data plane does.
         replicas = deployment.candidates(set())
         if replicas:
-            choice = Choice(deployment, prompt)
+            choice = Choice(deployment, prompt, session=session)
             pick = choice.pick(replicas)
             told.chosen, told.reason, told.miss = pick.replica, pick.reason, choice.miss(pick)
             told.index_mode = deployment.replicas[pick.replica].index_mode

@@ -16,6 +16,7 @@ from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
 from quire_gateway.outliers import Ejection, Observed, OutlierRules, find_outliers
+from quire_gateway.pacing import paced_room
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.pulse import Pulse
 from quire_gateway.turns import Turns
@@ -76,6 +77,7 @@ class Ticket:
             index = self.replica.deployment.index
             asyncio.get_running_loop().call_later(_EVENTS_COME_WITHIN_S, index.settle, self.expectation)
             self.expectation = None
+        self.replica.deployment.prefilled()
 
     def release(self) -> None:
         """The request has ended, in whatever way."""
@@ -182,7 +184,11 @@ class DeploymentState:
         self.load = LoadMeter(asyncio.get_running_loop().time())
         self.held = 0
         """Requests for which there is no replica."""
-        self.turns = Turns(self._has_room, bounds.held)
+        self.is_waking = False
+        """There was none, and what was held for it has not all been let go: it is paced."""
+        self.woken = 0
+        """Requests that were held for a replica, and have not had their turn yet."""
+        self.turns = Turns(self.has_room, bounds.held)
         self.picks = 0
         self.roster: Roster | None = None
         """Of the latest choice; nobody's once a replica in it has become another model's."""
@@ -201,12 +207,22 @@ class DeploymentState:
         self.table = table
         self.callers.apply(table)
 
-    def _has_room(self, promised: int) -> bool:
+    def has_room(self, promised: int) -> bool:
+        """Whether a replica may be given one more request, beside `promised` ones that are on their way."""
         room = -promised
         for replica in self.replicas.values():
             if replica.is_candidate:
-                room += replica.slots(self.bounds) - replica.in_flight - self.others_at(replica.id)[0]
+                others = self.others_at(replica.id)
+                in_flight = replica.in_flight + others[0]
+                free = replica.slots(self.bounds) - in_flight
+                room += paced_room(free, in_flight, replica.queued_tokens + others[1]) if self.is_waking else free
         return room > 0
+
+    def prefilled(self) -> None:
+        """A request's first byte has come: its replica may be given more."""
+        if self.is_waking:
+            self.is_waking = bool(self.held or self.woken or len(self.turns))
+            self.turns.pump()
 
     @property
     def in_flight(self) -> int:
@@ -257,6 +273,9 @@ class DeploymentState:
         """Count a request at `replica` until the ticket is released."""
         self.picks += 1
         replica.last_used = self.picks
+        if self.is_waking:
+            # Once it is counted.
+            asyncio.get_running_loop().call_soon(self.turns.pump)
         return Ticket(replica, uncached_tokens)
 
 

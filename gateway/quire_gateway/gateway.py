@@ -23,7 +23,7 @@ from quire_gateway.pages import Pages
 from quire_gateway.peer_follow import Peers
 from quire_gateway.proxy import ForwardRules, Proxy, parse_body
 from quire_gateway.reply import Reply
-from quire_gateway.request import Request
+from quire_gateway.request import Request, session_of
 from quire_gateway.routes import Route, find_route
 from quire_gateway.server import Limits, Server
 from quire_gateway.siblings import OWN, Siblings
@@ -182,7 +182,7 @@ class Gateway:
         body, size = (parse_body(request.body), len(request.body)) if is_post else asked(request)
         # Who holds the internal key may look at every model.
         token = None if self._config.internal_key else request.bearer_token()
-        return msgspec.json.encode(await self._explainer.explain(body, size, token))
+        return msgspec.json.encode(await self._explainer.explain(body, size, token, session_of(request)))
 
     async def _forward(self, route: Route, request: Request, reply: Reply, exchange: Exchange) -> None:
         if self._turns_away:

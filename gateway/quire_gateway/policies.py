@@ -66,7 +66,7 @@ class ConsistentHash:
 
     def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
         limit = ceil(self._bound.limit(candidates))
-        weights = [_weight(beginning, replica) for replica in candidates.replicas]
+        weights = [weight(beginning, replica) for replica in candidates.replicas]
         ordered = sorted(range(len(weights)), key=weights.__getitem__, reverse=True)
         # The least busy one is always within, for the bound is the mean or more, this request counted, rounded up.
         chosen = next(number for number in ordered if candidates.in_flight[number] < limit)
@@ -84,5 +84,6 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """Every policy under the name that a deployment gives."""
 
 
-def _weight(beginning: bytes, replica: str) -> bytes:
+def weight(beginning: bytes, replica: str) -> bytes:
+    """Of the replica in the order of those for `beginning`; the first 64 bytes of that count."""
     return blake2b(replica.encode(), digest_size=8, key=beginning[:64]).digest()

@@ -26,7 +26,7 @@ from quire_gateway.models import ModelStore, Prompt
 from quire_gateway.relay import End, Outcome, Relay
 from quire_gateway.replay import Record, new_terms, resumed_body
 from quire_gateway.reply import Reply
-from quire_gateway.request import Headers, Request, forwardable
+from quire_gateway.request import Headers, Request, forwardable, session_of
 from quire_gateway.routes import Route
 from quire_gateway.upstream import UpstreamFailure, request_bytes
 from quire_gateway.wait import Wait
@@ -147,6 +147,7 @@ class _Life:
         self._so_far: Resume | None = None
         self._relay: Relay | None = None
         self._began_with: tuple[str, str] | None = None
+        self._is_woken = False
         self._barren = 0
         """Replicas in a row that have failed on the stream without an event."""
         self._salt = caller.salt(body)
@@ -173,7 +174,7 @@ class _Life:
         while True:
             replicas = await self._replicas()
             if choice is None:
-                choice = Choice(self._deployment, await self._prompt(replicas))
+                choice = Choice(self._deployment, await self._prompt(replicas), session=session_of(self._request))
                 await self._turn()
                 replicas = await self._replicas()
             if not self._exchange.attempts:
@@ -192,15 +193,23 @@ class _Life:
 
     async def _turn(self) -> None:
         if self._route is Route.FORWARD:
+            self._had_turn()
             return
         deployment, rank = self._deployment, self._body.get("priority")
         rank = rank if isinstance(rank, int) else 0
         await deployment.turns.wait(self._caller, self._exchange.prompt_tokens, rank, self._wait, deployment.table.name)
+        self._had_turn()
         self._exchange.queue_ms = round(self._wait.seconds * 1000, 3)
         self._proxy._metrics.of(deployment.key).queued.observe(self._wait.seconds)
 
+    def _had_turn(self) -> None:
+        if self._is_woken:
+            self._is_woken = False
+            self._deployment.woken -= 1
+
     def settle(self) -> None:
         """The request is over: count what it used."""
+        self._had_turn()
         was_served = self._exchange.attempts > 0
         self._permit.end(self._loop.time(), was_served=was_served)
         if was_served:
@@ -213,6 +222,9 @@ class _Life:
     async def _replicas(self) -> list[ReplicaState]:
         while not (replicas := self._candidates()):
             await hold(self._deployment, self._excluded, self._proxy._bounds, self._wait)
+            if not self._is_woken and not self._exchange.attempts:
+                self._is_woken = True
+                self._deployment.woken += 1
             self._exchange.queue_ms = round(self._wait.seconds * 1000, 3)
         return replicas
 

@@ -3,6 +3,9 @@
 import re
 import uuid
 from dataclasses import dataclass
+from hashlib import blake2b
+
+from quire_api import wire
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, in the order of arrival."""
@@ -67,6 +70,12 @@ def end_to_end(headers: Headers) -> Headers:
         if name == b"connection":
             named = named | {token.strip().lower() for token in value.split(b",")}
     return [(name, value) for name, value in headers if name not in named]
+
+
+def session_of(request: Request) -> bytes:
+    """The client's name for a conversation, as a digest; empty where it gives none."""
+    given = request.header(wire.HEADER_SESSION.encode())
+    return blake2b(given, digest_size=16).digest() if given else b""
 
 
 def forwardable(headers: Headers, keep_authorization: bool) -> Headers:
