@@ -103,6 +103,14 @@ def run_serve(model: str | None, *, explain: bool, config_file: Path | None, fla
             print(Setting(setting.name, resolved[setting.name], setting.source))
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    from quire_runtime.agent.fetch import check_source
+
+    try:
+        check_source(engine.model, engine.revision)
+    except UserError as error:
+        # Told at once: the server takes seconds to import, and an engine's process to start.
+        _leave_word(type(error).__name__, error)
+        raise
     from quire_runtime.engine.client import EngineDied, EngineStartFailed
     from quire_runtime.server.run import serve
 

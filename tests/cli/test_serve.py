@@ -1,5 +1,6 @@
 """Flags, file and environment of `quire serve`, as --explain shows them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from quire.serve import BadSetting, main, resolve
 from quire_api.errors import UserError
+from quire_runtime.agent.errors import WeightsNotFound
 from quire_runtime.config import EngineConfig
 from quire_runtime.server.config import ServerConfig
 
@@ -81,3 +83,11 @@ def test_the_command_is_in_the_tree():
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=wide).stdout
     for flag in ("--served-model-name", "--max-model-len", "--gpu-memory", "--api-key", "--explain", "--config"):
         assert flag in shown
+
+
+def test_a_path_that_is_not_there_leaves_its_reason(tmp_path, monkeypatch):
+    log = tmp_path / "termination-log"
+    monkeypatch.setenv("QUIRE_TERMINATION_LOG", str(log))
+    with pytest.raises(WeightsNotFound, match="does not exist"):
+        main([str(tmp_path / "nothing")])
+    assert json.loads(log.read_text())["reason"] == "WeightsNotFound"

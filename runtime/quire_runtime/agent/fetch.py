@@ -50,15 +50,10 @@ def fetch_model(
         WeightsNotFound, WeightsUnauthorized, WeightsCorrupt, SourceUnreachable: the store says no, nonsense or nothing.
         DiskFull, CacheNotWritable: the files cannot be kept.
     """
-    parsed = parse_source(source, revision)
+    parsed = check_source(source, revision)
     progress = progress or logged(source)
     match parsed:
         case LocalSource(path):
-            if not os.path.isdir(path):
-                state = "is not a directory" if os.path.exists(path) else "does not exist"
-                raise WeightsNotFound(
-                    f"The model directory {path} {state}. For a model of the Hub write hf://org/name."
-                )
             return path
         case HubSource():
             return fetch_into_cache(parsed, token, Path(cache_dir or constants.HF_HUB_CACHE), progress, allow_pickle)
@@ -66,6 +61,20 @@ def fetch_model(
             raise UnsupportedScheme(f"{source}: volume claims are known only in a cluster. Name a directory instead.")
     destination = Path(cache_dir or default_cache()) / _folder_name(parsed)
     return fetch_into(parsed, destination, progress=progress, retry=Retry(), allow_pickle=allow_pickle)
+
+
+def check_source(source: str, revision: str | None = None) -> Source:
+    """What `source` names, as far as this machine can tell without asking anybody.
+
+    Raises:
+        InvalidSource, UnsupportedScheme: it cannot be understood.
+        WeightsNotFound: it is a path where no directory is.
+    """
+    parsed = parse_source(source, revision)
+    if isinstance(parsed, LocalSource) and not os.path.isdir(parsed.path):
+        state = "is not a directory" if os.path.exists(parsed.path) else "does not exist"
+        raise WeightsNotFound(f"The model directory {parsed.path} {state}. For a model of the Hub write hf://org/name.")
+    return parsed
 
 
 def fetch_into(

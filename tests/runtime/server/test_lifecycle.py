@@ -204,9 +204,9 @@ def start_and_wait(*arguments: str, log: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_port_in_use_is_one_line(server, tmp_path):
+def test_a_port_in_use_is_one_line(server, model_directory, tmp_path):
     port = server.url.rsplit(":", 1)[1]
-    ended = start_and_wait("/nowhere", "--host", "127.0.0.1", "--port", port, log=tmp_path / "why")
+    ended = start_and_wait(str(model_directory), "--host", "127.0.0.1", "--port", port, log=tmp_path / "why")
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines() == [
         f"quire: port {port} of 127.0.0.1 is in use. Stop the program that uses it, or choose another with --port."
