@@ -166,6 +166,8 @@ class AgentProgress(msgspec.Struct, kw_only=True, frozen=True):
     bytes_total: int = 0
     """0 until the store has listed the model."""
     bytes_per_second: float = 0.0
+    reason: str = ""
+    """Why it has failed, or why it tries again: WeightsNotFound, SourceUnreachable ..."""
     message: str = ""
     shape: ModelShape | None = None
 

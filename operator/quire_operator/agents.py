@@ -95,7 +95,7 @@ class Agents:
     def _take(self, key: Key, pod: str, said: wire.AgentProgress) -> None:
         known = self.heard.setdefault(key, {})
         before, now = known.get(pod), time.monotonic()
-        is_step = before is None or (before.phase, before.shape) != (said.phase, said.shape)
+        is_step = before is None or (before.phase, before.reason, before.shape) != (said.phase, said.reason, said.shape)
         is_due = now - self._said_at.get((key, pod), float("-inf")) >= SAY_EVERY_S
         if said == before or not (is_step or is_due):
             return
@@ -116,6 +116,9 @@ def is_fetching(pod: Manifest) -> bool:
 
 def loading_of(said: wire.AgentProgress) -> Loading | None:
     """The part of the way that the agent can tell of; None once the engine is at work."""
+    if said.reason and said.phase in ("starting", "fetching"):
+        share = said.bytes_done / said.bytes_total if said.bytes_total else 0.0
+        return Loading(said.reason, f"{said.message} It tries again.", share)
     if said.phase == "starting" or (said.phase == "fetching" and not said.bytes_total):
         return Loading("Downloading", "the store is asked for the model", 0.0)
     if said.phase == "waiting":

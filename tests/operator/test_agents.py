@@ -111,6 +111,8 @@ def test_progress_in_words():
     assert of(phase="fetching", bytes_done=1 << 20, bytes_total=1 << 23).message == "0.001 of 0.008 GiB, 0 MB/s"
     assert of(phase="starting").reason == "Downloading"
     assert of(phase="waiting", message="another process fetches").message == "another process fetches"
+    retried = of(phase="starting", reason="SourceUnreachable", message="The Hub does not answer.")
+    assert retried == Loading("SourceUnreachable", "The Hub does not answer. It tries again.", 0.0)
     assert of(phase="complete") is None
     assert of(phase="failed", message="x") is None
     assert loadings({"a": wire.AgentProgress(phase="complete"), "b": wire.AgentProgress(phase="starting")}).keys() == {

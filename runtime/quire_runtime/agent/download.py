@@ -129,11 +129,11 @@ class Download:
                     self._append(file, offset, out.write, hasher)
                     if out.tell() < file.size:
                         raise SourceUnreachable(f"{self._source}: the connection broke off within {file.name}.")
-                except SourceUnreachable:
+                except SourceUnreachable as error:
                     failures = failures + 1 if out.tell() == offset else 1
                     if failures >= self._retry.attempts:
                         raise
-                    self._retry.wait(failures)
+                    self._retry.wait(failures, error)
             out.flush()
             os.fsync(out.fileno())
         return Digest(digest.algorithm, hasher.hexdigest()) if digest and hasher else None

@@ -84,7 +84,7 @@ def _fetch(options: argparse.Namespace, meter: Meter) -> int:
             parse_source(options.source, options.revision),
             options.destination,
             progress=meter.report,
-            retry=Retry(options.attempts, options.backoff_s, pause=meter.pause),
+            retry=Retry(options.attempts, options.backoff_s, pause=meter.pause, heard=meter.fails),
             waiting=meter.waits,
             described=lambda directory, weights: meter.describe(read_shape(directory, weights)),
             allow_pickle=options.allow_pickle,

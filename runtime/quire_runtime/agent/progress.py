@@ -87,8 +87,9 @@ class Meter:
         """
         now = self._clock()
         with self._lock:
-            if self._phase in (Phase.STARTING, Phase.WAITING):
-                self._phase, self._message = Phase.FETCHING, ""
+            is_begun = self._phase is Phase.FETCHING
+            if self._phase in (Phase.STARTING, Phase.WAITING) or (is_begun and done > self._done):
+                self._phase, self._reason, self._message = Phase.FETCHING, "", ""
             self._fetched += max(done - self._done, 0) if self._samples else 0
             self._done, self._total = done, total
             self._samples.append((now, done))
@@ -116,6 +117,11 @@ class Meter:
         with self._lock:
             self._phase = Phase.WAITING
             self._message = f"another process fetches into {self._destination}"
+
+    def fails(self, error: Exception) -> None:
+        """A try has failed, and there will be another; the next bytes wipe it out."""
+        with self._lock:
+            self._reason, self._message = type(error).__name__, str(error)
 
     def describe(self, shape: ModelShape | None) -> None:
         with self._lock:

@@ -21,9 +21,12 @@ class Retry:
     longest_s: float = 30.0
     pause: Callable[[float], None] = time.sleep
     """Waits; may raise to end the whole undertaking."""
+    heard: Callable[[SourceUnreachable], None] = lambda _: None
+    """Told why, before each wait."""
 
-    def wait(self, failures: int) -> None:
-        """Wait after `failures` (>= 1) failed tries in a row."""
+    def wait(self, failures: int, error: SourceUnreachable) -> None:
+        """Wait after `failures` (>= 1) failed tries in a row, of which `error` is the last."""
+        self.heard(error)
         self.pause(min(self.first_s * 2 ** (failures - 1), self.longest_s) * random.uniform(0.5, 1.0))
 
     def call(self, what: Callable[[], T]) -> T:
@@ -35,8 +38,8 @@ class Retry:
         for failures in range(1, self.attempts):
             try:
                 return what()
-            except SourceUnreachable:
-                self.wait(failures)
+            except SourceUnreachable as error:
+                self.wait(failures, error)
         return what()
 
 

@@ -204,6 +204,17 @@ def test_the_hub_into_a_directory(hub: Any, start: Callable[..., Agent]):
     assert not hub.requests
 
 
+def test_why_a_store_is_asked_again_is_told_until_it_answers(hub: Any, start: Callable[..., Agent]):
+    hub.failing_status = 503
+    agent = start("hf://org/tiny", "--attempts", "1000000")
+    wait_for(lambda: agent.progress()["reason"] == "SourceUnreachable")
+    standing = agent.progress()
+    assert standing["phase"] == "starting"
+    assert "org/tiny" in standing["message"]
+    hub.failing_status = None
+    assert agent.wait_for_phase("complete")["reason"] == ""
+
+
 def test_a_hub_that_wants_a_token(hub: Any, start: Callable[..., Agent]):
     hub.token = "hf_right"
     code, reason, message = start("hf://org/tiny").failure()
