@@ -4,30 +4,23 @@ Index handlers take in the first listing of every kind; kopf lets no event throu
 first event says that the store is whole.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
 from quire_api.connection import Connection
-from quire_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION
+from quire_api.v1alpha1 import KIND
 from quire_operator.build import LABEL_MANAGED_BY, MANAGER
 from quire_operator.reconcile import Reconciler
+from quire_operator.rights import Kind
 from quire_operator.store import Store
 
-CHILDREN = {
-    "Deployment": ("apps", "v1", "deployments"),
-    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
-    "PersistentVolumeClaim": ("", "v1", "persistentvolumeclaims"),
-    "Pod": ("", "v1", "pods"),
-    "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
-    "Secret": ("", "v1", "secrets"),
-    "Service": ("", "v1", "services"),
-    "ServiceAccount": ("", "v1", "serviceaccounts"),
-}
 
-
-def registry_of(store: Store, reconciler: Reconciler, connection: Connection) -> kopf.OperatorRegistry:
-    """Handlers that work on this store; a registry of its own, so that two operators can live in one process."""
+def registry_of(
+    store: Store, reconciler: Reconciler, connection: Connection, kinds: Mapping[str, Kind]
+) -> kopf.OperatorRegistry:
+    """Handlers of these kinds that work on this store, in a registry of their own."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -42,9 +35,12 @@ def registry_of(store: Store, reconciler: Reconciler, connection: Connection) ->
             default_namespace=connection.namespace,
         )
 
-    for kind, (group, version, plural) in {KIND: (GROUP, VERSION, PLURAL), **CHILDREN}.items():
+    def is_listing(**_: Any) -> bool:
+        return not reconciler.is_synced
 
-        @kopf.index(group, version, plural, registry=registry, id=f"take-{plural}", param=kind)
+    for kind, (group, version, plural) in kinds.items():
+
+        @kopf.index(group, version, plural, registry=registry, id=f"take-{plural}", param=kind, when=is_listing)
         async def take(*, body: kopf.Body, param: Any = None, **_: Any) -> None:
             store.put(param, dict(body))
 
@@ -56,13 +52,47 @@ def registry_of(store: Store, reconciler: Reconciler, connection: Connection) ->
     return registry
 
 
-def settings_of() -> kopf.OperatorSettings:
+class _NoHistory(kopf.DiffBaseStorage):
+    """Nothing to compare with: no handler asks what has changed. kopf's own would copy every object for each event."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """No handler here is tried again by kopf."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
+def settings_of(kinds: Mapping[str, Kind]) -> kopf.OperatorSettings:
     """Watch only our own children; write nothing through kopf."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.queueing.idle_timeout = 1.0
+    settings.persistence.diffbase_storage = _NoHistory()
+    settings.persistence.progress_storage = _NoProgress()
     settings.networking.error_backoffs = [1, 1, 2, 2, 5]
-    for group, version, plural in CHILDREN.values():
+    for group, version, plural in (kind for name, kind in kinds.items() if name != KIND):
         settings.watching.label_selectors[group, version, plural] = f"{LABEL_MANAGED_BY}={MANAGER}"
     return settings

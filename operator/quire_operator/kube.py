@@ -83,9 +83,12 @@ class Kube:
                 return None
             raise
 
-    async def list(self, api_version: str, kind: str, namespace: str | None, labels: str = "") -> list[Manifest]:
-        """All objects with these labels, read from the API server's cache."""
-        parameters = {"resourceVersion": "0"} | ({"labelSelector": labels} if labels else {})
+    async def list(
+        self, api_version: str, kind: str, namespace: str | None, labels: str = "", limit: int | None = None
+    ) -> list[Manifest]:
+        """All objects with these labels, read from the API server's cache, or `limit` of them as they are now."""
+        parameters = {"resourceVersion": "0"} if limit is None else {"limit": str(limit)}
+        parameters |= {"labelSelector": labels} if labels else {}
         answer = await self._call("GET", path_of(api_version, kind, namespace), parameters)
         return list(answer.get("items", []))
 

@@ -140,20 +140,23 @@ class KubernetesWorld:
         if manifest is None:
             return
         name = manifest["metadata"]["name"]
-        if self._cluster.store.child(self._key, "PersistentVolumeClaim", name) is None:
-            there = await self._cluster.kube.get("v1", "PersistentVolumeClaim", self._key.namespace, name)
-            if there is not None and there["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) != MANAGER:
-                # Owning it would mean to delete it one day.
-                message = f"the volume claim {name} exists and belongs to somebody else; rename one of the two"
-                self.refuse(Finding("NameConflict", message))
-                return
         try:
+            if self._cluster.store.child(self._key, "PersistentVolumeClaim", name) is None:
+                there = await self._cluster.kube.get("v1", "PersistentVolumeClaim", self._key.namespace, name)
+                if there is not None and there["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) != MANAGER:
+                    # Owning it would mean to delete it one day.
+                    message = f"the volume claim {name} exists and belongs to somebody else; rename one of the two"
+                    self.refuse(Finding("NameConflict", message))
+                    return
             await self._ensure(manifest)
         except ApiError as error:
             if error.status not in (400, 403, 422):
                 raise
-            reason = "QuotaExceeded" if "exceeded quota" in error.message else "InvalidSpec"
             message = f"spec.model.volume: the API server refuses the claim {name}: {error.message}"
+            if " cannot " in error.message:
+                self.refuse(Finding("Forbidden", f"{message}; give the operator the role of its version's chart"))
+                return
+            reason = "QuotaExceeded" if "exceeded quota" in error.message else "InvalidSpec"
             self.refuse(Finding(reason, f"{message}; change it back, or delete the claim first"))
 
     async def _apply_revision(self, replicas: int) -> None:

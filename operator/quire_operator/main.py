@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -27,6 +28,7 @@ from quire_operator.metrics import IS_LEADER
 from quire_operator.nodes import Nodes
 from quire_operator.pages import serve_pages
 from quire_operator.reconcile import Reconciler
+from quire_operator.rights import Kind, watchable
 from quire_operator.routing import Routing
 from quire_operator.store import Store
 
@@ -111,9 +113,12 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     port = await serve_pages(config.host, config.port, listening.is_set, reconciler.count)
     print(f"quire-operator: {identity} serves /metrics on port {port}", file=sys.stderr, flush=True)
 
+    kinds = await _watchable(kube, config, stop)
+    if stop.is_set():
+        return 0
     watching = kopf.operator(
-        registry=registry_of(store, reconciler, connection),
-        settings=settings_of(),
+        registry=registry_of(store, reconciler, connection, kinds),
+        settings=settings_of(kinds),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
         # Else kopf asks for the user's name, and a container's user may have none.
@@ -141,7 +146,27 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         task.cancel()
     await asyncio.gather(*tasks, ending, return_exceptions=True)
     await kube.close()
-    return 1 if failed else 0
+    if failed:
+        # kopf leaves tasks behind that ignore being cancelled, and the process would stay, doing nothing.
+        logging.shutdown()
+        os._exit(1)
+    return 0
+
+
+async def _watchable(kube: Kube, config: OperatorConfig, stop: asyncio.Event) -> dict[str, Kind]:
+    """What may be watched, as soon as the API server says so; nothing once we are told to stop.
+
+    Raises:
+        MissingRight
+    """
+    while not stop.is_set():
+        try:
+            return await watchable(kube, config.namespaces)
+        except ApiUnavailable as error:
+            log.warning("the API server does not answer: %s", error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 1.0)
+    return {}
 
 
 async def _lead(lease: Lease, reconciler: Reconciler, routing: Routing, config: OperatorConfig) -> None:

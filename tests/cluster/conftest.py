@@ -142,6 +142,10 @@ class OperatorProcess:
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code of an operator that ends by itself."""
         return self._process.wait(DEADLINE_S)
 
 
