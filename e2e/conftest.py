@@ -75,8 +75,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def install(cluster: Client) -> Callable[..., None]:
-    """Installs or upgrades the chart, or the one given."""
-    return lambda *chart: installation.install(cluster, *chart)
+    """Installs or upgrades the chart, or the one given, with values."""
+    return lambda *chart, **values: installation.install(cluster, *chart, **values)
 
 
 @pytest.fixture
@@ -101,6 +101,11 @@ def new_namespace(cluster: Client, request: pytest.FixtureRequest) -> Iterator[C
         return name
 
     yield make
+    for name in made:
+        cluster.kubectl("delete", "llmd", "--all", "-n", name, "--wait=false")
+    # A namespace that still holds pods when it is deleted is looked at again only after half of their grace period.
+    for name in made:
+        eventually(lambda name=name: not cluster.objects("pods", name), "the pods to go")
     for name in made:
         cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
         if cluster.is_repository_mounted:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from client import SYSTEM, Client
@@ -60,9 +61,9 @@ def prepare(client: Client) -> None:
     client.kubectl("apply", "-f", "-", given=namespace)
 
 
-def install(client: Client, chart: Path = CHART) -> None:
-    """Install or upgrade the release `quire`, and wait until operator and gateways are ready."""
-    flags = [f"--set={value}" for value in VALUES]
+def install(client: Client, chart: Path = CHART, values: Sequence[str] = ()) -> None:
+    """Install or upgrade the release `quire`, with `name=value` settings, and wait until it is ready."""
+    flags = [f"--set={value}" for value in (*VALUES, *values)]
     known = (chart / "values.yaml").read_text()
     if client.is_own or client.is_repository_mounted:
         engine = "engine-base" if client.is_repository_mounted else "runtime"

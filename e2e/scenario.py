@@ -91,9 +91,9 @@ def load(cluster: Client, model: str, folder: Path, clients: int = 3) -> Iterato
         process.wait()
 
 
-def ask(cluster: Client, model: str) -> str:
+def ask(cluster: Client, model: str, prompt: str = "Once") -> str:
     """One stream through the gateway's Service, as it came."""
-    body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 8, "stream": True})
+    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 8, "stream": True})
     return cluster.run(
         *("curl", "-sN", "--max-time", "100", f"{cluster.gateway}/completions"),
         *("-H", "content-type: application/json", "-d", body),

@@ -116,3 +116,14 @@ def wait_for_metrics(cluster, soon) -> None:
     if not cluster.is_own:
         pytest.skip("needs metrics-server, which this cluster does not have")
     soon(lambda: cluster.kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes", check=False), "metrics-server")
+
+
+def test_at_zero_a_request_is_held_until_it_is_answered_and_silence_leads_back_to_zero(cluster, namespace, tiny, soon):
+    resource = tiny(
+        replicas=0, autoscaling={"minReplicas": 0, "maxReplicas": 1, "idleTimeout": "10s", "scaleDownDelay": "10s"}
+    )
+    apply(cluster, resource)
+    soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "ScaledToZero"), "ScaledToZero")
+    assert cluster.pods(namespace) == []
+    assert "[DONE]" in ask(cluster, resource["spec"]["model"]["servedNames"][0])
+    soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "ScaledToZero"), "zero again")

@@ -1,0 +1,95 @@
+"""As much of the Hugging Face Hub's API as a download needs: the files of FOLDER as org/model.
+
+    python hub.py FOLDER PORT LOG [--hold-weights]
+
+Writes a line `METHOD PATH` to LOG for each request. With --hold-weights no weights ever arrive.
+"""
+
+import argparse
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c0ffee" + "0" * 34
+LISTING = "/api/models/org/model"
+FILES = "/org/model/resolve/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    log: Path
+    holds_weights: bool
+
+    def do_GET(self) -> None:
+        with self.log.open("a") as log:
+            log.write(f"{self.command} {self.path}\n")
+        path = self.path.partition("?")[0]
+        if path.startswith(LISTING):
+            said = self._files() if path.startswith(f"{LISTING}/tree/") else self._listing()
+            return self._send(json.dumps(said).encode(), {"Content-Type": "application/json"})
+        file = self.folder / path.removeprefix(FILES).partition("/")[2]
+        if path.startswith(FILES) and file.is_file():
+            return self._send_file(file)
+        self._send(b"{}", {"X-Error-Code": "EntryNotFound"}, 404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _listing(self) -> dict[str, object]:
+        siblings = [{**file, "rfilename": file["path"], "blobId": file["oid"]} for file in self._files()]
+        return {"id": "org/model", "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0}
+
+    def _files(self) -> list[dict[str, object]]:
+        files = []
+        for file in sorted(self.folder.iterdir()):
+            size, oid = file.stat().st_size, hashlib.sha1(file.name.encode()).hexdigest()
+            entry: dict[str, object] = {"type": "file", "path": file.name, "size": size, "oid": oid}
+            if file.suffix == ".safetensors":
+                sha256 = self._sha256(file)
+                entry["lfs"] = {"oid": sha256, "sha256": sha256, "size": size, "pointerSize": 130}
+            files.append(entry)
+        return files
+
+    def _sha256(self, file: Path) -> str:
+        if self.holds_weights:
+            return "0" * 64
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def _send_file(self, file: Path) -> None:
+        if self.holds_weights and file.suffix == ".safetensors" and self.command == "GET":
+            threading.Event().wait()
+        is_large = file.suffix == ".safetensors"
+        etag = self._sha256(file) if is_large else hashlib.sha1(file.name.encode()).hexdigest()
+        content = b"" if self.command == "HEAD" else file.read_bytes()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        if is_large:
+            headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(file.stat().st_size)}
+        self._send(content, headers, length=file.stat().st_size)
+
+    def _send(self, body: bytes, headers: dict[str, str], status: int = 200, length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--hold-weights", action="store_true")
+    options = parser.parse_args()
+    Handler.folder, Handler.log, Handler.holds_weights = options.folder, options.log, options.hold_weights
+    ThreadingHTTPServer(("0.0.0.0", options.port), Handler).serve_forever()
+
+
+main()

@@ -1,0 +1,75 @@
+"""A real Prometheus scrapes the cluster's own pods: no panel or rule lacks data, and `quire doctor` is content."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from client import SYSTEM
+from prometheus import Prometheus, Target
+from scenario import ask, load, serve
+
+
+def targets(cluster, namespace) -> list[Target]:
+    """Every port that a container of Quire's pods declares."""
+    found = []
+    for place in (SYSTEM, namespace):
+        for pod in cluster.pods(place, "app.kubernetes.io/name"):
+            labels = pod["metadata"]["labels"]
+            spec = pod["spec"]
+            for container in [*spec["containers"], *spec.get("initContainers", [])]:
+                for port in container.get("ports", []):
+                    found.append(
+                        Target(
+                            f"{pod['status']['podIP']}:{port['containerPort']}",
+                            labels["app.kubernetes.io/name"],
+                            port["name"],
+                            place,
+                            pod["metadata"]["name"],
+                            labels.get("quire.dev/deployment", ""),
+                        )
+                    )
+    return found
+
+
+@pytest.fixture
+def quire(node):
+    """Runs the command inside the cluster's network as its admin."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*node.inside, sys.executable, "-m", "quire", *arguments]
+        return subprocess.run(command, env=node.environment, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def test_every_panel_and_every_rule_has_data_under_load(node, namespace, tiny, soon, tmp_path):
+    model = serve(node, soon, tiny(replicas=2))
+    with load(node, model, tmp_path):
+        prometheus = Prometheus(node.layout, tmp_path, targets(node, namespace))
+        try:
+            prometheus.wait(lambda: prometheus.ask("targets") and not prometheus.unhealthy())
+            assert prometheus.unhealthy() == []
+            # What the load does not bring: refusals at both doors, and a prompt of which nothing is cached.
+            node.run("curl", "-s", f"{node.gateway}/nonsense")
+            assert "error" in ask(node, model, "word " * 3000)
+            assert "[DONE]" in ask(node, model, "word " * 100)
+            prometheus.wait(lambda: not prometheus.silent())
+            assert "\n".join(prometheus.silent()) == ""
+        finally:
+            prometheus.stop()
+
+
+def test_doctor_finds_no_error_and_every_cache_known_exactly(node, namespace, tiny, soon, quire):
+    serve(node, soon, tiny())
+    soon(lambda: quire("doctor", "-n", namespace).returncode == 0, "no error")
+    found = json.loads(quire("doctor", "-n", namespace, "-o", "json").stdout)["findings"]
+    levels = {finding["code"]: finding["level"] for finding in found}
+    assert levels["QD010"] == "ok", found
+
+
+def test_logs_of_a_pod_are_shown(node, namespace, tiny, soon, quire):
+    serve(node, soon, tiny())
+    done = quire("logs", "tiny", "-n", namespace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,0 +1,150 @@
+"""Weights that the agent fetches from a hub, or finds on a volume, and models that are too large for their pods."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster.layout import NODE_IP, REPOSITORY
+from scenario import apply, ask, names, serve, wait_for_replicas
+
+PORT = 8391
+TINY = REPOSITORY / "models" / "quire-tiny"
+EIGHT_BILLION = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+}
+
+
+class Hub:
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self._log = log
+
+    def downloads(self) -> int:
+        """How often the weights were asked for."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return sum(line.startswith("GET ") and line.endswith(".safetensors") for line in lines)
+
+    def model(self, **more: object) -> dict[str, object]:
+        return {"source": "hf://org/model", **more}
+
+    def pod_template(self, template: dict) -> dict:
+        """With the agent told where this hub is."""
+        environment = [{"name": "HF_ENDPOINT", "value": self.url}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]
+        return {"spec": {**template.get("spec", {}), "initContainers": [{"name": "agent", "env": environment}]}}
+
+
+@pytest.fixture
+def hub(node, tmp_path, soon) -> Iterator[Callable[..., Hub]]:
+    """Starts a hub on the node that serves a folder, or holds its weights back for ever."""
+    started = []
+
+    def start(folder: Path, *flags: str) -> Hub:
+        log = tmp_path / "hub.log"
+        script = str(Path(__file__).with_name("hub.py"))
+        started.append(
+            subprocess.Popen([*node.inside, sys.executable, script, str(folder), str(PORT), str(log), *flags])
+        )
+        url = f"http://{NODE_IP}:{PORT}"
+        soon(lambda: "org/model" in node.run("curl", "-s", f"{url}/api/models/org/model", check=False), "the hub")
+        return Hub(url, log)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def volume(node, namespace, tmp_path) -> Iterator[Callable[[str, Path, str], None]]:
+    """Makes a claim bound to a folder of the node."""
+    made = []
+
+    def make(claim: str, folder: Path, mode: str) -> None:
+        name = f"{namespace}-{claim}"
+        made.append(name)
+        shared = {"accessModes": [mode], "storageClassName": "", "volumeMode": "Filesystem"}
+        size = {"storage": "1Gi"}
+        place = {"capacity": size, "hostPath": {"path": str(folder)}, "persistentVolumeReclaimPolicy": "Retain"}
+        wanted = {**shared, "volumeName": name, "resources": {"requests": size}}
+        apply(
+            node, {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": shared | place}
+        )
+        metadata = {"name": claim, "namespace": namespace}
+        apply(node, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": wanted})
+
+    yield make
+    for name in made:
+        node.kubectl("delete", "pv", name, "--wait=false", "--ignore-not-found")
+
+
+def test_weights_come_from_a_hub_and_serve(node, tiny, soon, hub):
+    served = hub(TINY)
+    resource = tiny(model=served.model())
+    resource["spec"]["podTemplate"] = served.pod_template(resource["spec"].get("podTemplate", {}))
+    assert "[DONE]" in ask(node, serve(node, soon, resource))
+    assert served.downloads() == 1
+
+
+def test_weights_of_a_claim_serve(node, tiny, soon, volume):
+    volume("weights", TINY.parent, "ReadOnlyMany")
+    assert "[DONE]" in ask(node, serve(node, soon, tiny(model={"source": f"pvc://weights/{TINY.name}"})))
+
+
+def test_kept_weights_are_fetched_once_for_all_pods_after(node, namespace, tiny, soon, hub, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    kept.chmod(0o777)
+    served = hub(TINY)
+    resource = tiny(model=served.model(volume={"size": "1Gi", "storageClassName": f"kept-{namespace}"}))
+    resource["spec"]["podTemplate"] = served.pod_template(resource["spec"].get("podTemplate", {}))
+    metadata = {"name": f"kept-{namespace}"}
+    place = {"accessModes": ["ReadWriteOnce"], "storageClassName": metadata["name"], "capacity": {"storage": "1Gi"}}
+    storage_class = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata}
+    apply(node, {**storage_class, "provisioner": "kubernetes.io/no-provisioner"})
+    spec = {**place, "hostPath": {"path": str(kept)}}
+    apply(node, {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec})
+    try:
+        model = serve(node, soon, resource)
+        (former,) = names(node.pods(namespace))
+        node.kubectl("delete", "pod", former, "-n", namespace)
+        soon(lambda: names(node.pods(namespace)) not in ([], [former]), "another pod")
+        wait_for_replicas(node, soon, namespace, 1)
+        assert "[DONE]" in ask(node, model)
+        assert served.downloads() == 1
+    finally:
+        node.kubectl("delete", "storageclass,pv", metadata["name"], "--wait=false")
+
+
+def test_a_model_above_the_memory_is_told_while_its_weights_are_still_to_come(
+    node, namespace, tiny, soon, hub, tmp_path, record
+):
+    folder = tmp_path / "eight-billion"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(EIGHT_BILLION))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.truncate(16 << 30)
+    served = hub(folder, "--hold-weights")
+    resource = tiny(model=served.model(), resources={"cpu": "100m", "memory": "2Gi"})
+    resource["spec"]["podTemplate"] = served.pod_template(resource["spec"].get("podTemplate", {}))
+    apply(node, resource)
+    soon(lambda: node.ready("tiny", namespace)[1] == "DoesNotFit", "DoesNotFit")
+    assert "weights need 16.0 GiB" in node.ready("tiny", namespace)[2]
+    apply(node, tiny())
+    soon(lambda: node.ready("tiny", namespace)[0] == "True", "healing")
