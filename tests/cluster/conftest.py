@@ -135,6 +135,15 @@ class OperatorProcess:
     def says(self) -> str:
         return self.log.read_text()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still while the block runs."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()

@@ -9,6 +9,13 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def alone(operator):
+    """The tests' own operator, which may do everything, would do what another may not."""
+    with operator.paused():
+        yield
+
+
 @pytest.fixture
 def role(cluster, namespace, tmp_path):
     """Gives a service account the chart's role without some resources or verbs; the flags of an operator with it."""
