@@ -1,14 +1,16 @@
 """A device of plain integers: it stores which token lies in which slot and checks what every query can see."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from quire_api.sampling import SamplingParams
+from quire_runtime.kv import shared
 from quire_runtime.kv.events import EventLog
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
@@ -16,6 +18,12 @@ from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
 
 VOCABULARY = 4
 NOTHING = -1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def any_shared_block_pays() -> Iterator[None]:
+    with mock.patch.multiple(shared, LEAST_SAVED=1, FEWEST=2):
+        yield
 
 
 def draw(seed: int, choice: int, context: tuple[int, ...]) -> int:
@@ -62,8 +70,23 @@ class ReferenceDevice:
                 self.slots.pop((target, offset), None)
                 if (source, offset) in self.slots:
                     self.slots[target, offset] = self.slots[source, offset]
+        self._check_shared(plan)
         self._store(plan)
         return self._attend(plan)
+
+    def _check_shared(self, plan: StepPlan) -> None:
+        """What is said to be shared lies in the owner's blocks, before every query."""
+        if plan.shared is None:
+            return
+        owner = plan.rows[plan.shared.owner]
+        assert plan.num_decodes == len(plan.rows) == len(plan.shared.lens)
+        assert plan.shared.lens[plan.shared.owner] > 0
+        for row, context, length in zip(plan.rows, plan.context_lens, plan.shared.lens, strict=True):
+            assert length in (0, plan.shared.lens[plan.shared.owner])
+            assert length <= context
+            assert length % self.config.block_size == 0
+            count = length // self.config.block_size
+            assert self.tables[row, :count].tolist() == self.tables[owner, :count].tolist()
 
     def _store(self, plan: StepPlan) -> None:
         size, written = self.config.block_size, set()

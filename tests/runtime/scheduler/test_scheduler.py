@@ -374,3 +374,20 @@ def test_a_queue_of_aborted_requests_is_forgotten(bench: Benches) -> None:
     assert it.scheduler.stats().num_waiting == 0
     it.run()
     assert len(it.outputs[kept, 0]) == 20
+
+
+def test_decodes_that_begin_with_the_same_blocks_are_planned_as_such(bench: Benches) -> None:
+    it = bench(block_size=4)
+    common = [1, 2, 3, 4, 5, 6, 7, 8]
+    it.add([*common, 1], max_tokens=12)
+    it.step()
+    for last in (2, 3):
+        it.add([*common, last], max_tokens=6)
+    it.add([9, 9], max_tokens=6)
+    it.run()
+    said = [None if plan.shared is None else plan.shared.lens.tolist() for plan in it.plans]
+    assert [8, 8, 8, 0] in said
+    # Alone, and while prompts are computed, nobody shares.
+    assert said[:2] == [None, None]
+    assert said[-1] is None
+    it.check_answers()
