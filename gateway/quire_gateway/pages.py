@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from quire_api import wire
+from quire_api import openapi, wire
 from quire_gateway.admission import holds_key
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.fleet import DeploymentState, Fleet
@@ -53,6 +53,8 @@ class Pages:
                 return 200, _PROMETHEUS, self._metrics.render(self._fleet, bool(self._follower.problem))
             case Route.VERSION:
                 return _json({"version": version("quire"), "wire": wire.WIRE_VERSION})
+            case Route.OPENAPI:
+                return _json(openapi.document())
             case Route.REPLICAS:
                 self.check_internal(request)
                 return 200, JSON, msgspec.json.encode(self._fleet.report())

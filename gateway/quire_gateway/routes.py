@@ -18,6 +18,7 @@ class Route(Enum):
     READY = auto()
     METRICS = auto()
     VERSION = auto()
+    OPENAPI = auto()
     REPLICAS = auto()
     LOAD = auto()
     PEERS = auto()
@@ -38,6 +39,7 @@ _TABLE: dict[str, tuple[frozenset[str], Route]] = {
     "/ready": (_READ, Route.READY),
     "/metrics": (_READ, Route.METRICS),
     "/version": (_READ, Route.VERSION),
+    "/openapi.json": (_READ, Route.OPENAPI),
     "/internal/v1/replicas": (_READ, Route.REPLICAS),
     "/internal/v1/load": (_READ, Route.LOAD),
     "/internal/v1/peers": (frozenset({"GET"}), Route.PEERS),

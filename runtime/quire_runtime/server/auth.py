@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from quire_api.wire import HEADER_INTERNAL_KEY
 from quire_runtime.server.errors import Forbidden, Unauthorized, respond
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version", "/openapi.json"})
 INTERNAL_PREFIX = "/internal/"
 _CALLER = "quire.caller"
 

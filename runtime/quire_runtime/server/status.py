@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_api import openapi
 from quire_api.openai_responses import ModelCard, ModelList
 from quire_runtime.server.errors import ModelNotFound, NotReady, respond
 from quire_runtime.server.metrics import registry
@@ -55,6 +56,11 @@ async def ready(request: Request) -> Response:
 @router.get("/version")
 async def tell_version() -> Response:
     return _json({"version": version("quire")})
+
+
+@router.get("/openapi.json")
+async def tell_api() -> Response:
+    return _json(openapi.document())
 
 
 @router.get("/metrics")
