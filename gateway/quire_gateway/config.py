@@ -52,6 +52,9 @@ class GatewayConfig(BaseSettings):
     access_log: str = Field(
         "-", description="File for the access log (JSON lines); `-` is standard output, empty is off."
     )
+    otlp_traces_endpoint: str = Field(
+        "", description="OTLP/HTTP address for spans of requests, as http://collector:4318/v1/traces; empty: none."
+    )
     max_header_bytes: int = Field(64 * 1024, gt=0, description="Longest request head.")
     max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Longest request body.")
     max_in_flight_per_replica: int = Field(512, gt=0, description="Most requests at one replica.")

@@ -7,6 +7,7 @@ import msgspec
 
 from quire_api.connection import Connection
 from quire_api.errors import UserError
+from quire_api.tracing import make_tracing
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_gateway.access_log import AccessLog, Exchange
 from quire_gateway.admission import RetryBudget
@@ -65,6 +66,7 @@ class Gateway:
         )
         outlier = self._metrics.ejected
         self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s, rules, outlier)
+        self._tracing = make_tracing(config.otlp_traces_endpoint, "quire-gateway")
         self._proxy = Proxy(
             self.fleet,
             self._models,
@@ -73,6 +75,7 @@ class Gateway:
             ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s),
             RetryBudget(config.retry_ratio),
             self._follower.watch,
+            self._tracing,
         )
         self._pages = Pages(self.fleet, self._follower, self._metrics, config.internal_key, lambda: self._is_draining)
         self._explainer = Explainer(self.fleet, self._models)
@@ -147,6 +150,8 @@ class Gateway:
         await self.peers.close()
         await self._follower.close()
         self._models.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _handle(self, request: Request, reply: Reply) -> None:
         exchange = Exchange(request.request_id(), request.method, request.path, request.peer)

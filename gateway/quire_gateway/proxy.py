@@ -11,6 +11,7 @@ import orjson
 
 from quire_api import wire
 from quire_api.replay import HEADER_REPLAY, MalformedReplay, Resume
+from quire_api.tracing import Span, Tracing, without_context
 from quire_gateway.access_log import Exchange
 from quire_gateway.admission import RetryBudget, begin, hold, rate_limit_headers, take_tokens
 from quire_gateway.choose import Choice
@@ -58,7 +59,9 @@ class Proxy:
         rules: ForwardRules,
         budget: RetryBudget,
         on_ejected: Callable[[ReplicaState], None],
+        tracing: Tracing | None = None,
     ) -> None:
+        self.tracing = tracing
         self._fleet = fleet
         self._models = models
         self._metrics = metrics
@@ -81,12 +84,19 @@ class Proxy:
         permit = begin(caller, deployment.table.name, loop.time())
         self._budget.request_came()
         meter.began(loop.time())
-        life = _Life(self, route, request, reply, exchange, deployment, body, caller, permit)
+        span = None if self.tracing is None else self.tracing.begin(f"{request.method} {request.path}", request.headers)
+        life = _Life(self, route, request, reply, exchange, deployment, body, caller, permit, span)
+        refused = 0
         try:
             await life.run()
+        except Refusal as refusal:
+            refused = refusal.status
+            raise
         finally:
             meter.ended(loop.time())
             life.settle()
+            if span is not None:
+                _end_span(span, exchange, reply.status or refused)
 
     def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
         model = body.get("model")
@@ -121,7 +131,9 @@ class _Life:
         body: dict[str, Any],
         caller: Caller,
         permit: Permit,
+        span: Span | None,
     ) -> None:
+        self._span = span
         self._proxy = proxy
         self._caller = caller
         self._permit = permit
@@ -345,6 +357,23 @@ class _Life:
                 body = resumed_body(body, self._so_far)
                 terms = msgspec.structs.replace(terms, resumes=True)
             headers = [*headers, (HEADER_REPLAY.encode(), msgspec.json.encode(terms))]
+        span = None if self._span is None else self._span.child(f"replica {replica.id}", "client")
+        if span is not None:
+            headers = [*without_context(headers), *span.headers()]
+        try:
+            relay, outcome = await self._exchange_with(replica, ticket, record, body, headers)
+        except BaseException as error:
+            if span is not None:
+                span.end(str(error) or type(error).__name__, quire__replica=replica.id)
+            raise
+        if span is not None:
+            why = "" if outcome.failure is None else str(outcome.failure)
+            span.end(why, quire__replica=replica.id, http__response__status_code=relay.status)
+        return relay, outcome
+
+    async def _exchange_with(
+        self, replica: ReplicaState, ticket: Ticket, record: Record | None, body: bytes, headers: Headers
+    ) -> tuple[Relay, Outcome]:
         data = request_bytes(self._request.method, self._request.path, replica.pool.authority, headers, body)
         is_fresh = False
         while True:
@@ -448,6 +477,25 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise Refusal(400, "invalid_json", "The body must be a JSON object.")
     return parsed
+
+
+def _end_span(span: Span, exchange: Exchange, status: int) -> None:
+    failed = exchange.outcome in ("broken", "error", "client_gone") or status >= 500
+    span.end(
+        (exchange.detail or exchange.outcome) if failed else "",
+        gen_ai__request__model=exchange.model,
+        gen_ai__usage__input_tokens=exchange.prompt_tokens,
+        gen_ai__usage__output_tokens=exchange.output_tokens,
+        http__response__status_code=status,
+        quire__request_id=exchange.request_id,
+        quire__deployment=exchange.deployment,
+        quire__replica=exchange.replica,
+        quire__reason=exchange.reason,
+        quire__cached_tokens=exchange.cached_tokens,
+        quire__queue_ms=exchange.queue_ms,
+        quire__attempts=exchange.attempts,
+        quire__moves=exchange.moves,
+    )
 
 
 def _facts(replica: ReplicaState) -> tuple[str, str] | None:

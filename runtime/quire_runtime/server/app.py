@@ -2,12 +2,14 @@
 
 from fastapi import FastAPI
 
+from quire_api.tracing import make_tracing
 from quire_runtime.server import chat, completions, errors, kv_events, status, tokenize
 from quire_runtime.server.auth import Auth
 from quire_runtime.server.client import EngineClient
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.ids import RequestIds
 from quire_runtime.server.service import Service
+from quire_runtime.server.tracing import Traces
 from quire_text.tokenizer import Tokenizer
 
 
@@ -25,5 +27,8 @@ def create_app(client: EngineClient | None, tokenizer: Tokenizer | None, config:
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(Auth, api_keys=config.api_key, internal_key=config.internal_key)
+    if (tracing := make_tracing(config.otlp_traces_endpoint, "quire-engine")) is not None:
+        app.add_middleware(Traces, tracing=tracing)
+    app.state.tracing = tracing
     app.add_middleware(RequestIds)
     return app

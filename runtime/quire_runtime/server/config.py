@@ -33,6 +33,9 @@ class ServerConfig(BaseModel):
     )
     disable_access_log: bool = Field(False, description="Do not log each request.")
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    otlp_traces_endpoint: str = Field(
+        "", description="OTLP/HTTP address for spans of requests, as http://collector:4318/v1/traces; empty: none."
+    )
     root_path: str = Field("", description="Path prefix that a proxy in front strips.")
     ssl_certfile: str | None = Field(None, description="Certificate, to serve https.")
     ssl_keyfile: str | None = Field(None, description="Key of the certificate.")
