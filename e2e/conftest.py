@@ -2,9 +2,12 @@
 
 import json
 import os
+import platform
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +38,11 @@ def cluster() -> Iterator[Client]:
     client = installation.open_client()
     try:
         if client.is_own and not (KEEP and client.layout.namespace.exists()):
-            installation.bring_up(client)
+            TIMES.update(installation.bring_up(client))
         installation.prepare(client)
+        began = time.monotonic()
         installation.install(client)
+        TIMES["helm install, until operator and gateways are ready"] = round(time.monotonic() - began, 2)
         yield client
     finally:
         client.close()
@@ -70,7 +75,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, seconds in TIMES.items():
         terminalreporter.line(f"{seconds:8.2f}  {what}")
     if file := os.environ.get("QUIRE_RECORD"):
-        Path(file).write_text(json.dumps(TIMES, indent=2) + "\n")
+        machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+        found = {
+            "command": f"QUIRE_RECORD={file} make e2e",
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": {**machine, "load_average_15m": round(os.getloadavg()[2], 1)},
+            "seconds": TIMES,
+        }
+        Path(file).write_text(json.dumps(found, indent=1) + "\n")
 
 
 @pytest.fixture
