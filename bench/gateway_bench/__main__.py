@@ -114,9 +114,10 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
             "requests in flight each, the other at KubeAI's default of 100. Replica-hours count from start to end, "
             "drains included.",
             "",
-            "Against us: a burst from zero waits for the first replica, which then gets what it can work on while the rest "
-            "waits for the next ones, in the order of coming: so later requests miss the target too. And what piles up "
-            "meanwhile is taken for demand that will last, so that more replicas start than the rate needs (12 where 4 do).",
+            "Against us: a burst from zero waits for the first replica, which then gets what it can work on while the "
+            "rest waits for the next ones, in the order of coming: so later requests miss the target too. And what "
+            "piles up meanwhile is taken for demand that will last, so that more replicas start than the rate needs "
+            "(12 where 4 do).",
         ],
         "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
     }
