@@ -211,8 +211,11 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
 
 
 def commit() -> str:
+    """What $QUIRE_COMMIT says, where the source was carried here without its history; else this checkout's."""
+    if given := os.environ.get("QUIRE_COMMIT"):
+        return given
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or os.environ.get("QUIRE_COMMIT", "unknown")
+    return done.stdout.strip() or "unknown"
 
 
 def main() -> int:
