@@ -31,8 +31,12 @@ from quire_operator.reconcile import Reconciler
 from quire_operator.rights import Kind, watchable
 from quire_operator.routing import Routing
 from quire_operator.store import Store
+from quire_operator.watchers import until_a_watch_ends
 
 log = logging.getLogger(__name__)
+
+GIVE_UP_S = 5.0
+"""For what is under way, the lease above all, once the operator cannot go on."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -129,6 +133,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     )
     works = (
         watching,
+        until_a_watch_ends(),
         reconciler.run(),
         gateways.run(),
         agents.run(),
@@ -144,12 +149,13 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         log.error("the operator ends", exc_info=task.exception())
     for task in (*tasks, ending):
         task.cancel()
-    await asyncio.gather(*tasks, ending, return_exceptions=True)
-    await kube.close()
     if failed:
-        # kopf leaves tasks behind that ignore being cancelled, and the process would stay, doing nothing.
+        # kopf may ignore being cancelled then, and the process would stay, doing nothing.
+        await asyncio.wait(tasks, timeout=GIVE_UP_S)
         logging.shutdown()
         os._exit(1)
+    await asyncio.gather(*tasks, ending, return_exceptions=True)
+    await kube.close()
     return 0
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +135,6 @@ class OperatorProcess:
     def says(self) -> str:
         return self.log.read_text()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """It stands still while the block runs."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -187,14 +178,10 @@ def _unless_possible() -> str:
     return ""
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The control plane with one fake node and the CRD; built first where it is not."""
-    if obstacle := _unless_possible():
-        if os.environ.get("CI") == "true":
-            pytest.fail(obstacle)
-        pytest.skip(obstacle)
-    layout = Layout(name=f"quire-test-{os.getpid()}")
+@contextmanager
+def _cluster(name: str, folder: Path) -> Iterator[Cluster]:
+    """A control plane with one fake node and the CRD; built first where it is not."""
+    layout = Layout(name=name)
     if not (layout.binaries / "kube").exists():
         build.build_kube(layout)
     if not (layout.binaries / "kwok").exists():
@@ -203,7 +190,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         network.create(layout)
         pki.write_pki(layout)
         control_plane.start(layout)
-        cluster = Cluster(layout, tmp_path_factory.mktemp("cluster"))
+        cluster = Cluster(layout, folder)
         daemon.start(layout, "kwok", [*KWOK, f"--kubeconfig={layout.kubeconfig()}"])
         daemon.start(
             layout, "reports", [sys.executable, "-m", "http.server", "9100", "--directory", str(cluster.folder)]
@@ -219,6 +206,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         daemon.stop(layout, "reports")
         teardown.down(layout)
+
+
+@pytest.fixture(scope="session")
+def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Cluster]]:
+    """Brings up a control plane of its own name while a block runs."""
+    if obstacle := _unless_possible():
+        if os.environ.get("CI") == "true":
+            pytest.fail(obstacle)
+        pytest.skip(obstacle)
+    return lambda name: _cluster(f"quire-{name}-{os.getpid()}", tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture(scope="session")
+def cluster(new_cluster: Callable[[str], AbstractContextManager[Cluster]]) -> Iterator[Cluster]:
+    """The control plane of all tests."""
+    with new_cluster("test") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def alone(operator):
-    """The tests' own operator, which may do everything, would do what another may not."""
-    with operator.paused():
-        yield
+@pytest.fixture(scope="module")
+def cluster(new_cluster):
+    """One without the tests' other operator, which may do everything and would do what another may not."""
+    with new_cluster("rights") as cluster:
+        yield cluster
 
 
 @pytest.fixture
