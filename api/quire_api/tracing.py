@@ -10,7 +10,6 @@ from typing import Any, Literal
 from quire_api.errors import UserError
 
 CONTEXT_HEADERS = frozenset({b"traceparent", b"tracestate"})
-_SPAN_KINDS = {"server": "SERVER", "client": "CLIENT"}
 
 
 class TracingNotInstalled(UserError):
@@ -80,7 +79,7 @@ class Tracing:
 
     def begin_in(self, context: Any, name: str, kind: Literal["server", "client"]) -> Span:
         """A span in `context`, of `propagator` or of a span."""
-        return Span(self, self._tracer.start_span(name, context, self._trace.SpanKind[_SPAN_KINDS[kind]]))
+        return Span(self, self._tracer.start_span(name, context, self._trace.SpanKind[kind.upper()]))
 
     def context_of(self, span: Any) -> Any:
         return self._trace.set_span_in_context(span)
