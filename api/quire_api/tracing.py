@@ -6,6 +6,7 @@ context travels on as it came.
 
 from collections.abc import Iterable
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from quire_api.errors import UserError
 
@@ -14,6 +15,10 @@ CONTEXT_HEADERS = frozenset({b"traceparent", b"tracestate"})
 
 class TracingNotInstalled(UserError):
     """Spans are to be exported, and the libraries for it are not there."""
+
+
+class BadTracesEndpoint(UserError):
+    """Spans are to be exported to what is no HTTP address."""
 
 
 class Span:
@@ -53,8 +58,11 @@ class Tracing:
         """endpoint: where OTLP/HTTP is taken, for example http://collector:4318/v1/traces.
 
         Raises:
-            TracingNotInstalled
+            BadTracesEndpoint, TracingNotInstalled
         """
+        if not _is_http(endpoint):
+            message = f"{endpoint!r} is no HTTP address. Write it as http://collector:4318/v1/traces."
+            raise BadTracesEndpoint(f"--otlp-traces-endpoint: {message}")
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -93,7 +101,7 @@ def make_tracing(endpoint: str, service: str) -> Tracing | None:
     """None: nobody asked for it.
 
     Raises:
-        TracingNotInstalled
+        BadTracesEndpoint, TracingNotInstalled
     """
     return Tracing(endpoint, service) if endpoint else None
 
@@ -101,3 +109,11 @@ def make_tracing(endpoint: str, service: str) -> Tracing | None:
 def without_context(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """`headers` without a trace context, to be given another one."""
     return [header for header in headers if header[0] not in CONTEXT_HEADERS]
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)

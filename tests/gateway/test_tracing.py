@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from quire_api.tracing import TracingNotInstalled, make_tracing, without_context
+from quire_api.tracing import BadTracesEndpoint, TracingNotInstalled, make_tracing, without_context
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2"}]}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -130,3 +130,9 @@ def test_without_the_extra_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith(TracingNotInstalled.__name__)
     assert "quire[tracing]" in done.stdout
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "collector:4318", "http://", "http://[", "ftp://collector/v1/traces"])
+def test_what_is_no_http_address_is_refused_in_a_sentence(endpoint):
+    with pytest.raises(BadTracesEndpoint, match="http://collector:4318/v1/traces"):
+        make_tracing(endpoint, "quire-gateway")
