@@ -123,6 +123,8 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
             await client.close()
         http.should_exit = True
         await answering
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
 
 
 def _http_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
