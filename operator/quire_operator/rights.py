@@ -1,12 +1,12 @@
 """Which kinds this operator may watch, asked before kopf starts: kopf gives up for good where it is refused."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from quire_api.errors import UserError
-from quire_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION
-from quire_operator.kube import ApiError, Kube
+from quire_api.v1alpha1 import KIND
+from quire_operator.kube import KINDS, ApiError, Kube
 
 log = logging.getLogger(__name__)
 
@@ -16,22 +16,13 @@ class Kind(NamedTuple):
     version: str
     plural: str
 
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
 
-
-KINDS: Mapping[str, Kind] = {
-    KIND: Kind(GROUP, VERSION, PLURAL),
-    "Deployment": Kind("apps", "v1", "deployments"),
-    "NetworkPolicy": Kind("networking.k8s.io", "v1", "networkpolicies"),
-    "PersistentVolumeClaim": Kind("", "v1", "persistentvolumeclaims"),
-    "Pod": Kind("", "v1", "pods"),
-    "PodDisruptionBudget": Kind("policy", "v1", "poddisruptionbudgets"),
-    "Secret": Kind("", "v1", "secrets"),
-    "Service": Kind("", "v1", "services"),
-    "ServiceAccount": Kind("", "v1", "serviceaccounts"),
-}
+_WATCHED = frozenset(
+    {
+        *(KIND, "Deployment", "NetworkPolicy", "PersistentVolumeClaim", "Pod", "PodDisruptionBudget"),
+        *("Secret", "Service", "ServiceAccount"),
+    }
+)
 OPTIONAL = frozenset({"PersistentVolumeClaim"})
 """Needed by deployments with `model.volume` alone; roles older than that field do not hold it."""
 
@@ -48,11 +39,14 @@ async def watchable(kube: Kube, namespaces: Sequence[str]) -> dict[str, Kind]:
         ApiUnavailable: the API server does not answer.
     """
     found = {}
-    for name, kind in KINDS.items():
+    for (api_version, name), plural in KINDS.items():
+        if name not in _WATCHED:
+            continue
         try:
             for namespace in namespaces or (None,):
-                await kube.list(kind.api_version, name, namespace, limit=1)
-            found[name] = kind
+                await kube.list(api_version, name, namespace, limit=1)
+            group, _, version = api_version.rpartition("/")
+            found[name] = Kind(group, version, plural)
         except ApiError as error:
             if error.status != 403:
                 raise
