@@ -41,13 +41,13 @@ class Authority:
 def write_pki(layout: Layout) -> None:
     """Authorities, serving and client certificates, the service-account key pair, one kubeconfig per user."""
     layout.pki.mkdir(parents=True, exist_ok=True)
-    ca = _authority(layout.pki, "ca")
-    front_proxy = _authority(layout.pki, "front-proxy-ca")
+    ca = new_authority(layout.pki, "ca")
+    front_proxy = new_authority(layout.pki, "front-proxy-ca")
     hosts = ["127.0.0.1", NODE_IP, API_SERVICE_IP]
-    _issue(layout.pki, "apiserver", ca, None, "kube-apiserver", SERVER, names=API_NAMES, addresses=hosts)
-    _issue(layout.pki, "kubelet-server", ca, None, NODE, SERVER, names=[NODE], addresses=hosts[:2])
-    _issue(layout.pki, "apiserver-kubelet-client", ca, "system:masters", "apiserver-kubelet-client", CLIENT)
-    _issue(layout.pki, "front-proxy-client", front_proxy, None, "front-proxy-client", CLIENT)
+    issue(layout.pki, "apiserver", ca, None, "kube-apiserver", SERVER, names=API_NAMES, addresses=hosts)
+    issue(layout.pki, "kubelet-server", ca, None, NODE, SERVER, names=[NODE], addresses=hosts[:2])
+    issue(layout.pki, "apiserver-kubelet-client", ca, "system:masters", "apiserver-kubelet-client", CLIENT)
+    issue(layout.pki, "front-proxy-client", front_proxy, None, "front-proxy-client", CLIENT)
     account_key = _write_key(layout.pki / "sa.key")
     (layout.pki / "sa.pub").write_bytes(
         account_key.public_key().public_bytes(
@@ -55,11 +55,12 @@ def write_pki(layout: Layout) -> None:
         )
     )
     for user, (group, name) in USERS.items():
-        _issue(layout.pki, user, ca, group, name, CLIENT)
+        issue(layout.pki, user, ca, group, name, CLIENT)
         _write_kubeconfig(layout, user)
 
 
-def _authority(folder: Path, name: str) -> Authority:
+def new_authority(folder: Path, name: str) -> Authority:
+    """An authority that trusts itself; its pair is `name`.crt and `name`.key in `folder`."""
     key = _write_key(folder / f"{name}.key")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
@@ -74,7 +75,7 @@ def _authority(folder: Path, name: str) -> Authority:
     return Authority(certificate, key)
 
 
-def _issue(
+def issue(
     folder: Path,
     file: str,
     authority: Authority,
@@ -84,6 +85,7 @@ def _issue(
     names: tuple[str, ...] | list[str] = (),
     addresses: list[str] | None = None,
 ) -> None:
+    """Write `file`.crt and `file`.key: a certificate of the authority for the user `name` of `group`, or a server."""
     key = _write_key(folder / f"{file}.key")
     organisation = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group)] if group else []
     subject = x509.Name([*organisation, x509.NameAttribute(NameOID.COMMON_NAME, name)])
