@@ -1,6 +1,6 @@
 """Weights that the agent fetches from a hub, or finds on a volume, and models that are too large for their pods."""
 
-import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,20 +13,6 @@ from scenario import apply, ask, names, serve, wait_for_replicas
 
 PORT = 8391
 TINY = REPOSITORY / "models" / "quire-tiny"
-EIGHT_BILLION = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-05,
-}
 
 
 class Hub:
@@ -131,15 +117,11 @@ def test_kept_weights_are_fetched_once_for_all_pods_after(node, namespace, tiny,
 
 
 def test_a_model_above_the_memory_is_told_while_its_weights_are_still_to_come(
-    node, namespace, tiny, soon, hub, tmp_path, record
+    node, namespace, tiny, soon, hub, tmp_path
 ):
-    folder = tmp_path / "eight-billion"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(EIGHT_BILLION))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, folder)
-    with (folder / "model.safetensors").open("wb") as weights:
-        weights.truncate(16 << 30)
+    folder = tmp_path / "large"
+    shutil.copytree(TINY, folder)
+    os.truncate(folder / "model.safetensors", 16 << 30)
     served = hub(folder, "--hold-weights")
     resource = tiny(model=served.model(), resources={"cpu": "100m", "memory": "2Gi"})
     resource["spec"]["podTemplate"] = served.pod_template(resource["spec"].get("podTemplate", {}))
