@@ -111,9 +111,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     reconciler = Reconciler(cluster, identity)
 
     stop, listening = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _heed_signals(stop)
     port = await serve_pages(config.host, config.port, listening.is_set, reconciler.count)
     print(f"quire-operator: {identity} serves /metrics on port {port}", file=sys.stderr, flush=True)
 
@@ -142,11 +140,11 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         _lead(lease, reconciler, routing, config),
     )
     tasks = {asyncio.create_task(work) for work in works}
-    ending = asyncio.create_task(stop.wait())
+    ending = asyncio.create_task(_told_to_end(stop, listening))
     done, _ = await asyncio.wait({*tasks, ending}, return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in done if task is not ending and not stop.is_set()]
     for task in failed:
-        log.error("the operator ends", exc_info=task.exception())
+        log.error("the operator ends", exc_info=None if task.cancelled() else task.exception())
     for task in (*tasks, ending):
         task.cancel()
     if failed:
@@ -157,6 +155,19 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     await asyncio.gather(*tasks, ending, return_exceptions=True)
     await kube.close()
     return 0
+
+
+def _heed_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def _told_to_end(stop: asyncio.Event, listening: asyncio.Event) -> None:
+    """Return once we are. kopf takes the signals to itself while it starts, and would first wait for our tasks."""
+    await listening.wait()
+    _heed_signals(stop)
+    await stop.wait()
 
 
 async def _watchable(kube: Kube, config: OperatorConfig, stop: asyncio.Event) -> dict[str, Kind]:

@@ -28,6 +28,14 @@ def test_of_two_operators_one_writes_and_the_other_takes_over(cluster, namespace
             assert sorted(pod["metadata"]["name"] for pod in cluster.objects("pods", namespace)) == names
 
 
+def test_an_operator_that_is_told_to_end_gives_the_lease_back(cluster, namespace, soon):
+    with cluster.operator("brief", "--lease", "brief", "--namespaces", namespace) as brief:
+        soon(lambda: "this operator leads" in brief.says, "it to lead")
+        assert brief.stop() == 0
+        assert "Traceback" not in brief.says
+    assert not cluster.get("lease", "brief", "quire-system")["spec"]["holderIdentity"]
+
+
 def test_a_restarted_operator_changes_nothing(cluster, namespace, tiny, soon, operator):
     cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
     (pod,) = soon(lambda: cluster.objects("pods", namespace), "a pod")
