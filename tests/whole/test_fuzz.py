@@ -64,30 +64,8 @@ class Target:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one `quire serve`."""
     log = tmp_path_factory.mktemp("engine") / "log"
-    flags = [
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--max-num-seqs",
-        "16",
-        "--num-gpu-blocks-override",
-        "400",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "quire",
-        "serve",
-        str(MODEL),
-        "--served-model-name",
-        NAME,
-        "--host",
-        "127.0.0.1",
-        *flags,
-    ]
+    flags = "--host 127.0.0.1 --port 0 --device cpu --dtype float32 --max-num-seqs 16 --num-gpu-blocks-override 400"
+    command = [sys.executable, "-m", "quire", "serve", str(MODEL), "--served-model-name", NAME, *flags.split()]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:
