@@ -74,7 +74,7 @@ async def follow_events(replica: ReplicaState) -> None:
     delay_s = _FIRST_DELAY_S
     while not replica.is_removed:
         try:
-            connection = await replica.pool.acquire(is_fresh=True)
+            connection = await replica.pool.open()
         except UpstreamFailure as failure:
             replica.feed.lost(loop.time(), "cut", str(failure))
         else:

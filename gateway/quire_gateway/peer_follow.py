@@ -105,7 +105,7 @@ class Peers:
         pool = UpstreamPool(address)
         while True:
             try:
-                connection = await pool.acquire(is_fresh=True)
+                connection = await pool.open()
             except UpstreamFailure as failure:
                 log.debug("peer %s: %s", address, failure)
             else:

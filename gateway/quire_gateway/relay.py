@@ -100,15 +100,15 @@ class Relay:
             self.on_end()
 
     def drop(self) -> None:
-        """Close the replica's connection: it stops working on the request."""
+        """Close the replica's connection, unless the answer is whole: it stops working on the request."""
         self._timer.cancel()
-        self._connection.close()
+        self._connection.leave(self)
         self._output.tell()
 
     def fail(self, failure: UpstreamFailure) -> None:
         """Drop the connection and whatever may still come over it: the replica counts as lost."""
         if not self.settled.done():
-            self._connection.close()
+            self._connection.leave(self)
             self.on_failure(failure)
 
     # Sink
@@ -126,7 +126,7 @@ class Relay:
             self.record is not None and self._is_events and status == 200 and told.get(_HEADER) == _VERSION
         )
         if self._goes_on and not self.is_recorded:
-            self._connection.close()
+            self._connection.leave(self)
             self.on_failure(UpstreamFailure("resume_refused", f"it answered {status} to a stream that was to go on"))
         elif not self._is_events:
             length = told.get(b"content-length", b"")
@@ -202,7 +202,7 @@ class Relay:
             if not self._is_accepted:
                 self._start()
             self._reply.write(data)
-        self._connection.close()
+        self._connection.leave(self)
         assert self.record is not None
         self.on_failure(UpstreamFailure(self.record.failure, f"the replica said {self.record.failure}"))
 
@@ -229,7 +229,7 @@ class Relay:
 
     def _check_silence(self) -> None:
         if not self._has_heard and not self._connection.is_paused:
-            self._connection.close()
+            self._connection.leave(self)
             self.on_failure(UpstreamFailure("timeout", f"it sent nothing for {self._silence_s:g} s"))
             return
         self._has_heard = False

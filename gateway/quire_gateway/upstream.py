@@ -42,9 +42,12 @@ class Sink(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to one replica; busy while it has a sink."""
+    """One connection to one replica; busy while it has a sink.
 
-    def __init__(self, pool: "UpstreamPool") -> None:
+    pool: where it waits for the next request after a whole answer; without one it closes then.
+    """
+
+    def __init__(self, pool: "UpstreamPool | None" = None) -> None:
         self._pool = pool
         self._sink: Sink | None = None
         self._pieces: list[bytes] = []
@@ -68,6 +71,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Drop the connection and whatever answer is on it; its sink hears nothing more."""
         self._sink = None
         self._transport.abort()
+
+    def leave(self, sink: Sink) -> None:
+        """Close the connection if it still works for `sink`: after a whole answer it may already serve another."""
+        if self._sink is sink:
+            self.close()
 
     def pause(self) -> None:
         """Read no more from the replica until `resume`: the client is slower."""
@@ -108,7 +116,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.forget(self)
+        if self._pool is not None:
+            self._pool.forget(self)
         if self._sink is not None:
             self._fail(UpstreamFailure("reset", "the replica closed the connection before its answer was whole"))
 
@@ -142,7 +151,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         sink, self._sink = self._sink, None
-        if self._keeps_alive:
+        if self._keeps_alive and self._pool is not None:
             self.resume()
             self._pool.put_back(self)
         else:
@@ -198,9 +207,21 @@ class UpstreamPool:
                 connection.is_reused = True
                 return connection
             connection.close()
+        return await self._connect(self)
+
+    async def open(self) -> UpstreamConnection:
+        """A new connection that never serves another request than its opener's, who closes it.
+
+        Raises:
+            UpstreamFailure: nobody answers at the address.
+        """
+        return await self._connect(None)
+
+    async def _connect(self, pool: "UpstreamPool | None") -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self.host, self.port)
+                _, connection = await loop.create_connection(lambda: UpstreamConnection(pool), self.host, self.port)
         except TimeoutError:
             message = f"{self.host}:{self.port} did not accept a connection within {self._connect_timeout_s:g} s"
             raise UpstreamFailure("refused", message) from None
@@ -234,7 +255,7 @@ class UpstreamPool:
         Raises:
             UpstreamFailure: no whole answer within `timeout_s` and `max_bytes`.
         """
-        connection = await self.acquire(is_fresh=True)
+        connection = await self.open()
         buffer = _Buffer(max_bytes)
         try:
             connection.ask(request_bytes(method, path, self.authority, headers, body), buffer)
