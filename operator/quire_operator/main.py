@@ -127,10 +127,8 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         identity=identity,  # type: ignore[arg-type]
         standalone=True,
         ready_flag=listening,
-        stop_flag=stop,
     )
     works = (
-        watching,
         until_a_watch_ends(),
         reconciler.run(),
         gateways.run(),
@@ -139,20 +137,24 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         autoscale_for_ever(kube, store, gateways, reconciler.is_leading),
         _lead(lease, reconciler, routing, config),
     )
-    tasks = {asyncio.create_task(work) for work in works}
-    ending = asyncio.create_task(_told_to_end(stop, listening))
-    done, _ = await asyncio.wait({*tasks, ending}, return_when=asyncio.FIRST_COMPLETED)
-    failed = [task for task in done if task is not ending and not stop.is_set()]
-    for task in failed:
-        log.error("the operator ends", exc_info=None if task.cancelled() else task.exception())
-    for task in (*tasks, ending):
-        task.cancel()
-    if failed:
+    kopf_task, ending = asyncio.create_task(watching), asyncio.create_task(_told_to_end(stop, listening))
+    ours = [asyncio.create_task(work) for work in works]
+    tasks = {kopf_task, ending, *ours}
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        for task in done:
+            log.error("the operator ends", exc_info=None if task.cancelled() else task.exception())
+        for task in tasks:
+            task.cancel()
         # kopf may ignore being cancelled then, and the process would stay, doing nothing.
         await asyncio.wait(tasks, timeout=GIVE_UP_S)
         logging.shutdown()
         os._exit(1)
-    await asyncio.gather(*tasks, ending, return_exceptions=True)
+    # kopf goes last: it cancels whatever has begun after it, and so the lease's return in its midst.
+    for group in ([*ours, ending], [kopf_task]):
+        for task in group:
+            task.cancel()
+        await asyncio.gather(*group, return_exceptions=True)
     await kube.close()
     return 0
 
