@@ -17,6 +17,8 @@ from quire_operator.merge import Manifest
 LABEL_REVISION = "quire.dev/revision"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "quire-operator"
+OURS = f"{LABEL_MANAGED_BY}={MANAGER}"
+"""Selects every child."""
 DRAIN_TIMEOUT = "quire.dev/drain-timeout"
 
 

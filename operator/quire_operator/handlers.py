@@ -11,14 +11,15 @@ import kopf
 
 from quire_api.connection import Connection
 from quire_api.v1alpha1 import KIND
-from quire_operator.build import LABEL_MANAGED_BY, MANAGER
+from quire_operator.build import OURS
 from quire_operator.reconcile import Reconciler
+from quire_operator.resync import Resync
 from quire_operator.rights import Kind
 from quire_operator.store import Store
 
 
 def registry_of(
-    store: Store, reconciler: Reconciler, connection: Connection, kinds: Mapping[str, Kind]
+    store: Store, reconciler: Reconciler, resync: Resync, connection: Connection, kinds: Mapping[str, Kind]
 ) -> kopf.OperatorRegistry:
     """Handlers of these kinds that work on this store, in a registry of their own."""
     registry = kopf.OperatorRegistry()
@@ -45,7 +46,9 @@ def registry_of(
             store.put(param, dict(body))
 
         @kopf.on.event(group, version, plural, registry=registry, id=f"wake-{plural}", param=kind)
-        async def wake(*, type: str, body: kopf.Body, param: Any = None, **_: Any) -> None:
+        async def wake(*, type: str | None, body: kopf.Body, param: Any = None, **_: Any) -> None:
+            if type is None:
+                resync.has_broken()
             change = store.remove if type == "DELETED" else store.put
             reconciler.seen(change(param, dict(body)))
 
@@ -94,5 +97,5 @@ def settings_of(kinds: Mapping[str, Kind]) -> kopf.OperatorSettings:
     settings.persistence.progress_storage = _NoProgress()
     settings.networking.error_backoffs = [1, 1, 2, 2, 5]
     for group, version, plural in (kind for name, kind in kinds.items() if name != KIND):
-        settings.watching.label_selectors[group, version, plural] = f"{LABEL_MANAGED_BY}={MANAGER}"
+        settings.watching.label_selectors[group, version, plural] = OURS
     return settings

@@ -20,6 +20,9 @@ TRIES = 3
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 TIMEOUT_S = 30.0
+PAGE = 500
+"""Objects in one answer, so that a long list holds up nobody."""
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=1"
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 KINDS = {
@@ -92,6 +95,26 @@ class Kube:
         answer = await self._call("GET", path_of(api_version, kind, namespace), parameters)
         return list(answer.get("items", []))
 
+    async def versions(
+        self, api_version: str, kind: str, namespace: str | None, labels: str = ""
+    ) -> tuple[int, dict[tuple[str, str], int]]:
+        """One resource version, and those that all objects with these labels have there, by namespace and name.
+
+        Raises:
+            ApiError: also 410, where the list is longer than the API server's patience.
+        """
+        path = path_of(api_version, kind, namespace)
+        parameters = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
+        found: dict[tuple[str, str], int] = {}
+        while True:
+            answer = await self._call("GET", path, parameters, accept=f"{_METADATA_ONLY},application/json")
+            for item in answer.get("items", []):
+                metadata = item["metadata"]
+                found[str(metadata.get("namespace", "")), str(metadata["name"])] = int(metadata["resourceVersion"])
+            if not (token := answer["metadata"].get("continue")):
+                return int(answer["metadata"]["resourceVersion"]), found
+            parameters["continue"] = token
+
     async def apply(self, manifest: Manifest, *, force: bool) -> Manifest:
         """Server-side apply. Without `force` a field that another manager set differently is an ApiError 409."""
         metadata = manifest["metadata"]
@@ -135,6 +158,7 @@ class Kube:
         body: Manifest | None = None,
         content_type: str = "application/json",
         *,
+        accept: str = "application/json",
         is_repeatable: bool = True,
     ) -> Manifest:
         delay = FIRST_DELAY_S
@@ -145,7 +169,7 @@ class Kube:
                 delay = min(delay * 2, LONGEST_DELAY_S)
             if method != "GET" and not self._may_write():
                 raise NotLeading(f"{method} {path}")
-            headers = {"content-type": content_type, "accept": "application/json"}
+            headers = {"content-type": content_type, "accept": accept}
             if bearer := self.connection.bearer():
                 headers["authorization"] = f"Bearer {bearer}"
             try:

@@ -28,6 +28,7 @@ from quire_operator.metrics import IS_LEADER
 from quire_operator.nodes import Nodes
 from quire_operator.pages import serve_pages
 from quire_operator.reconcile import Reconciler
+from quire_operator.resync import Resync
 from quire_operator.rights import Kind, watchable
 from quire_operator.routing import Routing
 from quire_operator.store import Store
@@ -118,8 +119,9 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     kinds = await _watchable(kube, config, stop)
     if stop.is_set():
         return 0
+    resync = Resync(kube, store, kinds, config.namespaces, reconciler.seen)
     watching = kopf.operator(
-        registry=registry_of(store, reconciler, connection, kinds),
+        registry=registry_of(store, reconciler, resync, connection, kinds),
         settings=settings_of(kinds),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
@@ -130,6 +132,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     )
     works = (
         until_a_watch_ends(),
+        resync.run(),
         reconciler.run(),
         gateways.run(),
         agents.run(),

@@ -1,7 +1,7 @@
 """The cluster as the watches have told it: objects by kind, children by their deployment, served names by owner."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from quire_api.v1alpha1 import KIND, LABEL_DEPLOYMENT
 from quire_operator.merge import Manifest
@@ -24,7 +24,7 @@ class Store:
     def put(self, kind: str, body: Manifest) -> set[Key]:
         """Take in an object; the deployments that this concerns."""
         metadata = body["metadata"]
-        identity = kind, str(metadata.get("namespace", "")), str(metadata["name"])
+        identity = kind, *_place(body)
         version = _version(body)
         if self._deleted.get(identity, -1) >= version:
             return set()
@@ -42,8 +42,7 @@ class Store:
 
     def remove(self, kind: str, body: Manifest) -> set[Key]:
         """Forget an object; the deployments that this concerns."""
-        metadata = body["metadata"]
-        identity = kind, str(metadata.get("namespace", "")), str(metadata["name"])
+        identity = kind, *_place(body)
         self._deleted[identity] = _version(body)
         self._deleted.move_to_end(identity)
         if len(self._deleted) > _REMEMBERED_DELETIONS:
@@ -64,6 +63,19 @@ class Store:
         if not self._children[owner] and owner not in self.resources:
             del self._children[owner]
         return {owner}
+
+    def gone(self, kind: str, namespace: str | None, listed: Collection[tuple[str, str]], as_of: int) -> list[Manifest]:
+        """What we hold of a kind (in a namespace) that a list as of a resource version should hold and does not.
+
+        listed: namespace and name of each of its objects.
+        """
+        children = (body for of in self._children.values() for (its, _), body in of.items() if its == kind)
+        held = self._raw.values() if kind == KIND else children
+        return [
+            body
+            for body in held
+            if namespace in (None, _place(body)[0]) and _version(body) <= as_of and _place(body) not in listed
+        ]
 
     def raw(self, key: Key) -> Manifest | None:
         """The LLMDeployment as the API server has it."""
@@ -116,6 +128,10 @@ class Store:
         resource = self.resources.get(key)
         names = resource.deployment.served_names if resource and resource.deployment else []
         return {other for name in names for other in self._names.get(name, ())}
+
+
+def _place(body: Manifest) -> tuple[str, str]:
+    return str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"])
 
 
 def _version(body: Manifest) -> int:

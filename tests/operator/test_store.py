@@ -1,5 +1,8 @@
 """The store keeps the newest of each object, whoever brings it."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from quire_operator.store import Store
 from quire_operator.world import Key
 
@@ -67,3 +70,29 @@ def test_who_shares_a_name_is_woken_and_known():
         Key("models", "two"),
     }
     assert [rival.key.name for rival in store.rivals(Key("models", "two"))] == ["two"]
+
+
+names = st.sampled_from("abc")
+numbers = st.integers(1, 9)
+
+
+@given(st.dictionaries(names, numbers), st.dictionaries(names, numbers), numbers)
+def test_gone_is_what_a_list_as_new_as_it_lacks(held, listed, as_of):
+    store = Store()
+    for name, version in held.items():
+        store.put("Service", child(name, version))
+    places = {("models", name) for name in listed}
+    gone = {body["metadata"]["name"] for body in store.gone("Service", None, places, as_of)}
+    assert gone == {name for name, version in held.items() if name not in listed and version <= as_of}
+    assert store.gone("Service", "models", places, as_of) == store.gone("Service", None, places, as_of)
+    assert not store.gone("Service", "elsewhere", (), as_of)
+    assert not store.gone("Pod", None, (), as_of)
+
+
+def test_a_deployment_that_is_gone_frees_its_name_and_wakes_who_waits_for_it():
+    store = Store()
+    store.put("LLMDeployment", resource("first", 1, names=["m"]))
+    store.put("LLMDeployment", resource("second", 2, names=["m"]))
+    (body,) = store.gone("LLMDeployment", None, [("models", "second")], 3)
+    assert store.remove("LLMDeployment", body) == {Key("models", "first"), Key("models", "second")}
+    assert list(store.keys()) == [Key("models", "second")]

@@ -1,0 +1,74 @@
+"""Finds out what was deleted while no watch told of it.
+
+After a break kopf lists a kind anew and tells of all there is, but not of what has gone since: for that we compare
+lists of names and versions with the store.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from quire_api.v1alpha1 import KIND
+from quire_operator.build import OURS
+from quire_operator.kube import ApiError, ApiUnavailable, Kube
+from quire_operator.rights import Kind
+from quire_operator.store import Store
+from quire_operator.world import Key
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 300.0
+SETTLE_S = 2.0
+"""Events of one new list come one after the other."""
+
+
+class Resync:
+    """`seen` hears whom the found deletions concern."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        store: Store,
+        kinds: Mapping[str, Kind],
+        namespaces: Sequence[str],
+        seen: Callable[[Iterable[Key]], None],
+    ) -> None:
+        self._kube = kube
+        self._store = store
+        self._kinds = kinds
+        self._namespaces = namespaces or (None,)
+        self._seen = seen
+        self._is_wanted = asyncio.Event()
+
+    def has_broken(self) -> None:
+        """kopf has listed a kind anew. Another kind's break may have gone unnoticed: an empty list tells nothing."""
+        self._is_wanted.set()
+
+    async def run(self) -> None:
+        """Compare for ever: soon after a break, and now and then."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_wanted.wait(), EVERY_S)
+            await asyncio.sleep(SETTLE_S)
+            self._is_wanted.clear()
+            for kind in self._kinds:
+                try:
+                    await self.compare(kind)
+                except (ApiError, ApiUnavailable) as error:
+                    log.warning("no comparison of %s with the API server: %s", kind, error)
+
+    async def compare(self, kind: str) -> None:
+        """Forget what the API server does not know any more.
+
+        Raises:
+            ApiError, ApiUnavailable
+        """
+        group, version, _ = self._kinds[kind]
+        api_version = f"{group}/{version}" if group else version
+        for namespace in self._namespaces:
+            as_of, listed = await self._kube.versions(api_version, kind, namespace, "" if kind == KIND else OURS)
+            for body in self._store.gone(kind, namespace, listed, as_of):
+                metadata = body["metadata"]
+                log.info("%s %s/%s was deleted unseen", kind, metadata.get("namespace"), metadata["name"])
+                self._seen(self._store.remove(kind, body))
