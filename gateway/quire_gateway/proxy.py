@@ -398,7 +398,7 @@ class _Life:
             finally:
                 replica.answers.discard(relay)
             # A server may close an idle connection just when we use it; that says nothing of its health.
-            is_stale = connection.is_reused and not connection.has_answer_begun
+            is_stale = connection.is_reused and not relay.status
             if outcome.end is not End.FAILED or not is_stale or is_fresh:
                 return relay, outcome
             is_fresh = True

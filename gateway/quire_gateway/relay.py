@@ -82,6 +82,7 @@ class Relay:
         self._headers: Headers = []
         self._is_accepted = False
         self._is_whole = False
+        self._failure: UpstreamFailure | None = None
         self._is_events = False
         self._held = b""
         self._has_heard = False
@@ -91,8 +92,14 @@ class Relay:
         self.settled: asyncio.Future[Outcome] = self._loop.create_future()
 
     def accept(self) -> None:
-        """Pass on the answer that turned the request away; `settled` then tells of its end."""
+        """Pass on the answer that turned the request away; `settled` then tells of its end.
+
+        If the replica has failed since, nothing is passed on: the client has seen nothing.
+        """
         self.settled = self._loop.create_future()
+        if self._failure is not None:
+            self._settle(End.FAILED, self._failure)
+            return
         self._start()
         self._reply.write(self._held)
         self._held = b""
@@ -110,6 +117,18 @@ class Relay:
         if not self.settled.done():
             self._connection.leave(self)
             self.on_failure(failure)
+
+    # Source
+
+    def pause(self) -> None:
+        """The client reads more slowly than the replica writes."""
+        if self._connection.serves(self):
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self._connection.serves(self):
+            self._connection.resume()
 
     # Sink
 
@@ -186,6 +205,7 @@ class Relay:
         if self.is_recorded and self.record is not None and self.record.is_done:
             self._finish()  # the client has all of it
             return
+        self._failure = failure
         self._settle(End.BROKEN if self._is_accepted else End.FAILED, failure)
 
     def break_off(self, message: str) -> None:
@@ -218,7 +238,7 @@ class Relay:
             own = {_HEADER, *(name for name, _ in self._extra_headers)}
             headers = [header for header in end_to_end(self._headers) if header[0] not in own]
             self._reply.start(self.status, headers + self._extra_headers)
-        self._reply.follow(self._connection)
+        self._reply.follow(self)
 
     def _settle(self, end: End, failure: UpstreamFailure | None = None) -> None:
         if end is not End.TURNED_AWAY:

@@ -53,7 +53,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self.is_paused = False
         self.is_reused = False
-        self.has_answer_begun = False
 
     def ask(self, data: bytes, sink: Sink) -> None:
         """Send a whole request; its answer goes to `sink`."""
@@ -64,7 +63,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_framed = False
         self._is_complete = False
         self._keeps_alive = False
-        self.has_answer_begun = False
         self._transport.write(data)
 
     def close(self) -> None:
@@ -72,9 +70,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = None
         self._transport.abort()
 
+    def serves(self, sink: Sink) -> bool:
+        """Whether it works for `sink`: after a whole answer it may already serve another."""
+        return self._sink is sink
+
     def leave(self, sink: Sink) -> None:
-        """Close the connection if it still works for `sink`: after a whole answer it may already serve another."""
-        if self._sink is sink:
+        """Close the connection if it still works for `sink`."""
+        if self.serves(sink):
             self.close()
 
     def pause(self) -> None:
@@ -98,7 +100,6 @@ class UpstreamConnection(asyncio.Protocol):
         if self._sink is None:
             self._transport.abort()  # an idle connection has nothing to say
             return
-        self.has_answer_begun = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:

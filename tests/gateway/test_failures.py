@@ -120,6 +120,14 @@ async def test_503_goes_elsewhere_and_is_passed_on_when_all_say_it(world):
     assert caught.value.status_code == 503
 
 
+async def test_a_503_that_breaks_as_soon_as_it_has_begun_is_told_as_a_failure(make_world):
+    world = await make_world(1)
+    # In one piece: the failure comes before anybody has decided what becomes of the 503.
+    world.engines["r0"].raw_answer = b"HTTP/1.1 503 X\r\ntransfer-encoding: chunked\r\n\r\nnot a chunk\r\n"
+    with pytest.raises(openai.InternalServerError, match="failed on this request 3 times"):
+        await world.client().chat.completions.create(model="m", messages=ASK)
+
+
 @pytest.mark.parametrize("status", [400, 404, 429, 500])
 async def test_other_errors_are_not_retried(world, status):
     for engine in world.engines.values():

@@ -5,13 +5,23 @@ import asyncio
 import httptools
 import pytest
 
+from quire_gateway.load import Pace
+from quire_gateway.pulse import Pulse
+from quire_gateway.relay import End, Relay
+from quire_gateway.replay import Record
+from quire_gateway.reply import Reply
 from quire_gateway.upstream import UpstreamPool, _Buffer, request_bytes
 
 DEADLINE_S = 60.0
+ANSWERS = {
+    b"/busy": b"HTTP/1.1 503 X\r\ncontent-length: 2\r\n\r\nno",
+    b"/torn": b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nx-quire-replay: 1\r\ncontent-length: 12\r\n\r\n"
+    b'data: "a"\n\n\n',
+}
 
 
 class Echo(asyncio.Protocol):
-    """Answers each request with its path, and keeps the connection."""
+    """Answers each request with its path, or as `ANSWERS` says, and keeps the connection."""
 
     def connection_made(self, transport):
         self._transport = transport
@@ -24,7 +34,8 @@ class Echo(asyncio.Protocol):
         self._url = url
 
     def on_message_complete(self):
-        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(self._url), self._url))
+        echo = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(self._url), self._url)
+        self._transport.write(ANSWERS.get(self._url, echo))
 
 
 @pytest.fixture
@@ -72,3 +83,55 @@ async def test_whoever_has_had_its_answer_cannot_close_the_connection_of_the_nex
     await asyncio.sleep(0.01)
     assert not connection.is_usable
     assert not third.whole.done()
+
+
+class Client(asyncio.Transport):
+    """A client's connection that takes everything."""
+
+    def is_closing(self):
+        return False
+
+    def write(self, data):
+        pass
+
+
+def relay(connection, record=None):
+    reply = Reply(Client(), is_old=False, is_head=False, keeps_alive=True, is_paused=False, on_end=lambda: None)
+    return reply, Relay(
+        reply,
+        connection,
+        extra_headers=[],
+        on_first_byte=lambda: None,
+        pace=Pace(lambda _: None),
+        on_written=lambda _: None,
+        silence_s=DEADLINE_S,
+        pulse=Pulse(),
+        record=record,
+    )
+
+
+@pytest.mark.parametrize(("path", "end"), [("/busy", End.TURNED_AWAY), ("/torn", End.BROKEN)])
+async def test_a_slow_client_does_not_hold_up_the_next_request_on_the_connection_it_had(pool, path, end):
+    connection, second = await pool.acquire(), _Buffer(1000)
+    reply, first = relay(connection, Record())
+    connection.ask(request_bytes("GET", path, pool.authority, [], b""), first)
+    assert (await first.settled).end is end
+    assert await pool.acquire() is connection
+    connection.ask(request_bytes("GET", "/second", pool.authority, [], b""), second)
+    reply.pause()
+    if end is End.TURNED_AWAY:
+        first.accept()  # no other replica is there
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await second.whole)[1] == b"/second"
+
+
+async def test_a_client_that_has_caught_up_does_not_hurry_the_next_request_on_the_connection_it_had(pool):
+    connection, second = await pool.acquire(), _Buffer(1000)
+    reply, first = relay(connection, Record())
+    connection.ask(request_bytes("GET", "/torn", pool.authority, [], b""), first)
+    await first.settled
+    assert await pool.acquire() is connection
+    connection.ask(request_bytes("GET", "/second", pool.authority, [], b""), second)
+    connection.pause()  # by the client of the second
+    reply.resume()
+    assert connection.is_paused
