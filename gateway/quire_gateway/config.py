@@ -78,6 +78,15 @@ class GatewayConfig(BaseSettings):
         34.0, ge=0, le=100, description="Most replicas left out for it at a time; one may always be. 0: none ever."
     )
     probe_timeout_s: Seconds = Field(30.0, description="Time a replica has to write its first token.")
+    warm_timeout_s: float = Field(
+        10.0,
+        ge=0,
+        le=600,
+        description="Time a new replica has to compute its siblings' hottest prefixes before it gets requests; 0: off.",
+    )
+    warm_tokens: int = Field(
+        65536, ge=0, le=1 << 18, description="Most tokens of these; no more than half of its KV cache."
+    )
     tokenizer_threads: int = Field(2, gt=0, description="Threads that tokenise long prompts.")
     drain_grace_s: float = Field(0.0, ge=0, description="After SIGTERM, time in which new requests are still served.")
     shutdown_timeout_s: Seconds = Field(300.0, description="After SIGTERM, time for requests in flight to end.")

@@ -112,6 +112,8 @@ class ReplicaState:
     answers: set[Answer] = field(default_factory=set)
     """Those that are awaited of it."""
     feed: Feed = field(init=False)
+    warmed_epoch: str = ""
+    """The start of its engine whose cache has been warmed, or was tried to be."""
     is_followed: bool = False
     """Its KV events are being followed."""
 

@@ -15,6 +15,7 @@ from quire_gateway.models import ModelStore
 from quire_gateway.outliers import OutlierRules
 from quire_gateway.pulse import LOST_AFTER_S, watch_pulses
 from quire_gateway.upstream import UpstreamFailure
+from quire_gateway.warm import OnWarming, WarmRules, warm
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,20 @@ class Follower:
         probe_timeout_s: float,
         rules: OutlierRules,
         on_outlier: Callable[[tuple[str, str], str], None],
+        warm_rules: WarmRules,
+        on_warming: OnWarming,
     ) -> None:
-        """on_outlier: called with the deployment and the cause when one of its replicas is ejected for it."""
+        """on_outlier: called with the deployment and the cause when one of its replicas is ejected for it.
+        on_warming: called with the deployment and what came of warming one of its replicas.
+        """
         self._discovery = discovery
         self._fleet = fleet
         self._models = models
         self._probe_timeout_s = probe_timeout_s
         self._rules = rules
         self._on_outlier = on_outlier
+        self._warm_rules = warm_rules
+        self._on_warming = on_warming
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = ""
         self.has_answered = False
@@ -116,6 +123,9 @@ class Follower:
                 info = await self._models.learn(replica.pool, table.internal_key, self._probe_timeout_s)
                 names = info.served_names if info is not None and info.served_names else table.served_names
                 await probe(replica.pool, names[0], table.internal_key, self._probe_timeout_s)
+                if info is not None and await self._warm(replica, info):
+                    # It may have died meanwhile.
+                    await probe(replica.pool, names[0], table.internal_key, self._probe_timeout_s)
             except UpstreamFailure as failure:
                 replica.health.probe_failed(loop.time(), str(failure))
                 continue
@@ -127,6 +137,28 @@ class Follower:
                 self.has_answered = True
                 log.info("replica %s of %s is routable", replica.id, table.name)
             return
+
+    async def _warm(self, replica: ReplicaState, info: wire.ModelInfo) -> bool:
+        """Warm its cache, once for each start of its engine that this gateway has not sent requests to yet."""
+        known = replica.warmed_epoch or (replica.info.engine_epoch if replica.info is not None else "")
+        if known == info.engine_epoch:
+            return False
+        replica.warmed_epoch = info.engine_epoch
+        replica.health.warming()
+        warming = await warm(replica, info, self._warm_rules)
+        if warming is None:
+            return False
+        self._on_warming(replica.deployment.key, warming)
+        log.info(
+            "replica %s of %s: warming, %s: %d prefixes, %d tokens, %.2f s",
+            replica.id,
+            replica.deployment.table.name,
+            warming.outcome,
+            warming.prefixes,
+            warming.tokens,
+            warming.seconds,
+        )
+        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

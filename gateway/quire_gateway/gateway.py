@@ -29,6 +29,7 @@ from quire_gateway.routes import Route, find_route
 from quire_gateway.server import Limits, Server
 from quire_gateway.siblings import OWN, Siblings
 from quire_gateway.tls import BadCertificate, Certificate
+from quire_gateway.warm import WarmRules
 from quire_gateway.workers import Worker
 
 _PROXIED = frozenset({Route.GENERATE, Route.FORWARD})
@@ -65,7 +66,16 @@ class Gateway:
             max_ejection_percent=config.outlier_max_ejection_percent,
         )
         outlier = self._metrics.ejected
-        self._follower = Follower(discovery, self.fleet, self._models, config.probe_timeout_s, rules, outlier)
+        self._follower = Follower(
+            discovery,
+            self.fleet,
+            self._models,
+            config.probe_timeout_s,
+            rules,
+            outlier,
+            WarmRules(config.warm_timeout_s, config.warm_tokens),
+            self._metrics.warmed,
+        )
         self._tracing = make_tracing(config.otlp_traces_endpoint, "quire-gateway")
         self._proxy = Proxy(
             self.fleet,

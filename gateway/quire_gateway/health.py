@@ -51,6 +51,10 @@ class Health:
         self.probe_at = now + delay
         self.reason = f"ProbeFailed: {why}"
 
+    def warming(self) -> None:
+        """A token came out of it; its cache is being filled before it gets requests."""
+        self.reason = "Warming: it computes the prefixes that its siblings are asked for most"
+
     def answered(self) -> None:
         """A request was answered."""
         self._failures = 0

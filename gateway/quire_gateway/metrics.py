@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from quire_api.wire import IndexMode
 from quire_gateway.fleet import Fleet
+from quire_gateway.warm import Warming
 
 _WHO = ("namespace", "deployment")
 _MODES: tuple[IndexMode, ...] = get_args(IndexMode)
@@ -38,6 +39,12 @@ class Metrics:
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
         self._moves = self._counter("stream_moves", "Streams continued on another replica, by what failed.", "cause")
         self._ejections = self._counter("ejections", "Replicas left out for answering worse than the others.", "cause")
+        self._warmings = self._counter(
+            "warmings", "New replicas given their siblings' prefixes, by outcome.", "outcome"
+        )
+        self._warmed_prefixes = self._counter("warmed_prefixes", "Prefixes that new replicas computed beforehand.")
+        self._warmed_tokens = self._counter("warmed_tokens", "Tokens of these prefixes.")
+        self._warm_seconds = self._histogram("warming_seconds", "How long new replicas were kept back for that.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens sent to replicas.")
         self._cached_tokens = self._counter(
             "cached_prompt_tokens", "Prompt tokens believed cached where they were sent."
@@ -122,6 +129,12 @@ class Metrics:
 
     def ejected(self, who: tuple[str, str], cause: str) -> None:
         self._ejections.labels(*who, cause).inc()
+
+    def warmed(self, who: tuple[str, str], warming: Warming) -> None:
+        self._warmings.labels(*who, warming.outcome).inc()
+        self._warmed_prefixes.labels(*who).inc(warming.prefixes)
+        self._warmed_tokens.labels(*who).inc(warming.tokens)
+        self._warm_seconds.labels(*who).observe(warming.seconds)
 
     def moved(self, who: tuple[str, str], cause: str) -> None:
         self._moves.labels(*who, cause).inc()

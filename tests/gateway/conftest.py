@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from quire_api import blocks, kv_events, replay, wire
+from quire_api import blocks, kv_events, replay, warming, wire
 from quire_gateway.config import GatewayConfig
 from quire_gateway.gateway import Gateway
 from quire_text.bundle import TokenizerBundle
@@ -94,6 +94,18 @@ class StubEngine:
     revision: str = "rev"
     tells_model: bool = True
     raw_answer: bytes = b""
+    hot: warming.HotPrefixes | None = None
+    """What it tells of its cache; None: it is of a version that does not."""
+    hot_delay_s: float = 0.0
+    dies_when_asked: bool = False
+    """For its hot prefixes."""
+    warm_delay_s: float = 0.0
+    warm_gate: asyncio.Event | None = None
+    """What its warming waits for, where one is set."""
+    dies_when_warmed: bool = False
+    warmed: warming.Warmed = field(default_factory=lambda: warming.Warmed(prefixes=1, tokens=8))
+    asked_hot: list[Seen] = field(default_factory=list)
+    warmings: list[Seen] = field(default_factory=list)
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     bundle_fetches: int = 0
@@ -165,6 +177,8 @@ class StubEngine:
         if seen.path == "/internal/v1/tokenizer":
             self.bundle_fetches += 1
             return self._send(writer, 200, self.bundle.pack())
+        if seen.path.startswith((warming.HOT_PREFIXES_PATH, warming.WARM_PATH)):
+            return await self._warm(seen, writer)
         if seen.json == {"model": seen.json.get("model"), "prompt": "1", "max_tokens": 1, "temperature": 0}:
             return self._send(writer, 503 if self.status == 503 else 200, b"{}")
         self.seen.append(seen)
@@ -237,6 +251,22 @@ class StubEngine:
         self._chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         return True
+
+    async def _warm(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+        is_asked = seen.path.startswith(warming.HOT_PREFIXES_PATH)
+        (self.asked_hot if is_asked else self.warmings).append(seen)
+        await asyncio.sleep(self.hot_delay_s if is_asked else self.warm_delay_s)
+        if not is_asked and self.warm_gate is not None:
+            await self.warm_gate.wait()
+        if self.dies_when_asked if is_asked else self.dies_when_warmed:
+            writer.transport.abort()
+            return False
+        if self.hot is None:
+            return self._send(writer, 404, b"{}")
+        if seen.headers.get("x-quire-internal-key") != self.internal_key:
+            return self._send(writer, 403, b"{}")
+        packed = msgspec.msgpack.encode(self.hot) if is_asked else msgspec.json.encode(self.warmed)
+        return self._send(writer, 200, packed)
 
     async def _thaw(self) -> None:
         while self.is_frozen:  # noqa: ASYNC110

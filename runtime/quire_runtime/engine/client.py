@@ -21,6 +21,7 @@ import zmq.asyncio
 
 from quire_api.errors import UserError
 from quire_api.sampling import SamplingParams
+from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.kv_fan_out import KVFanOut
 from quire_runtime.engine.messages import (
@@ -32,11 +33,13 @@ from quire_runtime.engine.messages import (
     EngineStats,
     FromEngine,
     Heartbeat,
+    HotList,
     KVFrames,
     PromptLogprobs,
     RequestRejected,
     RequestTimes,
     Step,
+    TellHot,
     ToEngine,
     TokenLogprobs,
     WatchKV,
@@ -113,6 +116,7 @@ class AsyncEngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[int, Stream] = {}
+        self._hot_lists: dict[int, asyncio.Future[list[HotPrefix]]] = {}
         self._handles = itertools.count(1)
         self._failure: Exception | None = None
         self._is_closing = False
@@ -166,11 +170,12 @@ class AsyncEngineClient:
         cache_salt: str = "",
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
+        is_warming: bool = False,
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
 
-        A reader slower than the engine gets the deltas of several steps at once. outputs, ended: as Engine.add takes
-        them; deltas are of what comes after.
+        A reader slower than the engine gets the deltas of several steps at once. outputs, ended, is_warming: as
+        Engine.add takes them; deltas are of what comes after.
 
         Raises:
             RequestRefused: before the first delta.
@@ -190,7 +195,16 @@ class AsyncEngineClient:
         try:
             await self._send(
                 AddRequest(
-                    handle, packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended)
+                    handle,
+                    packed,
+                    params,
+                    request_id,
+                    priority,
+                    cache_salt,
+                    time.monotonic(),
+                    made,
+                    list(ended),
+                    is_warming,
                 )
             )
             while running:
@@ -220,6 +234,23 @@ class AsyncEngineClient:
         """
         self._listen()
         return self._kv.listen()
+
+    async def hot_prefixes(self, max_prefixes: int, max_tokens: int) -> list[HotPrefix]:
+        """The cached prefixes that prompts have found most often; the bounds are those of kv.hot.hottest.
+
+        Raises:
+            EngineDied
+        """
+        self._listen()
+        if self._failure is not None:
+            raise self._failure
+        number = next(self._handles)
+        told = self._hot_lists[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(TellHot(number, max_prefixes, max_tokens))
+            return await told
+        finally:
+            del self._hot_lists[number]
 
     async def drain(self, timeout_s: float) -> bool:
         """Have the engine refuse new requests, wait for those that run; True if all of them ended in time."""
@@ -298,6 +329,9 @@ class AsyncEngineClient:
                         self._streams[handle].deltas.put_nowait(RequestRefused(code, text))
                 case KVFrames():
                     self._kv.publish(message)
+                case HotList(number=number, prefixes=prefixes):
+                    if (told := self._hot_lists.get(number)) is not None and not told.done():
+                        told.set_result(prefixes)
                 case EngineReady():
                     self.info = message
                     self._is_ready.set()
@@ -348,6 +382,9 @@ class AsyncEngineClient:
         self._failure = failure
         self._is_ready.set()
         self._kv.close()
+        for told in self._hot_lists.values():
+            if not told.done():
+                told.set_exception(failure)
         for stream in self._streams.values():
             stream.deltas.put_nowait(failure)
 

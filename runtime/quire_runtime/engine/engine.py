@@ -17,6 +17,7 @@ from quire_runtime.engine.messages import STEP_SIZE_BOUNDS, EngineStats, PromptL
 from quire_runtime.execute.output import PendingStep, StepResult
 from quire_runtime.execute.sampler import POISONED
 from quire_runtime.kv.events import EventLog
+from quire_runtime.kv.hot import HitBlocks
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -119,12 +120,14 @@ class Engine:
         arrived_s: float | None = None,
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
+        is_warming: bool = False,
     ) -> None:
         """Queue a request under a handle of the caller's, unique among live requests.
 
         arrived_s: when it was asked for, by the monotonic clock; None: now.
         outputs, ended: to go on with a request that another engine began: the output of each choice so far, and the
         choices that have ended. What follows is what would have followed there, for a request with a seed.
+        is_warming: no client asked for it.
 
         Raises:
             InvalidRequest: a token id outside the vocabulary.
@@ -144,6 +147,7 @@ class Engine:
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 priority=priority,
                 cache_salt=cache_salt,
+                is_warming=is_warming,
                 stop_token_ids=stops if params.ignore_eos else stops | self.eos_token_ids,
                 outputs=tuple(outputs),
                 ended=frozenset(ended),
@@ -205,6 +209,10 @@ class Engine:
     def prefix_keys(self) -> list[bytes]:
         """Keys of the blocks that a prompt could find in the prefix cache now; `kv_log` tells what changes."""
         return self._scheduler.prefix_keys()
+
+    def hit_blocks(self) -> HitBlocks | None:
+        """The cached blocks that prompts have found; None without a prefix cache."""
+        return self._scheduler.hit_blocks()
 
     @property
     def stats(self) -> EngineStats:

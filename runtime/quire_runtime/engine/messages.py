@@ -6,6 +6,7 @@ Arrays travel as bytes of little-endian fixed-width integers: a step of 1,024 to
 import msgspec
 
 from quire_api.sampling import SamplingParams
+from quire_api.warming import HotPrefix
 
 STEP_SIZE_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Upper bounds of EngineStats.step_sizes, in tokens; as vLLM's."""
@@ -27,6 +28,7 @@ class AddRequest(msgspec.Struct, tag=True, array_like=True, gc=False):
     sent_s: float = 0.0
     outputs: list[bytes] = []
     ended: list[int] = []
+    is_warming: bool = False
 
 
 class AbortRequests(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -43,7 +45,15 @@ class WatchKV(msgspec.Struct, tag=True, array_like=True, gc=False):
     number: int
 
 
-ToEngine = AddRequest | AbortRequests | Drain | WatchKV
+class TellHot(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Send the hottest prefixes, in a HotList that bears `number`; bounds as those of kv.hot.hottest."""
+
+    number: int
+    max_prefixes: int
+    max_tokens: int
+
+
+ToEngine = AddRequest | AbortRequests | Drain | WatchKV | TellHot
 
 
 class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
@@ -169,4 +179,11 @@ class KVFrames(msgspec.Struct, tag=True, array_like=True, gc=False):
     is_pulse: bool = False
 
 
-FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames
+class HotList(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """The answer to the TellHot of this number."""
+
+    number: int
+    prefixes: list[HotPrefix]
+
+
+FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames | HotList

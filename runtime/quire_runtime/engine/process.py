@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,7 @@ import numpy as np
 import zmq
 
 from quire_api.errors import UserError
+from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.faults import last_words
 from quire_runtime.engine.kv_publisher import KVPublisher
@@ -38,12 +40,15 @@ from quire_runtime.engine.messages import (
     EngineReady,
     FromEngine,
     Heartbeat,
+    HotList,
     KVFrames,
     RequestRejected,
     Step,
+    TellHot,
     ToEngine,
     WatchKV,
 )
+from quire_runtime.kv.hot import HitBlocks, hottest
 
 if TYPE_CHECKING:
     from quire_runtime.engine.engine import Engine
@@ -186,6 +191,9 @@ class Loop:
                 self._engine.drain()
             case WatchKV(number=number):
                 self._kv.watch(number)
+            case TellHot():
+                # Copied here, sorted on the sender's thread: the loop does not wait for that.
+                self._carrier.post(partial(_hot_list, message, self._engine.hit_blocks()))
 
     def _add(self, message: AddRequest) -> None:
         try:
@@ -199,6 +207,7 @@ class Loop:
                 arrived_s=message.sent_s or None,
                 outputs=[np.frombuffer(output, "<u4").tolist() for output in message.outputs],
                 ended=message.ended,
+                is_warming=message.is_warming,
             )
         except UserError as error:
             self._reject(message.handle, REJECTION_CODES.get(type(error).__name__, "invalid"), str(error))
@@ -217,6 +226,12 @@ class Loop:
         if now - self._guarded_at > HUNG_S / 8:
             self._guarded_at = now
             faulthandler.dump_traceback_later(HUNG_S, repeat=True)
+
+
+def _hot_list(asked: TellHot, seen: HitBlocks | None) -> HotList:
+    found = [] if seen is None else hottest(seen, asked.max_prefixes, asked.max_tokens)
+    prefixes = [HotPrefix(each.hits, each.token_ids.astype("<u4").tobytes(), each.salt) for each in found]
+    return HotList(asked.number, prefixes)
 
 
 def follow_parent() -> None:

@@ -6,7 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire_api.blocks import block_key
+from quire_runtime.kv.hot import HitBlocks
 from quire_runtime.kv.pool import BlockPool, Ints
+
+HITS_HALVED_EVERY = 4096
+"""Prompts that found something, after which all counts are halved: what was hot once does not stay so. TinyLFU's aging
+(https://arxiv.org/abs/1512.00727)."""
 
 
 class PrefixListener(Protocol):
@@ -26,16 +31,17 @@ class PrefixChain:
     are registered.
     """
 
-    __slots__ = ("identities", "keys", "root")
+    __slots__ = ("identities", "keys", "root", "salt")
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, salt: str = "") -> None:
         self.root = root
+        self.salt = salt
         self.keys: list[bytes] = []
         self.identities: list[int] = []
 
     def fork(self, num_blocks: int) -> "PrefixChain":
         """A chain that has the first `num_blocks` blocks in common with this one, or as many as are registered."""
-        twin = PrefixChain(self.root)
+        twin = PrefixChain(self.root, self.salt)
         twin.identities = self.identities[:num_blocks]
         twin.keys = self.keys[: len(twin.identities)]
         return twin
@@ -74,6 +80,11 @@ class PrefixIndex:
         self._parent: NDArray[np.int64] = np.zeros(pool.num_blocks, np.int64)
         self._identity_of, self._parent_of = self._identity.data, self._parent.data
         self._last_identity = 0
+        self._hits = np.zeros(pool.num_blocks, np.int32)
+        self._hits_of = self._hits.data
+        self._num_hits = 0
+        self._salts: dict[int, str] = {}
+        """By block: the salt of first blocks that have one."""
         pool.on_evict = self._evicted
 
     def __len__(self) -> int:
@@ -102,6 +113,22 @@ class PrefixIndex:
         length = len(blocks) if is_same.all() else int(is_same.argmin())
         chain.identities = identities[:length].tolist()
         return blocks[:length]
+
+    def count_hit(self, blocks: Ints) -> None:
+        """A prompt was found to begin with these blocks, as `lookup` gave them, and uses them."""
+        if len(blocks) == 0:
+            return
+        self._hits[blocks] += 1
+        self._num_hits += 1
+        if self._num_hits % HITS_HALVED_EVERY == 0:
+            self._hits >>= 1
+
+    def hit_blocks(self) -> HitBlocks:
+        """A copy of what is known of the findable blocks that prompts have found."""
+        known = np.fromiter(self._blocks.values(), np.int32, len(self._blocks))
+        blocks = known[self._hits[known] > 0]
+        salts = {int(self._identity_of[block]): salt for block, salt in self._salts.items()}
+        return HitBlocks(self._hits[blocks], self._identity[blocks], self._parent[blocks], self._tokens[blocks], salts)
 
     def register(self, chain: PrefixChain, blocks: Ints, contents: Ints) -> None:
         """Make the sequence's next full blocks findable: those behind the ones registered before.
@@ -133,6 +160,9 @@ class PrefixIndex:
         self._last_identity += 1
         self._parent_of[block] = parent
         self._identity_of[block] = self._last_identity
+        self._hits_of[block] = 0
+        if chain.salt and not number:
+            self._salts[block] = chain.salt
         self._blocks[key] = block
         self._keys[block] = key
         self._pool.keep(block)
@@ -146,6 +176,7 @@ class PrefixIndex:
             self._keys[block] = None
             self._pool.drop(block)
         self._blocks.clear()
+        self._salts.clear()
         if self._listener is not None:
             self._listener.cleared()
 
@@ -158,6 +189,7 @@ class PrefixIndex:
         assert key is not None
         self._keys[block] = None
         del self._blocks[key]
+        self._salts.pop(block, None)
         if self._listener is not None:
             self._listener.removed(key)
 

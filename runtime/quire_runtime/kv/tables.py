@@ -57,7 +57,7 @@ class BlockTables:
         """An empty chain for a new sequence: it meets only sequences of the same salt."""
         if self.index is None:
             return PrefixChain(b"")
-        return PrefixChain(root_key(self._model_revision, self.block_size, salt=salt))
+        return PrefixChain(root_key(self._model_revision, self.block_size, salt=salt), salt)
 
     def blocks_for(self, length: int) -> int:
         """Blocks that `length` tokens fill, the last one perhaps in part."""

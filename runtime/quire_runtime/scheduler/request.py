@@ -33,6 +33,8 @@ class Request:
     max_tokens: int
     priority: int = 0
     cache_salt: str = ""
+    is_warming: bool = False
+    """No client asked for it: it is to fill the prefix cache, and counts neither as a query nor as a hit there."""
     stop_token_ids: frozenset[int] = field(default_factory=frozenset)
     """Tokens that end the text after min_tokens: the model's end-of-sequence ids unless ignore_eos, and its own."""
     outputs: tuple[list[int], ...] = ()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quire_runtime.kv.hot import HitBlocks
 from quire_runtime.kv.prefix import PrefixListener
 from quire_runtime.kv.shared import SharedPrefixes
-from quire_runtime.kv.tables import BlockTables
+from quire_runtime.kv.tables import EMPTY, BlockTables
 from quire_runtime.scheduler.budget import share_budget
 from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.draft import StepDraft
@@ -172,6 +173,11 @@ class Scheduler:
         """Keys of the blocks that a prompt could find in the prefix cache now."""
         index = self._tables.index
         return [] if index is None else index.keys()
+
+    def hit_blocks(self) -> HitBlocks | None:
+        """The cached blocks that prompts have found; None without a prefix cache."""
+        index = self._tables.index
+        return None if index is None else index.hit_blocks()
 
     def cached_tokens(self, handle: int) -> int:
         """Prompt tokens that a live request found in the prefix cache when it first ran; 0 before that and after it.
@@ -337,7 +343,7 @@ class Scheduler:
             if len(state.order) and cost + promised + 1 > tables.pool.num_available:
                 return
             self._waiting.discard(sequence)
-            self._count_first_run(sequence, context if source is None else 0)
+            self._count_first_run(sequence, EMPTY if source is not None else hits)
             row = state.put(sequence, context)
             sequence.first_step = self._num_steps
             if source is None:
@@ -363,12 +369,16 @@ class Scheduler:
             return self._tables.lookup(sequence.chain, sequence.tokens[:0])
         return self._tables.lookup(sequence.chain, sequence.tokens)
 
-    def _count_first_run(self, sequence: Sequence, hit_tokens: int) -> None:
+    def _count_first_run(self, sequence: Sequence, hits: Ints) -> None:
         family = sequence.family
         if family.is_queued:
             family.is_queued = False
-            family.cached_tokens = min(hit_tokens, family.prompt_len)
+            family.cached_tokens = min(len(hits) * self.config.block_size, family.prompt_len)
             self._num_queued -= 1
+            if family.request.is_warming:
+                return
+            if self._tables.index is not None:
+                self._tables.index.count_hit(hits)
             self._prefix_queries_tokens += family.prompt_len
             self._prefix_hits_tokens += family.cached_tokens
 

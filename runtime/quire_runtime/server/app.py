@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from quire_api.tracing import make_tracing
-from quire_runtime.server import chat, completions, errors, kv_events, status, tokenize
+from quire_runtime.server import chat, completions, errors, kv_events, status, tokenize, warming
 from quire_runtime.server.auth import Auth
 from quire_runtime.server.client import EngineClient
 from quire_runtime.server.config import ServerConfig
@@ -23,7 +23,7 @@ def create_app(client: EngineClient | None, tokenizer: Tokenizer | None, config:
     if client is not None and tokenizer is not None:
         service.attach(client, tokenizer)
     app.state.service = service
-    for room in (chat, completions, tokenize, status, kv_events):
+    for room in (chat, completions, tokenize, status, kv_events, warming):
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(Auth, api_keys=config.api_key, internal_key=config.internal_key)

@@ -28,6 +28,15 @@ async def read_json(request: Request, limit: int) -> Any:
         InvalidRequest: the bytes are not JSON in UTF-8.
         ClientGone
     """
+    return parse_json(await read_body(request, limit))
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """
+    Raises:
+        BodyTooLarge: more than `limit` bytes were announced or came.
+        ClientGone
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
@@ -44,7 +53,7 @@ async def read_json(request: Request, limit: int) -> Any:
             raise _too_large(limit)
         pieces.append(piece)
         is_complete = not message.get("more_body", False)
-    return parse_json(b"".join(pieces))
+    return b"".join(pieces)
 
 
 def parse_json(data: bytes) -> Any:

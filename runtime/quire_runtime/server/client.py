@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Protocol
 
 from quire_api.sampling import SamplingParams
+from quire_api.warming import HotPrefix
 from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.messages import EngineReady, EngineStats
 
@@ -29,10 +30,15 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
+        is_warming: bool = False,
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         """The deltas of each step, until every choice has ended; closing it early aborts the request."""
         ...
 
     def kv_events(self) -> AsyncGenerator[bytes, None]:
         """The prefix cache as a stream of quire_api.kv_events; ends with the engine."""
+        ...
+
+    async def hot_prefixes(self, max_prefixes: int, max_tokens: int) -> list[HotPrefix]:
+        """The cached prefixes that prompts have found most often, the hottest first."""
         ...

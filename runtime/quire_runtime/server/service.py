@@ -34,6 +34,8 @@ class Service:
         self.in_flight = 0
         self.is_idle = asyncio.Event()
         self.is_idle.set()
+        self.warming = asyncio.Lock()
+        self.is_warmed = False
         self._client: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
 
