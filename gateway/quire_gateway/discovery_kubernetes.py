@@ -169,7 +169,9 @@ class _Watch:
                 self._say("")
                 delay = 0.1
                 await self._follow()
-            except (httpx.HTTPError, ValueError, KeyError, _Refused) as error:
+                # A server that ends each watch at once is not asked all the time; from where it ended nothing is lost.
+                await asyncio.sleep(delay)
+            except Exception as error:  # nobody else would begin the watch again
                 self._say(f"Pods and routing table may be old: {error or type(error).__name__}.")
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, LONGEST_DELAY_S)

@@ -7,8 +7,7 @@ from quire_api.kv_events import KV_EVENTS_PATH, FrameReader, MalformedEvents
 from quire_gateway.fleet import ReplicaState
 from quire_gateway.health import internal_headers
 from quire_gateway.index import OutOfStep
-from quire_gateway.kv_feed import SILENCE_S, Feed
-from quire_gateway.pulse import Pulse
+from quire_gateway.kv_feed import SILENCE_S
 from quire_gateway.request import Headers
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure, request_bytes
 
@@ -23,9 +22,10 @@ _WATCH_S = 0.5
 class _Stream:
     """The sink of one stream's connection: bytes to frames to the feed, without a task switch."""
 
-    def __init__(self, feed: Feed, pulse: Pulse) -> None:
-        self._feed = feed
-        self._pulse = pulse
+    def __init__(self, replica: ReplicaState) -> None:
+        self._replica = replica
+        self._feed = replica.feed
+        self._pulse = replica.pulse
         self._reader = FrameReader()
         self._loop = asyncio.get_running_loop()
         self.status = 0
@@ -45,7 +45,8 @@ class _Stream:
             self._end("cut", f"{KV_EVENTS_PATH} answered {status}")
 
     def on_body(self, data: bytes) -> None:
-        if self.ended.done():
+        # Once it has left the table, its id may be another's.
+        if self.ended.done() or self._replica.is_removed:
             return
         self.heard_at = self._loop.time()
         self._pulse.has_beaten = True
@@ -76,7 +77,8 @@ async def follow_events(replica: ReplicaState) -> None:
         try:
             connection = await replica.pool.open()
         except UpstreamFailure as failure:
-            replica.feed.lost(loop.time(), "cut", str(failure))
+            if not replica.is_removed:
+                replica.feed.lost(loop.time(), "cut", str(failure))
         else:
             status = await _read(replica, connection)
             if status == 200:
@@ -91,7 +93,7 @@ async def follow_events(replica: ReplicaState) -> None:
 async def _read(replica: ReplicaState, connection: UpstreamConnection) -> int:
     """Follow one stream to its end; the status it began with, 0 for none."""
     loop = asyncio.get_running_loop()
-    stream = _Stream(replica.feed, replica.pulse)
+    stream = _Stream(replica)
     headers = internal_headers(replica.deployment.table.internal_key)
     try:
         connection.ask(request_bytes("GET", KV_EVENTS_PATH, replica.pool.authority, headers, b""), stream)
@@ -107,6 +109,8 @@ async def _read(replica: ReplicaState, connection: UpstreamConnection) -> int:
             return stream.status
     finally:
         connection.close()
+    if replica.is_removed:
+        return stream.status
     if stream.status in (0, 200):
         log.log(logging.INFO if cause == "cut" else logging.WARNING, "KV events of %s: %s", replica.id, why)
         replica.feed.lost(loop.time(), cause, why)

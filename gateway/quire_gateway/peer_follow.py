@@ -89,7 +89,7 @@ class Peers:
             for name in self._names:
                 try:
                     found |= await _addresses(name)
-                except OSError as error:
+                except (OSError, UnicodeError) as error:  # the latter: a name that is none in DNS
                     is_sure = False
                     log.debug("peer %s: %s", name, error)
             for address in found - self._tasks.keys() - self._selves:

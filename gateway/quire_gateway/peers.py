@@ -14,7 +14,7 @@ from typing import Literal
 
 from quire_api import wire
 from quire_gateway.fleet import DeploymentState, Fleet
-from quire_gateway.limits import Totals
+from quire_gateway.limits import Totals, Usage
 
 _Where = tuple[str, str, str]
 """Namespace, deployment, and replica or name of the key."""
@@ -63,6 +63,8 @@ class Peer:
     _counts: dict[_Place, wire.PeerCount] = field(default_factory=dict)
     _used: dict[_Where, tuple[int, int, int]] = field(default_factory=dict)
     """Of each key, as far as it was counted here; outlives a stream that broke."""
+    _usages: dict[_Place, Usage] = field(default_factory=dict)
+    """Where each key's count went: a key that left the table and came back begins at nought."""
 
     def apply(self, frame: wire.PeerFrame, now: float) -> None:
         """Take in what it tells."""
@@ -94,6 +96,9 @@ class Peer:
             if others[what] == (0, 0):
                 del others[what]
         elif deployment is not None and (caller := deployment.callers.named(what)) is not None:
+            if self._usages.get(place) is not caller.usage:
+                self._usages[place] = caller.usage
+                in_flight, tokens = count.in_flight, count.tokens
             caller.usage.others_in_flight += in_flight
             caller.usage.others_reserved += tokens
             self._take_used(deployment, count, now)

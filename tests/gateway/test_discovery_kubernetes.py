@@ -1,10 +1,16 @@
-"""Which pods a gateway routes to. The watch itself is tested on a real API server, in tests/cluster."""
+"""Which pods a gateway routes to, and odd API servers. A real one is watched in tests/cluster."""
+
+import asyncio
+from dataclasses import dataclass, field
 
 import pytest
+from aiohttp import web
 
 from quire_api import wire
+from quire_api.connection import Connection
+from quire_gateway import discovery_kubernetes
 from quire_gateway.config import GatewayConfig
-from quire_gateway.discovery_kubernetes import replica_of, with_replicas
+from quire_gateway.discovery_kubernetes import GATHER_S, KubernetesDiscovery, replica_of, with_replicas
 from quire_gateway.gateway import Gateway, NoDiscovery
 
 
@@ -63,3 +69,92 @@ def test_pods_join_their_deployment_and_strangers_nothing():
 def test_a_gateway_without_any_table_says_what_to_give_it():
     with pytest.raises(NoDiscovery, match="--kubernetes-table NAMESPACE/SECRET"):
         Gateway(GatewayConfig())
+
+
+@dataclass
+class Server:
+    """An API server without objects that ends each watch at once; `is_odd`: its answers are no objects either."""
+
+    url: str = ""
+    is_odd: bool = False
+    events: list[str] = field(default_factory=list)
+
+    async def answer(self, request):
+        kind = "watch" if "watch" in request.query else "list"
+        self.events.append(kind)
+        if self.is_odd:
+            return web.json_response([])
+        if kind == "watch":
+            return web.Response()
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
+
+
+@pytest.fixture
+async def server():
+    server, app = Server(), web.Application()
+    app.router.add_get("/{path:.*}", server.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+    yield server
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def follow(server, tmp_path):
+    """Discovery by `server`, followed, and the token's file that it reads."""
+    token = tmp_path / "token"
+    token.write_text("t")
+    found = KubernetesDiscovery(Connection(server.url, token_file=token), "n", "table")
+
+    async def take():
+        async for _ in found.tables():
+            pass
+
+    task = asyncio.create_task(take())
+    yield found, token
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition):
+    async with asyncio.timeout(60.0):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("trouble", ["token cannot be read", "answers are odd"])
+async def test_a_watch_goes_on_after_trouble_of_any_kind(server, follow, trouble):
+    found, token = follow
+    aside = token.with_suffix(".aside")
+    await until(lambda: "watch" in server.events)
+    assert not found.problem
+    if trouble == "answers are odd":
+        server.is_odd = True
+    else:
+        token.rename(aside)
+    await until(lambda: found.problem)
+    server.is_odd = False
+    if aside.exists():
+        aside.rename(token)
+    await until(lambda: not found.problem)
+    server.events.clear()
+    await until(lambda: server.events.count("watch") > 4)
+
+
+async def test_a_server_that_ends_each_watch_at_once_is_not_asked_without_a_pause(server, follow, monkeypatch):
+    sleep = asyncio.sleep
+
+    async def pause(seconds):
+        if seconds > GATHER_S:
+            server.events.append("pause")
+        await sleep(0)
+
+    monkeypatch.setattr(discovery_kubernetes.asyncio, "sleep", pause)
+    async with asyncio.timeout(60.0):
+        while server.events.count("watch") < 50:
+            await sleep(0.001)
+    # Two watches, of the table and of the pods.
+    assert server.events.count("pause") >= server.events.count("watch") - 2

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from quire_api import wire
 from quire_gateway.config import BadConfig, GatewayConfig
+from quire_gateway.fleet import Fleet
 from quire_gateway.gateway import Gateway
-from quire_gateway.peers import changes
+from quire_gateway.limits import OverLimit, Permit
+from quire_gateway.peers import Peer, changes, counts_of
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
 FOREVER_S = 1000.0
@@ -39,6 +41,49 @@ def test_who_knows_the_old_counts_and_the_changes_knows_the_new(before, after):
         else:
             known.pop((count.kind, count.where))
     assert known == new
+
+
+async def test_a_key_that_left_the_table_and_came_back_keeps_its_limit():
+    limits = wire.KeyLimits(concurrency=4)
+
+    def table(*keys):
+        entries = [wire.ApiKey(name=key, key=key, limits=limits) for key in keys]
+        return wire.RoutingTable(
+            deployments=[wire.Deployment(name="d", namespace="n", served_names=["m"], api_keys=entries)]
+        )
+
+    def usage(fleet):
+        return fleet.deployments["n", "d"].callers.named("k").usage
+
+    here, there = Fleet(), Fleet()
+    peer, told = Peer(here), {}
+    for fleet in (here, there):
+        fleet.apply(table("k", "other"))
+
+    def tell():
+        after = counts_of(there)
+        peer.apply(wire.PeerFrame(gateway="there", counts=changes(told, after)), 0.0)
+        told.clear()
+        told.update(after)
+
+    held = [Permit(usage(there), limits, 0.0) for _ in range(4)]
+    tell()
+    assert usage(here).others_in_flight == 4
+    # The other gateway saw only the last of these tables.
+    here.apply(table("other"))
+    here.apply(table("k", "other"))
+    for permit in held[:2]:
+        permit.end(1.0, was_served=True)
+    tell()
+    assert usage(here).others_in_flight == 2
+    for permit in held[2:]:
+        permit.end(1.0, was_served=True)
+    tell()
+    assert (usage(here).others_in_flight, usage(here).others_reserved) == (0, 0)
+    for _ in range(4):
+        Permit(usage(here), limits, 100.0)
+    with pytest.raises(OverLimit):
+        Permit(usage(here), limits, 100.0)
 
 
 @pytest.mark.parametrize("peers", ["x", "x:", ":80", "x:y", "x:99999", "a:1,b"])
@@ -146,6 +191,11 @@ async def test_a_gateway_alone_listens_to_nobody_not_to_itself_either(make_world
     await ask(world.gateway)
     assert not world.gateway.peers.listening
     assert world.gateway.fleet.serving("m").others == {}
+
+
+async def test_a_name_that_is_none_in_dns_does_not_keep_the_others_unfound(make_world, unused_tcp_port):
+    world = await make_world(1, port=unused_tcp_port, peers=f"quire..peers:80,localhost:{unused_tcp_port}")
+    await world.until(lambda: world.gateway.peers._selves)
 
 
 async def test_a_gateway_killed_is_forgotten_and_one_started_is_heard(make_world, unused_tcp_port_factory):
