@@ -1,5 +1,6 @@
 """One JSON line per request: who was asked, why, how long it took; never a word of a prompt."""
 
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -49,6 +50,10 @@ class Exchange(msgspec.Struct):
     bytes_sent: int = 0
     time: float = 0.0
     """Seconds since the epoch when the answer had ended."""
+
+    def ended_by(self, error: BaseException) -> None:
+        """It ended by `error`, which is no refusal."""
+        self.outcome = "client_gone" if isinstance(error, asyncio.CancelledError) else "error"
 
 
 class AccessLog:

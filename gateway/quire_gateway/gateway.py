@@ -210,7 +210,7 @@ class Gateway:
         except Refusal:
             raise
         except BaseException as error:
-            exchange.outcome = "client_gone" if isinstance(error, asyncio.CancelledError) else "error"
+            exchange.ended_by(error)
             self._record(request, reply, exchange)
             raise
         else:

@@ -92,6 +92,9 @@ class Proxy:
         except Refusal as refusal:
             refused = refusal.status
             raise
+        except BaseException as error:
+            exchange.ended_by(error)
+            raise
         finally:
             meter.ended(loop.time())
             life.settle()

@@ -91,7 +91,7 @@ class Supervisor:
         now = time.monotonic()
         for number in range(len(self._inner_doors)):
             self._start(number, now)
-        while self._children or (self._due and not self._is_ending):
+        while self._children or self._due:
             now = time.monotonic()
             for number in [each for each, due in self._due.items() if due <= now]:
                 del self._due[number]
@@ -135,6 +135,7 @@ class Supervisor:
     def _pass_on(self, number: signal.Signals) -> None:
         if not self._is_ending:
             self._is_ending = True
+            self._due.clear()
             # From now on the doors are open for as long as a worker keeps them.
             for door in (self._door, self._tls_door, *self._inner_doors):
                 if door is not None:

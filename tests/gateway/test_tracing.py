@@ -91,6 +91,20 @@ async def test_without_a_context_a_new_trace_begins_and_a_refusal_is_told(make_w
     assert attributes(span)["http.response.status_code"] == 503
 
 
+async def test_the_span_of_a_request_whose_client_has_gone_says_so(make_world, collector):
+    world = await make_world(1, otlp_traces_endpoint=collector.url)
+    engine = world.engines["r0"]
+    engine.gate = asyncio.Event()
+    asking = asyncio.ensure_future(world.client().chat.completions.create(**ASK))
+    await world.until(lambda: engine.seen)
+    asking.cancel()
+    await world.until(world.log_lines)
+    await world.gateway.close()
+    (span,) = collector.spans["POST /v1/chat/completions"]
+    assert (span.status.code, span.status.message) == (2, "client_gone")
+    assert world.log_lines()[0]["outcome"] == "client_gone"
+
+
 @pytest.mark.parametrize("parent", ["garbage", "00-0-0-01", "ff-" + TRACE, "", "\u00e4"])
 async def test_a_context_that_is_none_harms_nothing(make_world, collector, parent):
     world = await make_world(1, otlp_traces_endpoint=collector.url)

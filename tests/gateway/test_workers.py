@@ -205,6 +205,46 @@ async def test_workers_end_with_a_supervisor_that_was_killed(start):
     await world.until(lambda: not any(each.is_running() for each in workers))
 
 
+_FALLS = """
+import os, signal, time
+from pathlib import Path
+from quire_gateway.config import GatewayConfig
+from quire_gateway.workers import Supervisor
+
+def work(worker):
+    print("door", worker.door.fileno(), flush=True)
+    if worker.number == 1:
+        return 9
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), os._exit(0)))
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+
+raise SystemExit(Supervisor(GatewayConfig(port=0, workers=2, routing_table=Path("table")), work).run())
+"""
+
+
+async def test_a_worker_that_fell_is_not_started_behind_closed_doors_while_the_others_drain():
+    falling = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _FALLS, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    lines = []
+    try:
+        async with asyncio.timeout(60.0):
+            while "ready\n" not in lines or sum("starts again" in line for line in lines) < 3:
+                lines.append((await falling.stdout.readline()).decode())
+                assert lines[-1], lines
+            falling.send_signal(signal.SIGTERM)
+            lines += (await falling.stdout.read()).decode().splitlines()
+            assert await falling.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            falling.kill()
+    doors = [int(line.split()[1]) for line in lines if line.startswith("door")]
+    assert len(doors) >= 4
+    assert min(doors) >= 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
