@@ -45,8 +45,19 @@ async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) ->
         )
     ]
     decisions = scaler.decide(scaled.values(), await gateways.ask_load(), replicas, time.monotonic())
-    for key, decision in decisions.items():
-        if decision.replicas != scaled[key].spec.replicas:
-            change = {"spec": {"replicas": decision.replicas}}
+    changes = {key: each for key, each in decisions.items() if each.replicas != scaled[key].spec.replicas}
+    for key in changes:
+        scaler.wrote(key, None)
+    for key, decision in changes.items():
+        change = {"spec": {"replicas": decision.replicas}}
+        try:
             await kube.patch(API_VERSION, KIND, key.namespace, key.name, change, "scale")
-            log.info("%s scales %s", key, decision.reason)
+            # A late watch would show the former number, as if somebody had set it back.
+            after = await kube.get(API_VERSION, KIND, key.namespace, key.name)
+        except ApiError as error:
+            log.warning("scaling %s: %s", key, error)
+            continue
+        if after is not None:
+            store.put(KIND, after)
+        scaler.wrote(key, decision.replicas)
+        log.info("%s scales %s", key, decision.reason)

@@ -170,17 +170,21 @@ class Kube:
             if method != "GET" and not self._may_write():
                 raise NotLeading(f"{method} {path}")
             headers = {"content-type": content_type, "accept": accept}
-            if bearer := self.connection.bearer():
-                headers["authorization"] = f"Bearer {bearer}"
             try:
+                if bearer := self.connection.bearer():
+                    headers["authorization"] = f"Bearer {bearer}"
                 answer = await self._http.request(method, path, params=parameters, json=body, headers=headers)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, OSError) as error:
                 API_REQUESTS.labels(method, "none").inc()
                 trouble = f"{method} {path}: {error or type(error).__name__}"
                 continue
             API_REQUESTS.labels(method, str(answer.status_code)).inc()
             if answer.is_success:
-                result: Manifest = answer.json()
+                try:
+                    result: Manifest = answer.json()
+                except ValueError as error:
+                    trouble = f"{method} {path} was answered with no JSON: {error}"
+                    continue
                 return result
             refusal = _refusal(answer)
             if answer.status_code not in _RETRIED:

@@ -18,6 +18,7 @@ from quire_operator.metrics import IS_LEADER
 log = logging.getLogger(__name__)
 
 API = "coordination.k8s.io/v1"
+RELEASE_S = 3.0
 
 
 class Lease:
@@ -57,19 +58,20 @@ class Lease:
             while True:
                 began = self._clock()
                 try:
-                    if await asyncio.wait_for(self._try(), self._duration_s / 2):
-                        self._held_until = began + self._duration_s * 2 / 3
-                    else:
-                        self._held_until = float("-inf")
+                    # Not wait_for: Python 3.11's forgets a cancellation that comes with the answer.
+                    async with asyncio.timeout(self._duration_s / 2):
+                        is_ours = await self._try()
+                    self._held_until = began + self._duration_s * 2 / 3 if is_ours else float("-inf")
                 except (ApiError, ApiUnavailable, TimeoutError) as error:
                     log.warning("the lease cannot be renewed: %s", error)
                 self._say()
                 await asyncio.sleep(self._renew_s if self.is_held() else self._renew_s / 2)
         finally:
-            if self.is_held():
-                self._held_until = float("-inf")
-                with contextlib.suppress(ApiError, ApiUnavailable, TimeoutError, asyncio.CancelledError):
-                    await asyncio.wait_for(self._release(), 3.0)
+            # Also where it is not held as far as we know: whoever is cancelled may not have read that it was taken.
+            self._held_until = float("-inf")
+            with contextlib.suppress(ApiError, ApiUnavailable, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(RELEASE_S):
+                    await self._release()
             self._say()
 
     async def _try(self) -> bool:

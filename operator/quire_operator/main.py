@@ -187,7 +187,8 @@ async def _watchable(kube: Kube, config: OperatorConfig, stop: asyncio.Event) ->
         except ApiUnavailable as error:
             log.warning("the API server does not answer: %s", error)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await stop.wait()
     return {}
 
 
@@ -197,6 +198,8 @@ async def _lead(lease: Lease, reconciler: Reconciler, routing: Routing, config: 
     IS_LEADER.set(holding is None)
     try:
         while True:
+            if holding is not None and holding.done():
+                holding.result()  # it ends by an error alone, and nobody else would hear of it
             lease.changed.clear()
             if (holding is None or lease.is_held()) and not reconciler.is_leading.is_set():
                 try:
@@ -209,7 +212,8 @@ async def _lead(lease: Lease, reconciler: Reconciler, routing: Routing, config: 
             elif holding is not None and not lease.is_held():
                 reconciler.is_leading.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(lease.changed.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await lease.changed.wait()
     finally:
         if holding is not None:
             holding.cancel()

@@ -42,8 +42,10 @@ class Reconciler:
         self._failures: Counter[Key] = Counter()
 
     def wake(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self.queue.wake(key)
+        # What has not been listed looks gone, or without its Secret and its pods; `seen` wakes all once it has been.
+        if self.is_synced:
+            for key in keys:
+                self.queue.wake(key)
 
     def lead(self) -> None:
         """The lease is ours: look at everything, and let gateways forget what is gone."""
@@ -78,6 +80,8 @@ class Reconciler:
                 self._failures.pop(key, None)
             except NotLeading:
                 RECONCILES.labels("not_leading").inc()
+                # The lease may have lapsed and come back unnoticed, and then nobody looks at everything anew.
+                self.queue.wake_in(key, FIRST_RETRY_S)
             except Exception as error:
                 RECONCILES.labels("failed").inc()
                 self._failures[key] += 1

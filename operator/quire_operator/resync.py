@@ -49,7 +49,8 @@ class Resync:
         """Compare for ever: soon after a break, and now and then."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_wanted.wait(), EVERY_S)
+                async with asyncio.timeout(EVERY_S):
+                    await self._is_wanted.wait()
             await asyncio.sleep(SETTLE_S)
             self._is_wanted.clear()
             for kind in self._kinds:

@@ -1,6 +1,7 @@
 """From what gateways and replicas say to the scaling law's view, and the law's memory over all deployments."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from quire_api import wire
 from quire_api.v1alpha1 import LLMDeployment
@@ -61,6 +62,10 @@ class Scaler:
             decisions[key] = desired_replicas(seen, law, self._histories.get(key, History.empty()), now)
         self._histories = {key: decision.history for key, decision in decisions.items()}
         return decisions
+
+    def wrote(self, key: Key, replicas: int | None) -> None:
+        """What came of the last decision. None: nothing that is known of, so what stands next is nobody's rivalry."""
+        self._histories[key] = replace(self._histories[key], wrote=replicas)
 
 
 def _key(entry: wire.DeploymentLoad) -> Key:

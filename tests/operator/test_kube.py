@@ -15,7 +15,7 @@ SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "nam
 
 
 class Server:
-    """Answers with the statuses given, then with 200."""
+    """Answers with the statuses given (0: 200 and no JSON), then with 200."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -27,6 +27,8 @@ class Server:
         self.seen.append(request)
         self.bodies.append(await request.json() if request.can_read_body else None)
         if self.statuses and (status := self.statuses.pop(0)) != 200:
+            if not status:
+                return web.Response(text="<html>please wait</html>")
             return web.json_response(
                 {"reason": "Because", "message": "no"}, status=status, headers={"Retry-After": "0"}
             )
@@ -74,6 +76,24 @@ async def test_a_busy_server_is_asked_again(server, connect, status):
     server.statuses = [status, status]
     await connect().apply(SERVICE, force=False)
     assert len(server.seen) == 3
+
+
+async def test_what_is_no_answer_of_an_api_server_is_asked_again(server, connect):
+    server.statuses = [0]
+    assert await connect().list("v1", "Service", None) == [SERVICE]
+    server.statuses = [0] * 99
+    with pytest.raises(ApiUnavailable, match="no JSON"):
+        await connect().list("v1", "Service", None)
+
+
+async def test_a_token_that_cannot_be_read_for_a_moment_is_no_end(server, tmp_path):
+    token = tmp_path / "token"
+    kube = Kube(Connection(server.url, token_file=token))
+    with pytest.raises(ApiUnavailable, match="token"):
+        await kube.list("v1", "Service", None)
+    token.write_text("t")
+    assert await kube.list("v1", "Service", None) == [SERVICE]
+    await kube.close()
 
 
 async def test_a_server_that_stays_busy_is_unavailable(server, connect):

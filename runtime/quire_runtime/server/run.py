@@ -125,6 +125,10 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
         await answering
         if app.state.tracing is not None:
             await asyncio.to_thread(app.state.tracing.close)
+    if not clients:
+        # Told to end while the model is fetched: threads of a download cannot be stopped, and a return waits for them.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _http_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:

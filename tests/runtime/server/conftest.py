@@ -86,11 +86,16 @@ def model_directory(tiny_model_dir) -> Path:
 
 @pytest.fixture(scope="session")
 def start_server(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """`start_server(*flags, environment=None, wait=True)`; all of them are stopped at the end."""
+    """`start_server(*flags, model=..., environment=None, wait=True)`; all of them are stopped at the end."""
     started: list[Server] = []
 
-    def start(*flags: str, environment: dict[str, str] | None = None, wait: bool = True) -> Server:
-        command = [sys.executable, "-m", "quire", "serve", str(model_directory), "--host", "127.0.0.1"]
+    def start(
+        *flags: str,
+        model: str = str(model_directory),
+        environment: dict[str, str] | None = None,
+        wait: bool = True,
+    ) -> Server:
+        command = [sys.executable, "-m", "quire", "serve", model, "--host", "127.0.0.1"]
         command += ["--port", "0", "--served-model-name", "tiny", "small", *ENGINE_FLAGS, *flags]
         log = tmp_path_factory.mktemp("server") / "log"
         surroundings = {name: value for name, value in os.environ.items() if not name.startswith("QUIRE_")}

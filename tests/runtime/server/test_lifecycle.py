@@ -169,6 +169,17 @@ def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
     assert server.process.wait(DEADLINE_S) == 0
 
 
+def test_sigterm_ends_it_while_it_fetches_its_model(start_server):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = start_server(model="hf://org/name", environment={"HF_ENDPOINT": hub}, wait=False)
+        silent.settimeout(DEADLINE_S)
+        asked, _ = silent.accept()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(DEADLINE_S) == 0
+        asked.close()
+
+
 def test_what_does_not_end_in_time_is_told_so(start_server):
     server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", "0")
     with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
