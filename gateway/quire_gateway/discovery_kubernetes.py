@@ -172,7 +172,9 @@ class _Watch:
                 # A server that ends each watch at once is not asked all the time; from where it ended nothing is lost.
                 await asyncio.sleep(delay)
             except Exception as error:  # nobody else would begin the watch again
-                self._say(f"Pods and routing table may be old: {error or type(error).__name__}.")
+                is_told = isinstance(error, httpx.HTTPError | OSError | _Refused) and str(error)
+                why = str(error) if is_told else f"{type(error).__name__}: {error}".removesuffix(": ")
+                self._say(f"Pods and routing table may be old: {why}.")
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, LONGEST_DELAY_S)
 

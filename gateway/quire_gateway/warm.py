@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import msgspec
 
@@ -78,7 +77,8 @@ async def warm(replica: ReplicaState, info: wire.ModelInfo, rules: WarmRules) ->
     warmed = Warmed()
     try:
         async with asyncio.timeout(rules.timeout_s):
-            outcome, hot = await _ask(siblings, tokens, min(rules.timeout_s / 2, _ASK_AT_MOST_S))
+            each_s = min(rules.timeout_s / 2, _ASK_AT_MOST_S) / len(siblings)
+            outcome, hot = await _ask(siblings, tokens, each_s)
             if hot:
                 outcome, warmed = await _give(replica, hot, started + rules.timeout_s - loop.time())
     except TimeoutError:
@@ -111,7 +111,7 @@ async def _ask(siblings: Sequence[ReplicaState], tokens: int, timeout_s: float) 
 
 async def _give(replica: ReplicaState, hot: bytes, timeout_s: float) -> tuple[str, Warmed]:
     """The engine ends in time by itself, so that it can tell how far it came."""
-    seconds = max(1, ceil(timeout_s - _ANSWERS_WITHIN_S))
+    seconds = max(1, int(timeout_s - _ANSWERS_WITHIN_S))
     headers = [
         (b"content-type", WARMING_MEDIA_TYPE.encode()),
         *internal_headers(replica.deployment.table.internal_key),

@@ -176,7 +176,7 @@ class Kube:
                 answer = await self._http.request(method, path, params=parameters, json=body, headers=headers)
             except (httpx.HTTPError, OSError) as error:
                 API_REQUESTS.labels(method, "none").inc()
-                trouble = f"{method} {path}: {error or type(error).__name__}"
+                trouble = f"{method} {path}: {str(error) or type(error).__name__}"
                 continue
             API_REQUESTS.labels(method, str(answer.status_code)).inc()
             if answer.is_success:

@@ -192,7 +192,7 @@ class Loop:
             case WatchKV(number=number):
                 self._kv.watch(number)
             case TellHot():
-                # Copied here, sorted on the sender's thread: the loop does not wait for that.
+                # Copied here; sorted on the sender's thread, where the steps after it wait for a moment.
                 self._carrier.post(partial(_hot_list, message, self._engine.hit_blocks()))
 
     def _add(self, message: AddRequest) -> None:

@@ -50,7 +50,7 @@ async def hot_prefixes(request: Request) -> Response:
         model_revision=info.model_revision,
         block_size=info.block_size,
         block_format=FORMAT_VERSION,
-        prefixes=await client.hot_prefixes(prefixes, tokens),
+        prefixes=await unless_gone(request.receive, client.hot_prefixes(prefixes, tokens)),
     )
     return Response(msgspec.msgpack.encode(told), media_type=WARMING_MEDIA_TYPE)
 
@@ -133,6 +133,6 @@ def _of_gateway(request: Request) -> Service:
 
 def _number(request: Request, name: str, most: int) -> int:
     given = request.query_params.get(name, "")
-    if not (given.isascii() and given.isdigit() and 0 < int(given[:12]) <= most):
+    if not (given.isascii() and given.isdigit() and len(given) <= 12 and 0 < int(given) <= most):
         raise InvalidRequest(f"{name} must be a whole number from 1 to {most}.", name)
     return int(given)
