@@ -119,7 +119,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     kinds = await _watchable(kube, config, stop)
     if stop.is_set():
         return 0
-    resync = Resync(kube, store, kinds, config.namespaces, reconciler.seen)
+    resync = Resync(kube, store, kinds, config.namespaces, reconciler.wake, lambda: reconciler.seen(()))
     watching = kopf.operator(
         registry=registry_of(store, reconciler, resync, connection, kinds),
         settings=settings_of(kinds),

@@ -24,7 +24,9 @@ SETTLE_S = 2.0
 
 
 class Resync:
-    """`seen` hears whom the found deletions concern."""
+    """wake: hears whom the found deletions concern.
+    nothing_there: called where there is not one object, and so no event that would tell that all have been listed.
+    """
 
     def __init__(
         self,
@@ -32,44 +34,50 @@ class Resync:
         store: Store,
         kinds: Mapping[str, Kind],
         namespaces: Sequence[str],
-        seen: Callable[[Iterable[Key]], None],
+        wake: Callable[[Iterable[Key]], None],
+        nothing_there: Callable[[], None],
     ) -> None:
         self._kube = kube
         self._store = store
         self._kinds = kinds
         self._namespaces = namespaces or (None,)
-        self._seen = seen
+        self._wake = wake
+        self._nothing_there = nothing_there
         self._is_wanted = asyncio.Event()
+        self._is_wanted.set()
 
     def has_broken(self) -> None:
         """kopf has listed a kind anew. Another kind's break may have gone unnoticed: an empty list tells nothing."""
         self._is_wanted.set()
 
     async def run(self) -> None:
-        """Compare for ever: soon after a break, and now and then."""
+        """Compare for ever: at the start, soon after a break, and now and then."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY_S):
                     await self._is_wanted.wait()
             await asyncio.sleep(SETTLE_S)
             self._is_wanted.clear()
-            for kind in self._kinds:
-                try:
-                    await self.compare(kind)
-                except (ApiError, ApiUnavailable) as error:
-                    log.warning("no comparison of %s with the API server: %s", kind, error)
+            try:
+                if not sum([await self.compare(kind) for kind in self._kinds]):
+                    self._nothing_there()
+            except (ApiError, ApiUnavailable) as error:
+                log.warning("what we know cannot be compared with the API server: %s", error)
 
-    async def compare(self, kind: str) -> None:
-        """Forget what the API server does not know any more.
+    async def compare(self, kind: str) -> int:
+        """Forget what the API server does not know any more; how many objects of the kind there are.
 
         Raises:
             ApiError, ApiUnavailable
         """
         group, version, _ = self._kinds[kind]
         api_version = f"{group}/{version}" if group else version
+        count = 0
         for namespace in self._namespaces:
             as_of, listed = await self._kube.versions(api_version, kind, namespace, "" if kind == KIND else OURS)
+            count += len(listed)
             for body in self._store.gone(kind, namespace, listed, as_of):
                 metadata = body["metadata"]
                 log.info("%s %s/%s was deleted unseen", kind, metadata.get("namespace"), metadata["name"])
-                self._seen(self._store.remove(kind, body))
+                self._wake(self._store.remove(kind, body))
+        return count

@@ -1,5 +1,8 @@
 """What is deleted while the operator hears nothing: it may be the API server that restarts, or a node that pauses."""
 
+import base64
+import json
+
 import pytest
 from cluster import control_plane, daemon
 
@@ -36,6 +39,22 @@ def test_what_was_deleted_in_an_outage_is_noticed_after_it(cluster, namespace, t
         soon(lambda: all(cluster.objects(kind, namespace, CHILD) for kind in kinds), "the children again")
         after = {each["metadata"]["uid"] for kind in kinds for each in cluster.objects(kind, namespace, CHILD)}
         assert not before & after
+
+
+def test_what_was_deleted_while_no_operator_ran_leaves_the_gateways_table(cluster, namespace, tiny, soon):
+    def routed():
+        secret = cluster.get("secret", "quire-routing", "quire-system")
+        table = json.loads(base64.b64decode(secret["data"]["table.json"])) if secret else {"deployments": []}
+        return [entry["name"] for entry in table["deployments"] if entry["namespace"] == namespace]
+
+    with cluster.operator("before", "--namespaces", namespace):
+        cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+        soon(lambda: routed() == ["tiny"], "the entry")
+    cluster.kubectl("delete", "llmd", "tiny", "-n", namespace)
+    kinds = "deployments,services,serviceaccounts,networkpolicies,secrets,pods"
+    soon(lambda: not cluster.objects(kinds, namespace, "app.kubernetes.io/managed-by=quire-operator"), "nothing left")
+    with cluster.operator("after", "--namespaces", namespace):
+        soon(lambda: routed() == [], "the entry to go")
 
 
 CHILD = "quire.dev/deployment=kept"
