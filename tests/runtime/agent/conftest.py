@@ -264,7 +264,8 @@ class Link:
         try:
             while data := source.recv(1 << 16):
                 if not is_answer:
-                    self.received += data
+                    with self._lock:
+                        self.received += data
                 elif not self._lets_through(len(data)):
                     break
                 sink.sendall(data)
