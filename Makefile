@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
+SCENARIOS := e2e
 # `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
 # IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
 CLUSTER ?= own
@@ -74,7 +75,7 @@ dashboards: $(STAMP) ## write the chart's Grafana dashboards from their descript
 	PYTHONPATH=charts $(BIN)/python -m dashboards --write charts/quire/monitoring
 
 e2e: $(if $(filter own,$(CLUSTER)),.quire/bin/.built) $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
-	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest e2e
+	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest $(SCENARIOS)
 
 images: $(STAMP) ## Quire's images, built by buildah without a network; IMAGES=full builds the engine's too
 	$(CLUSTERCTL) images $(if $(filter full,$(IMAGES)),--runtime)
