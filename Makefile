@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
-SCENARIOS := e2e
 # `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
 # IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
+# SCENARIOS="e2e/test_serving.py ..." runs only these.
 CLUSTER ?= own
 IMAGES ?=
+SCENARIOS ?= e2e
 VALUES ?=
 
 help: ## list the targets
