@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from quire_api import wire
 from quire_api.connection import Connection
@@ -91,15 +92,10 @@ class Server:
 
 @pytest.fixture
 async def server():
-    server, app = Server(), web.Application()
-    app.router.add_get("/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-    yield server
-    await runner.cleanup()
+    server = Server()
+    async with RawTestServer(server.answer) as running:
+        server.url = str(running.make_url("")).rstrip("/")
+        yield server
 
 
 @pytest.fixture
