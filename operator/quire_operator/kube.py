@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from quire_api.connection import Connection
-from quire_operator.merge import Manifest
+from quire_operator.merge import Manifest, place_of
 from quire_operator.metrics import API_REQUESTS
 
 FIELD_MANAGER = "quire-operator"
@@ -95,22 +95,20 @@ class Kube:
         answer = await self._call("GET", path_of(api_version, kind, namespace), parameters)
         return list(answer.get("items", []))
 
-    async def versions(
+    async def places(
         self, api_version: str, kind: str, namespace: str | None, labels: str = ""
-    ) -> tuple[int, dict[tuple[str, str], int]]:
-        """One resource version, and those that all objects with these labels have there, by namespace and name.
+    ) -> tuple[int, set[tuple[str, str]]]:
+        """Namespace and name of all objects with these labels, and the resource version as of which they are all.
 
         Raises:
             ApiError: also 410, where the list is longer than the API server's patience.
         """
         path = path_of(api_version, kind, namespace)
         parameters = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
-        found: dict[tuple[str, str], int] = {}
+        found: set[tuple[str, str]] = set()
         while True:
             answer = await self._call("GET", path, parameters, accept=f"{_METADATA_ONLY},application/json")
-            for item in answer.get("items", []):
-                metadata = item["metadata"]
-                found[str(metadata.get("namespace", "")), str(metadata["name"])] = int(metadata["resourceVersion"])
+            found |= {place_of(item) for item in answer.get("items", [])}
             if not (token := answer["metadata"].get("continue")):
                 return int(answer["metadata"]["resourceVersion"]), found
             parameters["continue"] = token

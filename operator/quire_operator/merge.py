@@ -9,6 +9,13 @@ from typing import Any
 
 Manifest = dict[str, Any]
 
+
+def place_of(manifest: Manifest) -> tuple[str, str]:
+    """Namespace (empty for what is in none) and name."""
+    metadata = manifest["metadata"]
+    return str(metadata.get("namespace", "")), str(metadata["name"])
+
+
 MERGE_KEYS = {
     "metadata.ownerReferences": "uid",
     "spec.containers": "name",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from quire_api.v1alpha1 import KIND
 from quire_operator.build import OURS
 from quire_operator.kube import ApiError, ApiUnavailable, Kube
+from quire_operator.merge import place_of
 from quire_operator.rights import Kind
 from quire_operator.store import Store
 from quire_operator.world import Key
@@ -24,7 +25,9 @@ SETTLE_S = 2.0
 
 
 class Resync:
-    """wake: hears whom the found deletions concern.
+    """Compares what the store holds with the API server's lists.
+
+    wake: hears whom the found deletions concern.
     nothing_there: called where there is not one object, and so no event that would tell that all have been listed.
     """
 
@@ -74,10 +77,9 @@ class Resync:
         api_version = f"{group}/{version}" if group else version
         count = 0
         for namespace in self._namespaces:
-            as_of, listed = await self._kube.versions(api_version, kind, namespace, "" if kind == KIND else OURS)
+            as_of, listed = await self._kube.places(api_version, kind, namespace, "" if kind == KIND else OURS)
             count += len(listed)
             for body in self._store.gone(kind, namespace, listed, as_of):
-                metadata = body["metadata"]
-                log.info("%s %s/%s was deleted unseen", kind, metadata.get("namespace"), metadata["name"])
+                log.info("%s %s/%s was deleted unseen", kind, *place_of(body))
                 self._wake(self._store.remove(kind, body))
         return count

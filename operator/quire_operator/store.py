@@ -4,7 +4,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator
 
 from quire_api.v1alpha1 import KIND, LABEL_DEPLOYMENT
-from quire_operator.merge import Manifest
+from quire_operator.merge import Manifest, place_of
 from quire_operator.resource import Resource, read
 from quire_operator.world import Key
 
@@ -24,7 +24,7 @@ class Store:
     def put(self, kind: str, body: Manifest) -> set[Key]:
         """Take in an object; the deployments that this concerns."""
         metadata = body["metadata"]
-        identity = kind, *_place(body)
+        identity = kind, *place_of(body)
         version = _version(body)
         if self._deleted.get(identity, -1) >= version:
             return set()
@@ -42,7 +42,7 @@ class Store:
 
     def remove(self, kind: str, body: Manifest) -> set[Key]:
         """Forget an object; the deployments that this concerns."""
-        identity = kind, *_place(body)
+        identity = kind, *place_of(body)
         self._deleted[identity] = _version(body)
         self._deleted.move_to_end(identity)
         if len(self._deleted) > _REMEMBERED_DELETIONS:
@@ -74,7 +74,7 @@ class Store:
         return [
             body
             for body in held
-            if namespace in (None, _place(body)[0]) and _version(body) <= as_of and _place(body) not in listed
+            if namespace in (None, place_of(body)[0]) and _version(body) <= as_of and place_of(body) not in listed
         ]
 
     def raw(self, key: Key) -> Manifest | None:
@@ -128,10 +128,6 @@ class Store:
         resource = self.resources.get(key)
         names = resource.deployment.served_names if resource and resource.deployment else []
         return {other for name in names for other in self._names.get(name, ())}
-
-
-def _place(body: Manifest) -> tuple[str, str]:
-    return str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"])
 
 
 def _version(body: Manifest) -> int:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from quire_api.connection import Connection, NoCluster
 from quire_operator import kube as module
@@ -15,10 +16,11 @@ SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "nam
 
 
 class Server:
-    """Answers with the statuses given (0: 200 and no JSON), then with 200."""
+    """Answers with the statuses given (0: 200 and no JSON), then with 200 and the pages given."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
+        self.pages: list[dict[str, object]] = []
         self.seen: list[web.BaseRequest] = []
         self.bodies: list[object] = []
         self.url = ""
@@ -32,7 +34,8 @@ class Server:
             return web.json_response(
                 {"reason": "Because", "message": "no"}, status=status, headers={"Retry-After": "0"}
             )
-        return web.json_response({"items": [SERVICE], "metadata": {"resourceVersion": "1"}})
+        page = {"items": [SERVICE], "metadata": {"resourceVersion": "1"}}
+        return web.json_response(self.pages.pop(0) if self.pages else page)
 
 
 @pytest.fixture
@@ -40,13 +43,9 @@ async def server(monkeypatch) -> AsyncIterator[Server]:
     monkeypatch.setattr(module, "FIRST_DELAY_S", 0.001)
     monkeypatch.setattr(module, "LONGEST_DELAY_S", 0.002)
     server = Server()
-    runner = web.ServerRunner(web.Server(server.answer))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield server
-    await runner.cleanup()
+    async with RawTestServer(server.answer) as running:
+        server.url = str(running.make_url("")).rstrip("/")
+        yield server
 
 
 @pytest.fixture
@@ -94,6 +93,18 @@ async def test_a_token_that_cannot_be_read_for_a_moment_is_no_end(server, tmp_pa
     token.write_text("t")
     assert await kube.list("v1", "Service", None) == [SERVICE]
     await kube.close()
+
+
+async def test_places_are_gathered_over_pages_of_names_alone(server, connect):
+    server.pages = [
+        {"items": [SERVICE], "metadata": {"resourceVersion": "7", "continue": "on"}},
+        {"items": [{"metadata": {"name": "z"}}], "metadata": {"resourceVersion": "7"}},
+    ]
+    assert await connect().places("v1", "Service", None, "a=b") == (7, {("n", "s"), ("", "z")})
+    first, second = ({**request.query} for request in server.seen)
+    assert (first["labelSelector"], "continue" in first) == ("a=b", False)
+    assert second == {**first, "continue": "on"}
+    assert all("PartialObjectMetadataList" in request.headers["accept"] for request in server.seen)
 
 
 async def test_a_server_that_stays_busy_is_unavailable(server, connect):
