@@ -120,15 +120,17 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     if stop.is_set():
         return 0
     resync = Resync(kube, store, kinds, config.namespaces, reconciler.wake, lambda: reconciler.seen(()))
-    watching = kopf.operator(
-        registry=registry_of(store, reconciler, resync, connection, kinds),
-        settings=settings_of(kinds),
-        clusterwide=not config.namespaces,
-        namespaces=config.namespaces,
-        # Else kopf asks for the user's name, and a container's user may have none.
-        identity=identity,  # type: ignore[arg-type]
-        standalone=True,
-        ready_flag=listening,
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=registry_of(store, reconciler, resync, connection, kinds),
+            settings=settings_of(kinds),
+            clusterwide=not config.namespaces,
+            namespaces=config.namespaces,
+            # Else kopf asks for the user's name, and a container's user may have none.
+            identity=identity,  # type: ignore[arg-type]
+            standalone=True,
+            ready_flag=listening,
+        )
     )
     works = (
         until_a_watch_ends(),
@@ -139,10 +141,10 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         routing.run(),
         autoscale_for_ever(kube, store, gateways, reconciler.is_leading),
         _lead(lease, reconciler, routing, config),
+        _told_to_end(stop, listening),
     )
-    kopf_task, ending = asyncio.create_task(watching), asyncio.create_task(_told_to_end(stop, listening))
     ours = [asyncio.create_task(work) for work in works]
-    tasks = {kopf_task, ending, *ours}
+    tasks = {watching, *ours}
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not stop.is_set():
         for task in done:
@@ -154,7 +156,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         logging.shutdown()
         os._exit(1)
     # kopf goes last: it cancels whatever has begun after it, and so the lease's return in its midst.
-    for group in ([*ours, ending], [kopf_task]):
+    for group in (ours, [watching]):
         for task in group:
             task.cancel()
         await asyncio.gather(*group, return_exceptions=True)

@@ -64,7 +64,7 @@ class Scaler:
         return decisions
 
     def wrote(self, key: Key, replicas: int | None) -> None:
-        """What came of the last decision. None: nothing that is known of, so what stands next is nobody's rivalry."""
+        """What was written of the last decision; None where nobody knows, so that the next number is no rival's."""
         self._histories[key] = replace(self._histories[key], wrote=replicas)
 
 
