@@ -1,7 +1,7 @@
 """How the prefixes that one engine is asked for most come to another: what crosses the wire, packed as msgpack.
 
-A gateway takes `HotPrefixes` from one engine (GET) and gives them, unread, to one that has just started (POST). The
-contract: docs/gateway.md, "A new replica is warmed".
+A gateway takes `HotPrefixes` from one engine (GET) and gives them, as they came, to one that has just started (POST).
+The contract: docs/gateway.md, "A new replica is warmed".
 """
 
 import msgspec
@@ -9,8 +9,8 @@ import msgspec
 HOT_PREFIXES_PATH = "/internal/v1/hot-prefixes"
 WARM_PATH = "/internal/v1/warm"
 WARMING_MEDIA_TYPE = "application/msgpack"
-MOST_PREFIXES = 256
-"""More than any engine tells of at a time."""
+MOST_BYTES = 65 << 20
+"""Of packed `HotPrefixes`: 64 prefixes of 2**18 tokens, and what stands around them."""
 TOKEN_BYTES = 4
 
 
@@ -24,7 +24,6 @@ class HotPrefix(msgspec.Struct, array_like=True, frozen=True, gc=False):
     hits: int
     token_ids: bytes
     cache_salt: str = ""
-    adapter: str = ""
 
 
 class HotPrefixes(msgspec.Struct, kw_only=True):

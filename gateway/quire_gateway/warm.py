@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quire_api import wire
-from quire_api.warming import HOT_PREFIXES_PATH, WARM_PATH, WARMING_MEDIA_TYPE, HotPrefixes, Warmed
+from quire_api.warming import HOT_PREFIXES_PATH, MOST_BYTES, WARM_PATH, WARMING_MEDIA_TYPE, HotPrefixes, Warmed
 from quire_gateway.fleet import ReplicaState
 from quire_gateway.health import internal_headers
 from quire_gateway.upstream import UpstreamFailure
@@ -20,7 +20,6 @@ MOST_SIBLINGS = 3
 MOST_PREFIXES = 64
 _ASK_AT_MOST_S = 5.0
 _ANSWERS_WITHIN_S = 1.0
-_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ async def _ask(siblings: Sequence[ReplicaState], tokens: int, timeout_s: float) 
         headers = internal_headers(sibling.deployment.table.internal_key)
         try:
             status, body = await sibling.pool.fetch(
-                "GET", path, headers=headers, timeout_s=timeout_s, max_bytes=_MOST_BYTES
+                "GET", path, headers=headers, timeout_s=timeout_s, max_bytes=MOST_BYTES
             )
             if status == 200:
                 if msgspec.msgpack.decode(body, type=HotPrefixes).prefixes:

@@ -10,9 +10,7 @@ from quire_api import wire
 from quire_api.warming import HotPrefix, HotPrefixes
 
 KEY = "inner"
-HOT = HotPrefixes(
-    model_revision="rev", block_size=4, block_format=1, prefixes=[HotPrefix(3, b"\1\0\0\0" * 8, "salt", "")]
-)
+HOT = HotPrefixes(model_revision="rev", block_size=4, block_format=1, prefixes=[HotPrefix(3, b"\1\0\0\0" * 8, "salt")])
 
 
 @pytest.fixture

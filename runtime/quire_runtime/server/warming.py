@@ -15,7 +15,7 @@ from quire_api.openai import InvalidRequest
 from quire_api.sampling import SamplingParams
 from quire_api.warming import (
     HOT_PREFIXES_PATH,
-    MOST_PREFIXES,
+    MOST_BYTES,
     TOKEN_BYTES,
     WARM_PATH,
     WARMING_MEDIA_TYPE,
@@ -32,6 +32,7 @@ from quire_runtime.server.service import Service, service_of
 log = logging.getLogger(__name__)
 router = APIRouter()
 
+MOST_PREFIXES = 256
 MOST_TOKENS = 1 << 20
 LONGEST_S = 600
 OWN_CACHE_TOKENS = 1024
@@ -61,7 +62,7 @@ async def warm(request: Request) -> Response:
     service = _of_gateway(request)
     seconds = _number(request, "seconds", LONGEST_S)
     info = service.info
-    body = await read_body(request, service.config.max_body_bytes)
+    body = await read_body(request, MOST_BYTES)
     try:
         hot = msgspec.msgpack.decode(body, type=HotPrefixes)
     except msgspec.MsgspecError as error:
@@ -104,7 +105,7 @@ async def _compute(service: Service, prefix: HotPrefix, request_id: str) -> int:
     Clients go before it: it has the lowest priority. It is no request of theirs, in metrics neither.
     """
     client, info = service.client, service.info
-    if prefix.adapter or len(prefix.token_ids) % TOKEN_BYTES:
+    if len(prefix.token_ids) % TOKEN_BYTES:
         return 0
     ids = np.frombuffer(prefix.token_ids, "<u4")[: info.max_model_len - 1].tolist()
     try:
