@@ -1,5 +1,6 @@
 """A real control plane with fake nodes, and the operator as a process in it."""
 
+import base64
 import json
 import os
 import shutil
@@ -74,6 +75,14 @@ class Cluster:
     def ready(self, name: str, namespace: str) -> tuple[str, str, str]:
         """Status, reason and message of the Ready condition."""
         return condition(self.get("llmd", name, namespace), "Ready")
+
+    def routes(self, namespace: str) -> list[dict[str, Any]]:
+        """The namespace's entries in the gateways' table."""
+        secret = self.get("secret", "quire-routing", SYSTEM)
+        if not secret:
+            return []
+        table = json.loads(base64.b64decode(secret["data"]["table.json"]))
+        return [entry for entry in table["deployments"] if entry["namespace"] == namespace]
 
     def report(self, replicas: list[dict[str, Any]]) -> None:
         """What the one gateway of this cluster says from now on."""

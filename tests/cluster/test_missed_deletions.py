@@ -1,10 +1,9 @@
 """What is deleted while the operator hears nothing: it may be the API server that restarts, or a node that pauses."""
 
-import base64
-import json
-
 import pytest
 from cluster import control_plane, daemon
+
+CHILD = "quire.dev/deployment=kept"
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +41,11 @@ def test_what_was_deleted_in_an_outage_is_noticed_after_it(cluster, namespace, t
 
 
 def test_what_was_deleted_while_no_operator_ran_leaves_the_gateways_table(cluster, namespace, tiny, soon):
-    def routed():
-        secret = cluster.get("secret", "quire-routing", "quire-system")
-        table = json.loads(base64.b64decode(secret["data"]["table.json"])) if secret else {"deployments": []}
-        return [entry["name"] for entry in table["deployments"] if entry["namespace"] == namespace]
-
     with cluster.operator("before", "--namespaces", namespace):
         cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
-        soon(lambda: routed() == ["tiny"], "the entry")
+        soon(lambda: [entry["name"] for entry in cluster.routes(namespace)] == ["tiny"], "the entry")
     cluster.kubectl("delete", "llmd", "tiny", "-n", namespace)
     kinds = "deployments,services,serviceaccounts,networkpolicies,secrets,pods"
     soon(lambda: not cluster.objects(kinds, namespace, "app.kubernetes.io/managed-by=quire-operator"), "nothing left")
     with cluster.operator("after", "--namespaces", namespace):
-        soon(lambda: routed() == [], "the entry to go")
-
-
-CHILD = "quire.dev/deployment=kept"
+        soon(lambda: not cluster.routes(namespace), "the entry to go")

@@ -1,5 +1,6 @@
 """The operator against a real API server, with real controllers and pods on a fake node."""
 
+import base64
 import json
 
 import pytest
@@ -134,8 +135,6 @@ def test_deleting_leaves_nothing(cluster, namespace, tiny, soon):
 
 
 def test_the_gateways_table_holds_names_and_keys(cluster, namespace, tiny, soon):
-    import base64
-
     keys = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -148,18 +147,13 @@ def test_the_gateways_table_holds_names_and_keys(cluster, namespace, tiny, soon)
     )
     cluster.kubectl("apply", "-n", namespace, "-f", "-", given=wish)
 
-    def entry():
-        secret = cluster.get("secret", "quire-routing", "quire-system")
-        table = json.loads(base64.b64decode(secret["data"]["table.json"])) if secret else {"deployments": []}
-        return next((d for d in table["deployments"] if d["namespace"] == namespace), None)
-
-    found = soon(entry, "the entry")
+    (found,) = soon(lambda: cluster.routes(namespace), "the entry")
     assert found["served_names"] == ["gpt"]
     assert [(key["name"], key["key"]) for key in found["api_keys"]] == [("alice", "sesame")]
     key = base64.b64decode(cluster.get("secret", "chat-internal", namespace)["data"]["key"]).decode()
     assert found["internal_key"] == key
     cluster.kubectl("delete", "llmd", "chat", "-n", namespace)
-    soon(lambda: entry() is None, "the entry to go")
+    soon(lambda: not cluster.routes(namespace), "the entry to go")
 
 
 def test_the_scaling_law_wakes_a_sleeping_deployment_for_a_held_request(cluster, namespace, tiny, soon):
