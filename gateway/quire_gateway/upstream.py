@@ -47,7 +47,7 @@ class UpstreamConnection(asyncio.Protocol):
     pool: where it waits for the next request after a whole answer; without one it closes then.
     """
 
-    def __init__(self, pool: "UpstreamPool | None" = None) -> None:
+    def __init__(self, pool: "UpstreamPool | None") -> None:
         self._pool = pool
         self._sink: Sink | None = None
         self._pieces: list[bytes] = []
