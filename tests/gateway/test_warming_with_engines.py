@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from quire_api import wire
-from quire_api.warming import HotPrefixes, Warmed
+from quire_api.warming import HotPrefix, HotPrefixes, Warmed
 
 MODEL = Path(__file__).parents[2] / "models" / "quire-tiny"
 KEY = "inner"
@@ -116,9 +116,13 @@ async def test_what_an_engine_tells_and_takes(urls):
             assert (await second.post("/internal/v1/warm?seconds=60", content=wrong)).status_code == 400
         assert (await second.post("/internal/v1/warm", content=told.content)).status_code == 400
 
-        async def warm() -> Warmed:
-            answer = await second.post("/internal/v1/warm?seconds=60", content=told.content)
+        async def warm(content: bytes = told.content) -> Warmed:
+            answer = await second.post("/internal/v1/warm?seconds=60", content=content)
             return msgspec.json.decode(answer.content, type=Warmed)
+
+        # No prefix, half a token, no token of this model: what it cannot have does not keep it from what it can.
+        strange = [HotPrefix(9, b""), HotPrefix(9, b"\1\0"), HotPrefix(9, b"\xff" * 256)]
+        assert await warm(msgspec.msgpack.encode(msgspec.structs.replace(found, prefixes=strange))) == Warmed()
 
         both = sorted(await asyncio.gather(warm(), warm()), key=lambda each: each.skipped)
         assert both == [Warmed(prefixes=1, tokens=64), Warmed(skipped="warmed")]

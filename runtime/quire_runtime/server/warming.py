@@ -91,10 +91,9 @@ async def _warm(service: Service, prefixes: list[HotPrefix], seconds: float) -> 
                 if length := await _compute(service, prefix, f"warming-{number}"):
                     warmed.prefixes += 1
                     warmed.tokens += length
-            service.is_warmed = True
     except TimeoutError:
         warmed.is_cut = True
-        service.is_warmed = service.is_warmed or warmed.prefixes > 0
+    service.is_warmed = service.is_warmed or warmed.prefixes > 0
     log.info("warmed with %d prefixes, %d tokens", warmed.prefixes, warmed.tokens)
     return warmed
 
