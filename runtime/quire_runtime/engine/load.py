@@ -163,6 +163,8 @@ def measure_workspace(
     if device.type != "cuda":
         widest = 2 * facts.hidden_size + facts.qkv_size + 3 * facts.intermediate_size
         return tokens * widest * dtype.itemsize + logits
+    from quire_kernels.together import compiled_together
+
     window = facts.max_position_embeddings if isinstance(config.max_model_len, str) else config.max_model_len
     lengths = [window] * (tokens // window) + ([tokens % window] if tokens % window else [])
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
@@ -181,6 +183,8 @@ def measure_workspace(
         block_size=config.block_size,
     )
     kv = KVCache(facts.num_layers, 1, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device)
+    with compiled_together(device):
+        model.forward(torch.zeros_like(positions), kv.layers, batch)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     hidden = model.forward(torch.zeros_like(positions), kv.layers, batch)

@@ -104,23 +104,24 @@ class DecodeGraphs:
         graph.replay()
         return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size, False).rows[:n], positions[:n])
 
+    def rehearse(self) -> None:
+        """Run what `warm_up` records, without recording it."""
+        for size, has_shared in self._first():
+            self._decode(self._padding(size, has_shared), self._tokens)
+
     def warm_up(self) -> None:
         """Record the smallest sizes, and one of each kind that has kernels of its own."""
-        for size in self.sizes[:4]:
-            self.capture(size)
-        for size in (next((size for size in self.sizes if size > bound), None) for bound in (16, FEW)):
-            if size is not None:
-                self.capture(size)
-                self.capture(size, has_shared=True)
+        for size, has_shared in self._first():
+            self.capture(size, has_shared)
+
+    def _first(self) -> list[tuple[int, bool]]:
+        kinds = [next((size for size in self.sizes if size > bound), None) for bound in (16, FEW)]
+        shareable = [(size, has_shared) for size in kinds if size is not None for has_shared in (False, True)]
+        return [*((size, False) for size in self.sizes[:4]), *shareable]
 
     def capture(self, size: int, has_shared: bool = False) -> None:
         """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
-        inputs = np.full(HEADER + 4 * size, -1, np.int32)
-        inputs[:HEADER] = self._capture_turn, 0, 0, 0
-        rows, contexts, _, lens = inputs[HEADER:].reshape(4, size)
-        rows[:], contexts[:], lens[:] = self._tables.spare, 0, 0
-        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
-        slots = self._slots(size, has_shared)
+        slots = self._padding(size, has_shared)
         self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
@@ -133,6 +134,15 @@ class DecodeGraphs:
         torch.cuda.current_stream().wait_stream(self._stream)
         self._pool = self._pool or graph.pool()
         self._graphs[size, has_shared] = (graph, logits, positions)
+
+    def _padding(self, size: int, has_shared: bool) -> Slots:
+        """A batch of nothing but padding, whose tokens go where no step's do."""
+        inputs = np.full(HEADER + 4 * size, -1, np.int32)
+        inputs[:HEADER] = self._capture_turn, 0, 0, 0
+        rows, contexts, _, lens = inputs[HEADER:].reshape(4, size)
+        rows[:], contexts[:], lens[:] = self._tables.spare, 0, 0
+        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
+        return self._slots(size, has_shared)
 
     def _slots(self, size: int, has_shared: bool) -> Slots:
         rows, contexts, new_blocks, lens = self._inputs[HEADER : HEADER + 4 * size].view(4, size)

@@ -91,18 +91,22 @@ class MixedGraphs:
         graph.replay()
         return Replayed(logits[:n], self._tokens[self._turn, :n])
 
+    def rehearse(self) -> None:
+        """Run what `warm_up` records, without recording it."""
+        for tokens, size, has_decodes in self._first():
+            self._forward(self._padding(size), self._tokens, tokens, has_decodes)
+
     def warm_up(self) -> None:
         """Record the smallest shapes, with and without decodes, so that no request waits for a kernel's compilation."""
-        self._capture(TOKENS[0], self.sequences[0], False)
-        self._capture(TOKENS[0], self.sequences[-1], True)
+        for shape in self._first():
+            self._capture(*shape)
+
+    def _first(self) -> list[tuple[int, int, bool]]:
+        return [(TOKENS[0], self.sequences[0], False), (TOKENS[0], self.sequences[-1], True)]
 
     def _capture(self, tokens: int, size: int, has_decodes: bool) -> None:
         """Record the graph over a batch of padding; it runs once before, so that every kernel is compiled."""
-        inputs = np.zeros(HEADER + 5 * size + 1, np.int32)
-        inputs[0] = self._capture_turn
-        inputs[HEADER : HEADER + size] = inputs[HEADER + 2 * size : HEADER + 3 * size] = self._tables.spare
-        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
-        slots = self._slots(size)
+        slots = self._padding(size)
         self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
@@ -115,6 +119,14 @@ class MixedGraphs:
         torch.cuda.current_stream().wait_stream(self._stream)
         self._pool = self._pool or graph.pool()
         self._graphs[tokens, size, has_decodes] = (graph, logits)
+
+    def _padding(self, size: int) -> MixedSlots:
+        """A batch of nothing but padding, whose tokens go where no step's do."""
+        inputs = np.zeros(HEADER + 5 * size + 1, np.int32)
+        inputs[0] = self._capture_turn
+        inputs[HEADER : HEADER + size] = inputs[HEADER + 2 * size : HEADER + 3 * size] = self._tables.spare
+        self._inputs[: len(inputs)] = torch.from_numpy(inputs)
+        return self._slots(size)
 
     def _slots(self, size: int) -> MixedSlots:
         words = self._inputs[HEADER : HEADER + 5 * size + 1]

@@ -139,6 +139,22 @@ class Runner:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run decodes and a short prefill on the spare row, so that no request waits for a kernel's compilation."""
+        if self.device.type == "cuda":
+            from quire_kernels.together import compiled_together
+
+            with compiled_together(self.device):
+                self._run_padding()
+                if self._graphs is not None:
+                    self._graphs.rehearse()
+                if self._mixed is not None:
+                    self._mixed.rehearse()
+        self._run_padding()
+        if self._graphs is not None:
+            self._graphs.warm_up()
+        if self._mixed is not None:
+            self._mixed.warm_up()
+
+    def _run_padding(self) -> None:
         spare = torch.full((1,), self.tables.spare, dtype=torch.int32, device=self.device)
         zero = torch.zeros_like(spare)
         self._decode(spare, zero, zero - 1, [1], 1)
@@ -147,10 +163,6 @@ class Runner:
         starts = torch.cat((zero, lens))
         token_ids, batch = mixed_inputs(self.tables, spare, zero, lens, starts, [0, length], [length], 0)
         self.model.forward(token_ids, self.kv.layers, batch)
-        if self._graphs is not None:
-            self._graphs.warm_up()
-        if self._mixed is not None:
-            self._mixed.warm_up()
 
     @torch.inference_mode()
     def scrub(self, rows: NDArray[np.int32]) -> None:

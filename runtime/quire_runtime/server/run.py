@@ -173,7 +173,9 @@ async def _run_engine(config: EngineConfig, service: Service, clients: list[Asyn
     tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)
     info = await client.ready()
     service.attach(client, tokenizer, model_defaults=config.generation_config == "auto")
-    log.info("ready after %.1f s: %s", info.startup_s.get("total", 0.0), ", ".join(service.served_names))
+    phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in info.startup_s.items() if name != "total")
+    names = ", ".join(service.served_names)
+    log.info("ready after %.1f s (%s): %s", info.startup_s.get("total", 0.0), phases, names)
     while client.is_alive:  # noqa: ASYNC110
         await asyncio.sleep(WATCH_S)
     raise EngineDied("The engine process has died; see its last messages above.")
