@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "h200.jsonl"
+SERVED = "http.jsonl"
+"""Beside the results: readings of the HTTP servers, one a line."""
 OURS = "quire"
 # Workload -> what a reader calls it, the field that is compared, its unit.
 READINGS = {
@@ -113,6 +115,34 @@ def report(lines: list[Line]) -> str:
     return "\n".join(page)
 
 
+def served(lines: list[Line]) -> str:
+    """The part about HTTP servers; each line one repetition, in the order in which they were measured."""
+    page = [
+        "## HTTP servers",
+        "",
+        "From [http.jsonl](http.jsonl), one row a repetition; lines of one run are of one machine. Default front ends,",
+        "clients on the same machine. W1 is streamed to 256 clients at once; Poisson arrivals last",
+        "30 s. TTFT and ITL in ms, p50 / p99; CPU of the front end in us a token.",
+        "",
+        "| run | model | server | load | s | tokens per event | TTFT | ITL | CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in lines:
+        where = f"| {line['run']} | {line['model']} | {line['engine']} {line['version']} "
+        if line["step"] == "startup":
+            load = f"start to first token, kernel cache {line['kernel_cache']}"
+            page.append(f"{where}| {load} | {line['first_token_s']:.4g} | | | | |")
+            continue
+        ttft, itl = (f"{line[name]['p50']:.4g} / {line[name]['p99']:.4g}" for name in ("ttft_ms", "itl_ms"))
+        tokens = line["output_tok_s"] * line["wall_s"]
+        cpu_us = line["server_cpu_s"]["front end"] / tokens * 1e6
+        load = "W1" if line["step"] == "w1" else line["arrivals"].split(" for ")[0]
+        page.append(
+            f"{where}| {load} | {line['wall_s']:.4g} | {line['tokens_per_event']:.2f} | {ttft} | {itl} | {cpu_us:.0f} |"
+        )
+    return "\n".join([*page, ""])
+
+
 def ratio(by_engine: dict[str, Reading]) -> str:
     """Of each other engine's time to ours; a dash where one of them is missing."""
     others = sorted(name for name in by_engine if name != OURS)
@@ -149,15 +179,24 @@ def plot(lines: list[Line], target: Path) -> None:
     figure.savefig(target, dpi=120, metadata={"Software": None})
 
 
+def whole_page(results: Path) -> str:
+    """The report of a file of results and of what was SERVED beside it."""
+    page, beside = report(_lines(results)), results.parent / SERVED
+    return page + "\n" + served(_lines(beside)) if beside.exists() else page
+
+
+def _lines(file: Path) -> list[Line]:
+    return [json.loads(text) for text in file.read_text().splitlines()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="REPORT.md and h200.png from the results.")
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--folder", type=Path, help="where they are written; default: beside the results")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.results.read_text().splitlines()]
     folder = options.folder or options.results.parent
-    (folder / "REPORT.md").write_text(report(lines))
-    plot(lines, folder / "h200.png")
+    (folder / "REPORT.md").write_text(whole_page(options.results))
+    plot(_lines(options.results), folder / "h200.png")
 
 
 if __name__ == "__main__":

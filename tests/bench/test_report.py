@@ -1,7 +1,6 @@
 """The page of GPU readings: ratios inside a run only."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -38,10 +37,18 @@ def test_step_times_become_tokens_a_second_of_the_last_run():
 
 
 def test_the_committed_page_is_what_the_results_say():
-    lines = [json.loads(text) for text in (BENCH / "results" / "h200.jsonl").read_text().splitlines()]
-    assert (BENCH / "results" / "REPORT.md").read_text() == report.report(lines)
+    assert (BENCH / "results" / "REPORT.md").read_text() == report.whole_page(report.RESULTS)
 
 
 def test_the_plot_is_an_image(tmp_path):
     report.plot([line("quire", "a", 1.0, "w5_8", step_ms=1.0)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_server_is_shown_with_its_cpu_for_each_token():
+    spread = {"p50": 10.0, "p99": 30.0}
+    loaded = line(
+        "quire", "a", 2.0, step="w1", output_tok_s=1000.0, tokens_per_event=1.0, ttft_ms=spread, itl_ms=spread
+    )
+    loaded["server_cpu_s"] = {"front end": 0.05, "engine": 1.0}
+    assert "| quire 1 | W1 | 2 | 1.00 | 10 / 30 | 10 / 30 | 25 |" in report.served([loaded])
