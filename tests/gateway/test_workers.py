@@ -212,11 +212,12 @@ from quire_gateway.config import GatewayConfig
 from quire_gateway.workers import Supervisor
 
 def work(worker):
-    print("door", worker.door.fileno(), flush=True)
+    # One write a line: the workers share the pipe, and print may write a line in pieces.
+    os.write(1, b"door %d\\n" % worker.door.fileno())
     if worker.number == 1:
         return 9
     signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), os._exit(0)))
-    print("ready", flush=True)
+    os.write(1, b"ready\\n")
     while True:
         signal.pause()
 
