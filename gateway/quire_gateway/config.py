@@ -49,6 +49,11 @@ class GatewayConfig(BaseSettings):
         le=64,
         description="Processes that serve together; each can use one core. In a cluster add pods instead.",
     )
+    worker_silence_s: float = Field(
+        10.0,
+        ge=0,
+        description="A worker whose loop has not turned for so long is killed and started again; 0 is never.",
+    )
     access_log: str = Field(
         "-", description="File for the access log (JSON lines); `-` is standard output, empty is off."
     )

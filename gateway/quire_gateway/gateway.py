@@ -56,7 +56,7 @@ class Gateway:
         if discovery is None:
             discovery = _discovery_of(config)
         self._config = config
-        self._metrics = Metrics()
+        self._metrics = Metrics() if worker is None else Metrics(worker.restarts)
         self._access_log = AccessLog(config.access_log)
         self._models = ModelStore(config.tokenizer_threads)
         bounds = Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s, config.saturation)

@@ -13,6 +13,7 @@ import uvloop
 from quire_api.errors import UserError
 from quire_gateway.config import GatewayConfig
 from quire_gateway.gateway import Gateway, check
+from quire_gateway.heartbeat import keep_beating
 from quire_gateway.workers import Supervisor, Worker, cannot_listen
 
 
@@ -58,6 +59,7 @@ def _announce(config: GatewayConfig, port: int, tls_port: int) -> None:
 
 
 async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
+    beating = None if worker is None else asyncio.create_task(keep_beating(worker.beats, worker.number))
     gateway = Gateway(config, worker=worker)
     try:
         await gateway.start()
@@ -81,3 +83,5 @@ async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await drain
     await gateway.close()
+    if beating is not None:
+        beating.cancel()

@@ -1,6 +1,8 @@
 """What the gateway measures, as Prometheus metrics in a registry of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from quire_api.wire import IndexMode
 from quire_gateway.fleet import Fleet
 from quire_gateway.warm import Warming
+from quire_gateway.workers import RestartCause
 
 _WHO = ("namespace", "deployment")
 _MODES: tuple[IndexMode, ...] = get_args(IndexMode)
@@ -29,7 +32,8 @@ class _Children:
 class Metrics:
     """All metrics; gauges are read from the fleet when somebody asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, restarts: Mapping[RestartCause, int] = MappingProxyType({})) -> None:
+        """restarts: of this worker, before this process was started."""
         self._registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests answered, by status code.", "code")
         self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
@@ -86,6 +90,14 @@ class Metrics:
             "1 while the newest routing table cannot be used.",
             registry=self._registry,
         )
+        restarted = Counter(
+            "quire_gateway_worker_restarts",
+            "Times that a worker of --workers was started again, by cause: its process had ended, or hung.",
+            ("cause",),
+            registry=self._registry,
+        )
+        for cause in get_args(RestartCause):
+            restarted.labels(cause).inc(restarts.get(cause, 0))
         self._children: dict[tuple[str, str], _Children] = {}
 
     def of(self, who: tuple[str, str]) -> _Children:

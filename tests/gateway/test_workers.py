@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire_api import wire
+from quire_gateway.heartbeat import TURN_S, Silence
 from quire_gateway.siblings import labelled, whole_load, whole_report
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
@@ -87,9 +88,10 @@ async def start(make_world, tmp_path):
     """A gateway of `number` workers in front of the engines of the world that is returned with it."""
     started = []
 
-    async def start(number, engines=1, **config):
+    async def start(number, engines=1, more=(), **config):
         world = await make_world(engines, **config)
         flags = ["--routing-table", str(world.table_path), "--port", "0", "--workers", str(number), "--access-log", ""]
+        flags += more
         told = tmp_path / "stderr"
         with told.open("wb") as file:
             process = await asyncio.to_thread(
@@ -205,6 +207,123 @@ async def test_workers_end_with_a_supervisor_that_was_killed(start):
     await world.until(lambda: not any(each.is_running() for each in workers))
 
 
+async def test_a_worker_that_stands_still_gives_its_place_to_a_new_one_while_the_others_serve(start):
+    _, gateway = await start(2, more=["--worker-silence-s", "5"], internal_key="inner")
+    victim = min(gateway.pids)
+    os.kill(victim, signal.SIGSTOP)
+    stopped = psutil.Process(victim)
+    answers = 0
+    while victim in gateway.pids:
+        # A connection that the stopped worker took before it was stopped would be lost; these come later.
+        assert (await gateway.client().chat.completions.create(**ASK)).choices
+        answers += 1
+    assert answers
+    assert not stopped.is_running()
+
+    told = []
+    async with asyncio.timeout(60.0):
+        while {sample.labels["worker"] for sample in told} != {"0", "1"}:
+            text = (await gateway.page(None, "/metrics")).text
+            families = text_string_to_metric_families(text)
+            (family,) = [each for each in families if each.name == "quire_gateway_worker_restarts"]
+            told = [sample for sample in family.samples if sample.name.endswith("_total")]
+    assert {
+        cause: sum(each.value for each in told if each.labels["cause"] == cause) for cause in ("ended", "hung")
+    } == {
+        "ended": 0,
+        "hung": 1,
+    }
+    clients = [gateway.client() for _ in range(6)]
+    answers = await asyncio.gather(*(each.chat.completions.create(**ASK) for each in clients))
+    assert all(answer.choices for answer in answers)
+
+
+_HANGS = """
+import os, signal, sys, time
+from pathlib import Path
+from quire_gateway.config import GatewayConfig
+from quire_gateway.workers import Supervisor
+
+hangs_in_drain = sys.argv[1] == "drain"
+
+def work(worker):
+    is_told = []
+    signal.signal(signal.SIGTERM, lambda *_: is_told.append(True))
+    os.write(1, b"start %d %d\\n" % (worker.number, worker.restarts.get("hung", 0)))
+    while worker.number == 1 and not worker.restarts and not hangs_in_drain:
+        pass
+    while not is_told:
+        worker.beats.beat(worker.number)
+        time.sleep(0.1)
+    while worker.number == 1 and hangs_in_drain:
+        pass
+    time.sleep(4.0)
+    os.write(1, b"drained %d\\n" % worker.number)
+    return 0
+
+shutdown_timeout_s = 2.0 if hangs_in_drain else 300.0
+raise SystemExit(Supervisor(GatewayConfig(port=0, workers=2, worker_silence_s=2.0,
+    shutdown_timeout_s=shutdown_timeout_s, routing_table=Path("table")), work).run())
+"""
+
+
+@contextlib.asynccontextmanager
+async def supervised(script, *arguments):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+            process.kill()
+
+
+async def until_told(process, wanted):
+    """Its lines so far, once they are all there."""
+    lines = []
+    async with asyncio.timeout(60.0):
+        while not wanted <= set(lines):
+            lines.append((await process.stdout.readline()).decode())
+            assert lines[-1], lines
+    return lines
+
+
+async def test_an_endless_loop_is_ended_and_a_drain_is_waited_for():
+    async with supervised(_HANGS, "at once") as process:
+        lines = await until_told(process, {"start 0 0\n", "start 1 1\n"})
+        process.send_signal(signal.SIGTERM)
+        # Both are silent for longer than is allowed otherwise.
+        lines += (await process.stdout.read()).decode().splitlines(keepends=True)
+        assert await process.wait() == 0
+    assert sum("hangs" in line for line in lines) == 1
+    assert any(line.startswith("worker 1 hangs: its loop has not turned for 2 s") for line in lines)
+    assert lines.count("start 0 0\n") == 1
+    assert {"drained 0\n", "drained 1\n"} <= set(lines)
+
+
+async def test_a_worker_that_hangs_in_its_drain_ends_after_the_time_for_that():
+    async with supervised(_HANGS, "drain") as process:
+        lines = await until_told(process, {"start 0 0\n", "start 1 0\n"})
+        process.send_signal(signal.SIGTERM)
+        lines += (await process.stdout.read()).decode().splitlines(keepends=True)
+        assert await process.wait() == 0
+    assert any(line.startswith("worker 1 hangs") for line in lines)
+    assert "drained 1\n" not in lines
+
+
+def test_nobody_is_silent_while_the_listener_stands_still():
+    silence = Silence(beats=7)
+    silence.turn(7, 1.0)
+    assert silence.seconds == 1.0
+    silence.turn(7, 3600.0)  # the machine slept
+    assert silence.seconds == 1.0 + 2 * TURN_S
+    silence.turn(8, 1.0)
+    assert silence.seconds == 0.0
+
+
 _FALLS = """
 import os, signal, time
 from pathlib import Path
@@ -226,11 +345,8 @@ raise SystemExit(Supervisor(GatewayConfig(port=0, workers=2, routing_table=Path(
 
 
 async def test_a_worker_that_fell_is_not_started_behind_closed_doors_while_the_others_drain():
-    falling = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _FALLS, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
     lines = []
-    try:
+    async with supervised(_FALLS) as falling:
         async with asyncio.timeout(60.0):
             while "ready\n" not in lines or sum("starts again" in line for line in lines) < 3:
                 lines.append((await falling.stdout.readline()).decode())
@@ -238,9 +354,6 @@ async def test_a_worker_that_fell_is_not_started_behind_closed_doors_while_the_o
             falling.send_signal(signal.SIGTERM)
             lines += (await falling.stdout.read()).decode().splitlines()
             assert await falling.wait() == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            falling.kill()
     doors = [int(line.split()[1]) for line in lines if line.startswith("door")]
     assert len(doors) >= 4
     assert min(doors) >= 0
