@@ -19,8 +19,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from quire_api.errors import UserError
+from quire_runtime.agent.source import check_source
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.errors import EngineDied, EngineStartFailed
 from quire_runtime.server.config import ServerConfig
+from quire_runtime.server.start import start
 
 ENVIRONMENT = {"internal_key": "QUIRE_INTERNAL_KEY", "api_key": "QUIRE_API_KEY"}
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
@@ -103,19 +106,9 @@ def run_serve(model: str | None, *, explain: bool, config_file: Path | None, fla
             print(Setting(setting.name, resolved[setting.name], setting.source))
         return
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    from quire_runtime.agent.fetch import check_source
-
     try:
         check_source(engine.model, engine.revision)
-    except UserError as error:
-        # Told at once: the server takes seconds to import, and an engine's process to start.
-        _leave_word(type(error).__name__, error)
-        raise
-    from quire_runtime.engine.client import EngineDied, EngineStartFailed
-    from quire_runtime.server.run import serve
-
-    try:
-        serve(engine, server)
+        start(engine, server)
     except UserError as error:
         _leave_word(error.reason if isinstance(error, EngineStartFailed) else type(error).__name__, error)
         raise

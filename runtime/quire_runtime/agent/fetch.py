@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from quire_runtime.agent.disk import disk_error
 from quire_runtime.agent.download import Described, Download, Progress, unheard
-from quire_runtime.agent.errors import UnsupportedScheme, WeightsNotFound
+from quire_runtime.agent.errors import UnsupportedScheme
 from quire_runtime.agent.hub import fetch_into_cache, fetch_into_directory
 from quire_runtime.agent.progress import logged
 from quire_runtime.agent.record import Record, alone_in
@@ -23,7 +23,7 @@ from quire_runtime.agent.source import (
     LocalSource,
     RegistrySource,
     Source,
-    parse_source,
+    check_source,
 )
 from quire_runtime.agent.store import Store
 from quire_runtime.agent.verify import verify_model
@@ -61,20 +61,6 @@ def fetch_model(
             raise UnsupportedScheme(f"{source}: volume claims are known only in a cluster. Name a directory instead.")
     destination = Path(cache_dir or default_cache()) / _folder_name(parsed)
     return fetch_into(parsed, destination, progress=progress, retry=Retry(), allow_pickle=allow_pickle)
-
-
-def check_source(source: str, revision: str | None = None) -> Source:
-    """What `source` names, as far as this machine can tell without asking anybody.
-
-    Raises:
-        InvalidSource, UnsupportedScheme: it cannot be understood.
-        WeightsNotFound: it is a path where no directory is.
-    """
-    parsed = parse_source(source, revision)
-    if isinstance(parsed, LocalSource) and not os.path.isdir(parsed.path):
-        state = "is not a directory" if os.path.exists(parsed.path) else "does not exist"
-        raise WeightsNotFound(f"The model directory {parsed.path} {state}. For a model of the Hub write hf://org/name.")
-    return parsed
 
 
 def fetch_into(

@@ -1,11 +1,12 @@
 """Where a model comes from, as the user writes it."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from quire_runtime.agent.errors import InvalidSource, UnsupportedScheme
+from quire_runtime.agent.errors import InvalidSource, UnsupportedScheme, WeightsNotFound
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-_]{1,62}")
@@ -97,6 +98,20 @@ def parse_source(source: str, revision: str | None = None) -> Source:
             raise InvalidSource(f"{source} is not written as pvc://claim/path.")
         return ClaimSource(claim, inside.strip("/"))
     raise UnsupportedScheme(f"{source}: {scheme}:// is not known. Use a directory, {KNOWN}.")
+
+
+def check_source(source: str, revision: str | None = None) -> Source:
+    """What `source` names, as far as this machine can tell without asking anybody.
+
+    Raises:
+        InvalidSource, UnsupportedScheme: it cannot be understood.
+        WeightsNotFound: it is a path where no directory is.
+    """
+    parsed = parse_source(source, revision)
+    if isinstance(parsed, LocalSource) and not os.path.isdir(parsed.path):
+        state = "is not a directory" if os.path.exists(parsed.path) else "does not exist"
+        raise WeightsNotFound(f"The model directory {parsed.path} {state}. For a model of the Hub write hf://org/name.")
+    return parsed
 
 
 def _local(source: str) -> LocalSource:

@@ -4,11 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
@@ -19,10 +14,11 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from quire_api.errors import UserError
 from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.child import CLOSE_S, EngineChild
+from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
 from quire_runtime.engine.kv_fan_out import KVFanOut
 from quire_runtime.engine.messages import (
     AbortRequests,
@@ -48,28 +44,7 @@ from quire_runtime.scheduler.request import FinishReason
 
 log = logging.getLogger(__name__)
 
-CLOSE_S = 5.0
 LAST_WORDS_S = 0.5
-
-
-class EngineDied(Exception):
-    """The engine process ended while it was needed; the message says what is known of the cause."""
-
-
-class EngineStartFailed(UserError):
-    """The engine could not start because of something the user can change; `reason` names the error's class."""
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason or type(self).__name__
-
-
-class RequestRefused(UserError):
-    """The engine does not take this request. `code` is one of messages.RequestRejected's."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(slots=True)
@@ -102,14 +77,16 @@ class Stream:
 class AsyncEngineClient:
     """One engine process and the requests sent to it; belongs to one event loop.
 
-    The process starts with the object. It ends with `close`, or when this process does.
+    The process is `child` where it was spawned before, which this object then owns; else it starts with the object. It
+    ends with `close`, or when this process does.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, child: EngineChild | None = None) -> None:
         self.config = config
         self.stats = EngineStats()
         self.info: EngineReady | None = None
-        self._directory = tempfile.mkdtemp(prefix="quire-engine-")
+        self._child = child or EngineChild()
+        self._process = self._child.process
         self._context = zmq.asyncio.Context()
         self._inbound = self._bind(zmq.PULL, "from-engine")
         self._outbound = self._bind(zmq.PUSH, "to-engine")
@@ -127,7 +104,7 @@ class AsyncEngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._is_ready = asyncio.Event()
         self._has_exited = asyncio.Event()
-        self._process = self._start()
+        self._child.configure(config)
 
     @property
     def is_alive(self) -> bool:
@@ -148,7 +125,7 @@ class AsyncEngineClient:
         return self._process.pid
 
     async def ready(self) -> EngineReady:
-        """Wait until the model is loaded.
+        """Wait until the model is loaded. A start that fails leaves nothing behind: this object is closed then.
 
         Raises:
             EngineStartFailed: the configuration or the model is at fault; the message says what to do.
@@ -157,6 +134,7 @@ class AsyncEngineClient:
         self._listen()
         await self._is_ready.wait()
         if self._failure is not None:
+            await self.close()
             raise self._failure
         assert self.info is not None
         return self.info
@@ -266,9 +244,7 @@ class AsyncEngineClient:
             return
         self._listen()
         self._is_closing = True
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+        self._child.hang_up()
         try:
             await asyncio.wait_for(self._has_exited.wait(), CLOSE_S)
         except TimeoutError:
@@ -279,21 +255,7 @@ class AsyncEngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "quire_runtime.engine.process", self._directory],
-            # Threads that spin while they wait take the cores from other replicas; a setting of the user's stays.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-            stdin=subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
-        )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(self.config.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-        return process
+        self._child.remove_directory()
 
     def _listen(self) -> None:
         if not self._tasks and not self._is_closing:
@@ -399,16 +361,8 @@ class AsyncEngineClient:
     def _bind(self, kind: int, name: str) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
         socket.set_hwm(0)
-        socket.bind(f"ipc://{self._directory}/{name}")
+        socket.bind(f"ipc://{self._child.directory}/{name}")
         return socket
-
-
-def _has_descriptor(stream: object) -> bool:
-    try:
-        stream.fileno()  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
 
 
 def _ended(code: int) -> str:

@@ -2,8 +2,9 @@
 
     python -m quire_runtime.engine.process DIRECTORY
 
-The parent writes the EngineConfig as one line of JSON on standard input and keeps the pipe open: when it closes, or the
-parent dies, this process ends. The sockets `to-engine` and `from-engine` lie in DIRECTORY.
+It imports at once. The parent writes the EngineConfig as one line of JSON on standard input when it knows it, and keeps
+the pipe open: when it closes, or the parent dies, this process ends. The sockets `to-engine` and `from-engine` lie in
+DIRECTORY; the parent may bind them later than this process connects.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 PULSE_S = 0.6
-LINGER_MS = 2000
+LINGER_S = 60
+"""How long last words wait for a parent that is still importing; one that has died ends this process before."""
 HUNG_S = 120.0
 """A loop that has not turned for so long has its stacks written to standard error."""
 REJECTION_CODES = {
@@ -88,7 +90,7 @@ class Carrier:
     def close(self) -> None:
         """Send what is posted, then end."""
         self._outbox.put(None)
-        self._sender.join(timeout=5)
+        self._sender.join(timeout=LINGER_S)
 
     def _send(self) -> None:
         context = zmq.Context()
@@ -105,7 +107,7 @@ class Carrier:
                 break
             socket.send(encoder.encode(message() if callable(message) else message))
         # Only the end of its context waits until the socket has handed over what it holds.
-        socket.close(linger=LINGER_MS)
+        socket.close(linger=1000 * LINGER_S)
         context.term()
 
     def _receive(self) -> None:
@@ -234,44 +236,45 @@ def _hot_list(asked: TellHot, seen: HitBlocks | None) -> HotList:
     return HotList(asked.number, prefixes)
 
 
-def follow_parent() -> None:
-    """End this process when its parent closes our standard input or dies."""
+def follow_parent() -> "queue.SimpleQueue[bytes]":
+    """End this process when its parent closes our standard input or dies; what it writes until then, line by line."""
     parent = os.getppid()
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def watch() -> None:
+        line = b""
         while os.getppid() == parent:
             readable, _, _ = select.select([0], [], [], 1.0)
-            if readable and not os.read(0, 4096):
+            if not readable:
+                continue
+            if not (piece := os.read(0, 65536)):
                 break
+            line += piece
+            if line.endswith(b"\n"):
+                lines.put(line)
+                line = b""
         os._exit(0)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def read_config() -> EngineConfig:
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 1)
-        if not piece:
-            sys.exit(0)
-        line += piece
-    return EngineConfig.model_validate_json(line)
+    return lines
 
 
 def main() -> None:
+    started = time.perf_counter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    config = read_config()
-    follow_parent()
+    lines = follow_parent()
     carrier = Carrier(sys.argv[1])
     epoch = uuid.uuid4().hex
     try:
-        started = time.perf_counter()
         from quire_runtime.engine.engine import Engine
 
-        imported = time.perf_counter()
+        import_s = time.perf_counter() - started
+        config = EngineConfig.model_validate_json(lines.get())
+        told = time.perf_counter()
         engine = Engine(config)
         loaded = engine.loaded
         carrier.post(
@@ -282,7 +285,7 @@ def main() -> None:
                 max_model_len=engine.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 epoch=epoch,
-                startup_s={"import": imported - started, **loaded.startup_s, "total": time.perf_counter() - started},
+                startup_s={"import": import_s, **loaded.startup_s, "total": import_s + time.perf_counter() - told},
                 architecture=loaded.model_config.architecture,
                 num_parameters=loaded.num_parameters,
             )

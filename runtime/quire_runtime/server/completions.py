@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from quire_api.openai import CompletionRequest, sampling_params
 from quire_api.openai_responses import Completion, CompletionChoice, CompletionLogprobs
-from quire_runtime.engine.client import EngineDied
+from quire_runtime.engine.errors import EngineDied
 from quire_runtime.engine.messages import TokenLogprobs
 from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice

@@ -16,7 +16,7 @@ from quire_api.openai import InvalidRequest
 from quire_api.openai_responses import error_object
 from quire_api.sampling import InvalidSampling
 from quire_api.wire import HEADER_REQUEST_ID
-from quire_runtime.engine.client import EngineDied, RequestRefused
+from quire_runtime.engine.errors import EngineDied, RequestRefused
 from quire_runtime.server.ids import request_id_of
 from quire_text.errors import ChatTemplateError, TextTooLong
 

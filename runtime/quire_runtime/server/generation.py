@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from quire_api.openai import InvalidRequest
 from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta, EngineDied, RequestRefused
+from quire_runtime.engine.client import ChoiceDelta
+from quire_runtime.engine.errors import EngineDied, RequestRefused
 from quire_runtime.engine.messages import RequestTimes, TokenLogprobs
 from quire_runtime.server.choices import Choice
 from quire_runtime.server.errors import RequestFailed

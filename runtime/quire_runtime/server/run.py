@@ -1,8 +1,7 @@
-"""`quire serve`: one HTTP server and its engine process, from the first probe to the last token."""
+"""The HTTP server of `quire serve` and its engine process, from the first probe to the last token."""
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -15,7 +14,9 @@ from fastapi import FastAPI
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
-from quire_runtime.engine.client import AsyncEngineClient, EngineDied
+from quire_runtime.engine.child import EngineChild
+from quire_runtime.engine.client import AsyncEngineClient
+from quire_runtime.engine.errors import EngineDied
 from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
@@ -27,54 +28,15 @@ from quire_text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
 KEEP_ALIVE_S = 75
 LAST_WORDS_S = 5
 """How long answers that were broken off may take to say so."""
 WATCH_S = 0.2
 
 
-class CannotListen(UserError):
-    """The address is in use or not this machine's."""
-
-
-def serve(engine: EngineConfig, server: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return.
-
-    Listens at once: /health is 200 and /ready 503 while the model loads.
-
-    Raises:
-        UserError: the address cannot be had, or the model cannot be served as configured.
-        EngineDied: the engine process ended while serving; a supervisor should start this process again.
-    """
-    if engine.skip_tokenizer_init:
-        raise UserError("quire serve needs the tokenizer. Leave --skip-tokenizer-init out.")
-    if not server.served_model_name:
-        server = server.model_copy(update={"served_model_name": [engine.model]})
-    with contextlib.closing(listen(server.host, server.port)) as listener:
-        uvloop.run(_serve(engine, server, listener))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """
-    Raises:
-        CannotListen
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise CannotListen(
-                f"port {port} of {host} is in use. Stop the program that uses it, or choose another with --port."
-            ) from None
-        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}. Check --host and --port.") from None
-    listener.setblocking(False)
-    return listener
+def serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, child: EngineChild) -> None:
+    """What server.start.start says, with the port and the process that it has begun with."""
+    uvloop.run(_serve(engine, server, listener, child))
 
 
 class NoProbes(logging.Filter):
@@ -94,7 +56,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.socket) -> None:
+async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.socket, child: EngineChild) -> None:
     app = create_app(None, None, config)
     service: Service = app.state.service
     stop = StopSignal()
@@ -104,7 +66,7 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
     address, port = listener.getsockname()[:2]
     log.info("listening on %s port %d", address, port)
     clients: list[AsyncEngineClient] = []
-    working = asyncio.create_task(_run_engine(engine, service, clients), name="engine")
+    working = asyncio.create_task(_run_engine(engine, child, service, clients), name="engine")
     stopping = asyncio.create_task(stop.asked.wait(), name="stop")
     try:
         await asyncio.wait((answering, working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -127,6 +89,7 @@ async def _serve(engine: EngineConfig, config: ServerConfig, listener: socket.so
             await asyncio.to_thread(app.state.tracing.close)
     if not clients:
         # Told to end while the model is fetched: threads of a download cannot be stopped, and a return waits for them.
+        child.close()
         logging.shutdown()
         os._exit(0)
 
@@ -160,14 +123,16 @@ def _http_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     return loaded
 
 
-async def _run_engine(config: EngineConfig, service: Service, clients: list[AsyncEngineClient]) -> None:
-    """Start the engine, attach it, and watch it until it dies.
+async def _run_engine(
+    config: EngineConfig, child: EngineChild, service: Service, clients: list[AsyncEngineClient]
+) -> None:
+    """Have the engine load its model, attach it, and watch it until it dies.
 
     Raises:
         UserError, EngineDied
     """
     directory = await asyncio.to_thread(_model_directory, config)
-    client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}))
+    client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}), child)
     clients.append(client)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
     tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)

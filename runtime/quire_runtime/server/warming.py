@@ -23,7 +23,7 @@ from quire_api.warming import (
     HotPrefixes,
     Warmed,
 )
-from quire_runtime.engine.client import RequestRefused
+from quire_runtime.engine.errors import RequestRefused
 from quire_runtime.server.auth import caller_of
 from quire_runtime.server.body import read_body, unless_gone
 from quire_runtime.server.errors import Forbidden

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
-from quire_runtime.engine.client import AsyncEngineClient, ChoiceDelta, EngineDied, EngineStartFailed, RequestRefused
+from quire_runtime.engine.client import AsyncEngineClient, ChoiceDelta
+from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
 from quire_runtime.scheduler.request import FinishReason
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,12 +34,20 @@ def config(tiny_model_dir: Callable[..., Path]) -> EngineConfig:
     )
 
 
+@asynccontextmanager
+async def started(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
+    client = AsyncEngineClient(config)
+    try:
+        await client.ready()
+        yield client
+    finally:
+        await client.close()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
-    client = AsyncEngineClient(config)
-    await client.ready()
-    yield client
-    await client.close()
+    async with started(config) as client:
+        yield client
 
 
 async def collect(client: AsyncEngineClient, prompt: list[int], params: SamplingParams) -> list[ChoiceDelta]:
@@ -127,42 +136,49 @@ async def test_an_idle_engine_beats_and_sleeps(client):
 
 
 async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prompts):
-    client = AsyncEngineClient(config)
-    await client.ready()
-    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-    doomed = asyncio.create_task(collect(client, prompts[0], params))
-    await until(lambda: client.stats.num_running == 1)
-    os.kill(client.pid, signal.SIGKILL)
-    with pytest.raises(EngineDied, match="killed by signal 9"):
-        await asyncio.wait_for(doomed, DEADLINE_S)
-    assert not client.is_alive
-    with pytest.raises(EngineDied):
-        await collect(client, prompts[0], params)
-    await client.close()
-    assert not os.path.exists(client._directory)  # noqa: ASYNC240
+    async with started(config) as client:
+        params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+        doomed = asyncio.create_task(collect(client, prompts[0], params))
+        await until(lambda: client.stats.num_running == 1)
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="killed by signal 9"):
+            await asyncio.wait_for(doomed, DEADLINE_S)
+        assert not client.is_alive
+        with pytest.raises(EngineDied):
+            await collect(client, prompts[0], params)
+    assert not os.path.exists(client._child.directory)  # noqa: ASYNC240
 
 
 async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
-    client = AsyncEngineClient(config)
-    await client.ready()
-    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
-    running = asyncio.create_task(collect(client, prompts[0], params))
-    await until(lambda: client.stats.num_running == 1)
-    drained = asyncio.create_task(client.drain(DEADLINE_S))
-    await asyncio.sleep(0)
-    with pytest.raises(RequestRefused) as refusal:
-        await collect(client, prompts[1], params)
-    assert refusal.value.code == "draining"
-    assert await drained
-    assert len(await running) == 150
-    await client.close()
+    async with started(config) as client:
+        params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+        running = asyncio.create_task(collect(client, prompts[0], params))
+        await until(lambda: client.stats.num_running == 1)
+        drained = asyncio.create_task(client.drain(DEADLINE_S))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestRefused) as refusal:
+            await collect(client, prompts[1], params)
+        assert refusal.value.code == "draining"
+        assert await drained
+        assert len(await running) == 150
 
 
 async def test_a_model_that_is_not_there_is_the_users_error(tmp_path):
     client = AsyncEngineClient(EngineConfig.of(model=str(tmp_path / "nothing")))
     with pytest.raises(EngineStartFailed, match="nothing"):
         await client.ready()
-    await client.close()
+    assert not os.path.exists(client._child.directory)  # noqa: ASYNC240
+    assert not is_running(client.pid)
+
+
+async def test_an_engine_that_falls_at_its_imports_is_told(config, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'quire_runtime.engine.process' in sys.orig_argv:\n    sys.modules['torch'] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(EngineDied, match="torch"):
+        async with started(config):
+            pass
 
 
 async def test_the_engine_ends_with_its_parent(config):
@@ -180,7 +196,7 @@ async def test_the_engine_ends_with_its_parent(config):
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, config.model_dump_json(), stdout=asyncio.subprocess.PIPE
     )
-    engine = int(await parent.stdout.readline())
+    engine = int(await asyncio.wait_for(parent.stdout.readline(), DEADLINE_S))
     assert is_running(engine)
     parent.kill()
     await parent.wait()

@@ -175,9 +175,37 @@ def test_sigterm_ends_it_while_it_fetches_its_model(start_server):
         server = start_server(model="hf://org/name", environment={"HF_ENDPOINT": hub}, wait=False)
         silent.settimeout(DEADLINE_S)
         asked, _ = silent.accept()
+        engine = engine_of(server)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(DEADLINE_S) == 0
+        assert not engine.is_running()
         asked.close()
+
+
+@pytest.mark.parametrize(
+    ("send", "code"),
+    [
+        (lambda server: server.terminate(), 0),
+        (lambda server: os.killpg(server.pid, signal.SIGINT), 0),  # Ctrl-C in a terminal
+        (lambda server: server.kill(), -signal.SIGKILL),
+    ],
+    ids=["terminate", "interrupt", "kill"],
+)
+def test_a_signal_while_both_processes_import_ends_both(model_directory, tmp_path, send, code):
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "quire", "serve", str(model_directory), "--host", "127.0.0.1", "--port", "0"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    children = psutil.Process(server.pid).children
+    eventually(lambda: children() or server.poll() is not None)
+    [engine] = children()
+    send(server)
+    assert server.wait(DEADLINE_S) == code
+    eventually(lambda: not engine.is_running())
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_what_does_not_end_in_time_is_told_so(start_server):

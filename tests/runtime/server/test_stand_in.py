@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta, EngineDied, RequestRefused
+from quire_runtime.engine.client import ChoiceDelta
+from quire_runtime.engine.errors import EngineDied, RequestRefused
 from quire_runtime.engine.messages import EngineReady, EngineStats
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app

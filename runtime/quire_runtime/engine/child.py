@@ -1,0 +1,69 @@
+"""An engine process as its parent holds it, without sockets: it can be spawned before its parent can speak to it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+from quire_runtime.config import EngineConfig
+
+CLOSE_S = 5.0
+
+
+class EngineChild:
+    """A process that imports the engine at once and loads a model when it is told which.
+
+    It ends when it is closed, or when this process does. The sockets of both lie in `directory`.
+    """
+
+    def __init__(self) -> None:
+        self.directory = tempfile.mkdtemp(prefix="quire-engine-")
+        # Ctrl-C reaches the whole group of a terminal, and what it means is the parent's to say; a mask is inherited.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "quire_runtime.engine.process", self.directory],
+                # Threads that spin while they wait take the cores from other replicas; a setting of the user's stays.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def configure(self, config: EngineConfig) -> None:
+        """Say once what is to be loaded."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(config.model_dump_json().encode() + b"\n")
+            self.process.stdin.flush()
+
+    def hang_up(self) -> None:
+        """Ask it to end; it needs a moment."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def close(self) -> None:
+        """End it, and wait until it has ended. May be called again."""
+        self.hang_up()
+        try:
+            self.process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.remove_directory()
+
+    def remove_directory(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _has_descriptor(stream: object) -> bool:
+    try:
+        stream.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""The first moment of `quire serve`: what can be refused is refused, then the engine's process is on its way.
+
+Both processes import for seconds, the engine's the longer: nothing slow may be imported here before it is spawned.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+from types import FrameType
+
+from quire_api.errors import UserError
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.child import EngineChild
+from quire_runtime.server.config import ServerConfig
+
+BACKLOG = 2048
+
+
+class CannotListen(UserError):
+    """The address is in use or not this machine's."""
+
+
+def start(engine: EngineConfig, server: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; a signal while modules are imported ends both processes.
+
+    The port is taken at once; /health is 200 and /ready 503 while the model loads.
+
+    Raises:
+        UserError: the address cannot be had, or the model cannot be served as configured.
+        EngineDied: the engine process ended while serving; a supervisor should start this process again.
+    """
+    if engine.skip_tokenizer_init:
+        raise UserError("quire serve needs the tokenizer. Leave --skip-tokenizer-init out.")
+    if not server.served_model_name:
+        server = server.model_copy(update={"served_model_name": [engine.model]})
+    with contextlib.ExitStack() as held:
+        _end_on_signals(held)
+        listener = held.enter_context(contextlib.closing(listen(server.host, server.port)))
+        child = held.enter_context(contextlib.closing(EngineChild()))
+        from quire_runtime.server.run import serve
+
+        serve(engine, server, listener, child)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Raises:
+        CannotListen
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(
+                f"port {port} of {host} is in use. Stop the program that uses it, or choose another with --port."
+            ) from None
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}. Check --host and --port.") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _end_on_signals(held: contextlib.ExitStack) -> None:
+    """Until the server handles them itself. Not by an exception, which an import under way may swallow."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        held.close()
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
