@@ -138,7 +138,12 @@ def litellm(folder: Path, engine: int) -> Iterator[Server]:
     port, config, log = free_port(), folder / "litellm.yaml", folder / "litellm.log"
     config.write_text(_LITELLM.format(engine=engine))
     command = [str(_litellm_venv(folder) / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1"]
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    env = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        # Without a key it refuses to start; with one it would check it, which nobody else here does.
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     with _child([*command, "--port", str(port), "--num_workers", "1"], log, env) as process:
         _wait(port, process, log)
         yield Server("LiteLLM proxy", port, process.pid)
