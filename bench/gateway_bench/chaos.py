@@ -10,7 +10,8 @@ events    all KV event streams of an engine end, every 5 s
 gateway   a gateway is killed (-9) every 10 s, and is back within a moment; clients whose connection it held try again
 
 A request has failed if it was not answered with 200, its stream ended with an error or before [DONE], or its text or
-its token count is not what an undisturbed engine gives. Before and after are compared once all streams have ended.
+its token count is not what an undisturbed engine gives. Before and after are compared once all streams have
+ended and idle connections have been closed.
 """
 
 import asyncio
@@ -43,6 +44,8 @@ KEY = "chaos"
 PATIENCE_S = 120.0
 START_S = 600.0
 """Processes that import much, on a machine that does much else."""
+SETTLES_S = 90.0
+"""Engines close connections that have been idle for 75 s; gateways keep them until then."""
 
 
 @dataclass
@@ -144,9 +147,9 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
                 await _strike(fleet, kind, rng)
         is_over = True
         await asyncio.gather(*clients)
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
         await _until_ready(fleet, http)
-        await asyncio.sleep(5.0)
-        after = await _state(fleet, http)
+        after = await _settled(fleet, http, before)
     return {
         "notes": [
             f"{streams} concurrent streams of {TOKENS} tokens, one each {GAP_S * 1e3:g} ms, {ENGINES} simulated "
@@ -255,6 +258,17 @@ async def _until_ready(fleet: Fleet, http: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.2)
 
 
+async def _settled(fleet: Fleet, http: httpx.AsyncClient, before: dict[str, Any]) -> dict[str, Any]:
+    """The state once it is no more than `before`, but for memory; else as it is after `SETTLES_S`."""
+    until = time.monotonic() + SETTLES_S
+    while True:
+        await asyncio.sleep(5.0)
+        after = await _state(fleet, http)
+        grown = [name for name in after if not name.endswith("MB") and float(after[name]) > float(before[name])]
+        if not grown or time.monotonic() > until:
+            return after
+
+
 async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
     """What must not have grown: memory, sockets, requests that somebody still counts, blocks held."""
     state: dict[str, Any] = {}
@@ -270,6 +284,6 @@ async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
             headers = {HEADER_INTERNAL_KEY: KEY}
             page = (await http.get(f"{fleet.url(name)}/metrics", headers=headers)).text
             running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running")]
-            state[f"{name} running"] = running[0].rpartition(" ")[2] if running else "?"
+            state[f"{name} running"] = running[0].rpartition(" ")[2] if running else "nan"
         state[f"{name} descriptors"] = seen.num_fds()
     return state
