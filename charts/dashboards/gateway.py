@@ -174,6 +174,33 @@ ROUTING = Row(
             runbook="QuireIndexNotExact",
         ),
         Panel(
+            "New replicas warmed",
+            [Query(f"sum by (outcome) (quire_gateway_warmings_total{{{CHOSEN}}})", "{{outcome}}")],
+            "short",
+            "What came of giving new replicas their siblings' prefixes, since the gateways started.",
+            is_stacked=True,
+        ),
+        Panel(
+            "Kept back for warming",
+            [
+                Query(
+                    ratio(
+                        f"sum by ({BY}) (quire_gateway_warming_seconds_sum{{{CHOSEN}}})",
+                        f"sum by ({BY}) (quire_gateway_warming_seconds_count{{{CHOSEN}}})",
+                    ),
+                    BY_LEGEND,
+                )
+            ],
+            "s",
+            "How long a new replica computed prefixes before it got requests, in the mean; --warm-timeout-s bounds it.",
+        ),
+        Panel(
+            "Prompt tokens warmed",
+            [Query(f"sum by ({BY}) (quire_gateway_warmed_tokens_total{{{CHOSEN}}})", BY_LEGEND)],
+            "short",
+            "Tokens of the prefixes that new replicas have computed beforehand, since the gateways started.",
+        ),
+        Panel(
             "Blocks in the index",
             [
                 Query(f"max by ({BY}) (quire_gateway_index_blocks{{{CHOSEN}}})", f"{BY_LEGEND} distinct"),
