@@ -1,4 +1,4 @@
-"""The numbers of the gateway: routing quality, autoscaling, decision speed, convergence, overhead, chaos.
+"""The numbers of the gateway: routing quality, autoscaling, warming, decision speed, convergence, overhead, chaos.
 
     make bench-gateway                                      everything, about half an hour on two free cores
     PYTHONPATH=bench .venv/bin/python -m gateway_bench quality --workloads ladder-73 --seconds 30
@@ -40,6 +40,7 @@ def main() -> None:
     scaling.add_argument("--shapes", nargs="+", choices=shapes, default=shapes)
     scaling.add_argument("--laws", nargs="+", choices=LAWS, default=LAWS)
     scaling.add_argument("--processes", type=int, default=2)
+    parts.add_parser("warming", help="a new replica, cold and warmed, in virtual time")
     decision = parts.add_parser("decision", help="time of a choice, memory of the index")
     decision.add_argument("--replicas", type=int, default=100)
     decision.add_argument("--blocks", type=int, default=100_000, help="of each replica")
@@ -123,6 +124,19 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _warming(given: argparse.Namespace) -> dict[str, Any]:
+    from gateway_bench import warming
+
+    return {
+        "notes": [
+            f"One replica joins {warming.REPLICAS} simulated ones {warming.START_S:g} s after the first request; "
+            f"requests of the {warming.WINDOW_S:g} s from then on count, whoever answers them. Warmed, it first "
+            "computes what the sibling with the warmest cache is asked for most, and gets requests afterwards."
+        ],
+        "rows": warming.sweep(),
+    }
+
+
 def _decision(given: argparse.Namespace) -> dict[str, Any]:
     from gateway_bench import decision
 
@@ -150,6 +164,7 @@ def _chaos(given: argparse.Namespace) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "quality": _quality,
     "scaling": _scaling,
+    "warming": _warming,
     "decision": _decision,
     "convergence": _convergence,
     "overhead": _overhead,

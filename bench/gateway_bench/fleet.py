@@ -48,10 +48,13 @@ class SimulatedFleet:
 
     def add_replica(self) -> ReplicaState:
         """One more, routable at once."""
-        limits, number = self._limits, len(self.engines)
-        name, tells = f"r{number}", self._policy == "prefixCost"
-        url = f"http://{name}:1"
-        replica = ReplicaState(name, url, self.deployment, UpstreamPool(url))
+        replica = self.start_replica()
+        self.open(replica)
+        return replica
+
+    def open(self, replica: ReplicaState) -> None:
+        """It gets requests from now on."""
+        limits = self._limits
         replica.became_routable(
             wire.ModelInfo(
                 served_names=["m"],
@@ -65,6 +68,13 @@ class SimulatedFleet:
                 engine_epoch="1",
             )
         )
+
+    def start_replica(self) -> ReplicaState:
+        """One more, whose engine runs; it gets no requests before `open`."""
+        limits, number = self._limits, len(self.engines)
+        name, tells = f"r{number}", self._policy == "prefixCost"
+        url = f"http://{name}:1"
+        replica = ReplicaState(name, url, self.deployment, UpstreamPool(url))
         self.deployment.replicas[name] = replica
         on_way: deque[Batch] = deque()
 
@@ -127,6 +137,7 @@ class SimulatedFleet:
         choice = Choice(deployment, Prompt(tokens, len(job.tokens)), job.chains)
         pick = choice.pick(replicas)
         replica = deployment.replicas[pick.replica]
+        replica.saved_tokens.add(pick.cached_tokens, self._loop.time())
         ticket = deployment.take(replica, pick.uncached_tokens)
         ticket.expectation = choice.expect(replica)
         return ticket

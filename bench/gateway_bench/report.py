@@ -52,6 +52,7 @@ def write() -> None:
     for part, section in (
         ("quality", _quality),
         ("scaling", _scaling),
+        ("warming", _warming),
         ("decision", _decision),
         ("convergence", _convergence),
         ("overhead", _overhead),
@@ -175,6 +176,45 @@ def _scaling(result: dict[str, Any]) -> list[str]:
             ],
         )
     return lines
+
+
+def _warming(result: dict[str, Any]) -> list[str]:
+    lines = ["## A new replica, cold and warmed", "", *result["notes"], ""]
+    return lines + _table(
+        [
+            "workload",
+            "requests/s",
+            "the new one is",
+            "kept back s",
+            "prefixes",
+            "tokens",
+            "its requests",
+            "its hit rate",
+            "its TTFT mean s",
+            "p90 s",
+            "all: hit rate",
+            "TTFT mean s",
+            "p90 s",
+        ],
+        [
+            [
+                row["workload"],
+                f"{row['load']:g}",
+                "warmed" if row["is_warmed"] else "cold",
+                row["warming_s"],
+                row["prefixes"],
+                row["tokens"],
+                row["new_requests"],
+                row["new_hit_rate"],
+                row["new_ttft_mean_s"],
+                row["new_ttft_p90_s"],
+                row["hit_rate"],
+                row["ttft_mean_s"],
+                row["ttft_p90_s"],
+            ]
+            for row in result["rows"]
+        ],
+    )
 
 
 def _decision(result: dict[str, Any]) -> list[str]:
