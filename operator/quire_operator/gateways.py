@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import httpx
 import msgspec
@@ -22,6 +23,13 @@ FIND_EVERY_S = 5.0
 TIMEOUT_S = 2.0
 FORGET_AFTER_S = 10.0
 """A gateway that was heard this long ago still counts: one lost answer closes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    at: float
+    content: bytes
+    report: wire.GatewayReport
 
 
 class Gateways:
@@ -50,7 +58,8 @@ class Gateways:
         self._fixed = list(addresses)
         self._addresses = list(addresses)
         self._found_at = float("-inf")
-        self._heard: dict[str, tuple[float, wire.GatewayReport]] = {}
+        self._heard: dict[str, _Heard] = {}
+        self._summed_up: list[wire.GatewayReport] = []
         self._http = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S)
 
     async def run(self) -> None:
@@ -69,11 +78,15 @@ class Gateways:
             self._found_at = now
         await asyncio.gather(*(self._ask(address) for address in self._addresses))
         self._heard = {
-            address: (at, report)
-            for address, (at, report) in self._heard.items()
-            if address in self._addresses and now - at < FORGET_AFTER_S
+            address: heard
+            for address, heard in self._heard.items()
+            if address in self._addresses and now - heard.at < FORGET_AFTER_S
         }
-        reports = [report for _, report in self._heard.values()]
+        reports = [heard.report for heard in self._heard.values()]
+        # An answer that has not changed keeps its report: with a thousand quiet pods there is nothing to do.
+        if list(map(id, reports)) == list(map(id, self._summed_up)):
+            return
+        self._summed_up = reports
         before, count = self.words, self.count
         self.words, self.count = words_of(reports), len(reports)
         GATEWAYS.set(self.count)
@@ -112,8 +125,12 @@ class Gateways:
         try:
             answer = await self._http.get(f"{address}/internal/v1/replicas", headers=self._headers)
             if answer.is_success:
-                report = msgspec.json.decode(answer.content, type=wire.GatewayReport)
-                self._heard[address] = time.monotonic(), report
+                known = self._heard.get(address)
+                if known is not None and known.content == answer.content:
+                    report = known.report
+                else:
+                    report = msgspec.json.decode(answer.content, type=wire.GatewayReport)
+                self._heard[address] = _Heard(time.monotonic(), answer.content, report)
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             log.debug("gateway %s: %s", address, error)
 

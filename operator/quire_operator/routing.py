@@ -56,7 +56,7 @@ class Routing:
     def serve(self, key: Key, route: Route, internal_key: str, api_keys: Sequence[wire.ApiKey] | None) -> None:
         """Let the deployment be found; `api_keys` None: none of its keys is known; []: everybody may ask."""
         self.routes[key] = route
-        self._entries[key] = wire.Deployment(
+        entry = wire.Deployment(
             name=key.name,
             namespace=key.namespace,
             served_names=list(route.served_names),
@@ -67,7 +67,9 @@ class Routing:
             shares_cache=route.access.shared_cache,
             scales_from_zero=route.scales_from_zero,
         )
-        self._changed.set()
+        if self._entries.get(key) != entry:
+            self._entries[key] = entry
+            self._changed.set()
 
     def withdraw(self, key: Key) -> None:
         self.routes.pop(key, None)

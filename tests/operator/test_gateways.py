@@ -1,0 +1,118 @@
+"""Gateways on real sockets: what is made of their answers, and when somebody is told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+
+from quire_api import wire
+from quire_api.connection import Connection
+from quire_operator import gateways as module
+from quire_operator.gateways import Gateways
+from quire_operator.kube import Kube
+from quire_operator.world import Key
+
+DEADLINE_S = 60.0
+TINY = Key("models", "tiny")
+
+
+def report(*, routable: bool = True, in_flight: int = 0) -> bytes:
+    replica = wire.ReplicaReport(
+        deployment="tiny", namespace="models", replica="a", is_routable=routable, in_flight=in_flight
+    )
+    return msgspec.json.encode(wire.GatewayReport(replicas=[replica]))
+
+
+class Gateway:
+    """Answers with `content`, or not at all where there is none."""
+
+    def __init__(self) -> None:
+        self.content: bytes | None = report()
+        self._asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        self._asked.put_nowait(None)
+        return web.Response(body=self.content) if self.content is not None else web.Response(status=503)
+
+    async def rounds(self, count: int) -> None:
+        """Let it be asked so many times more, and the answers be taken in."""
+        while not self._asked.empty():
+            self._asked.get_nowait()
+        async with asyncio.timeout(DEADLINE_S):
+            for _ in range(count + 1):
+                await self._asked.get()
+
+
+@pytest.fixture
+async def one() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def told() -> list[set[Key]]:
+    return []
+
+
+@pytest.fixture
+async def gateways(one, told, monkeypatch) -> AsyncIterator[Gateways]:
+    monkeypatch.setattr(module, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(module, "FORGET_AFTER_S", 0.3)
+    kube = Kube(Connection("http://127.0.0.1:1"))
+    async with RawTestServer(one.answer) as server:
+        gateways = Gateways(
+            kube,
+            lambda keys: told.append(set(keys)),
+            namespace="quire-system",
+            labels={},
+            port=0,
+            internal_key="",
+            addresses=[str(server.make_url("")).rstrip("/")],
+        )
+        asking = asyncio.create_task(gateways.run())
+        yield gateways
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await kube.close()
+
+
+async def test_the_first_gateway_is_told_to_everybody_and_the_same_answer_again_to_nobody(gateways, one, told):
+    await one.rounds(2)
+    words = gateways.words
+    assert told == [set()]
+    assert words[TINY]["a"].is_routable
+    await one.rounds(5)
+    assert told == [set()]
+    assert gateways.words is words
+
+
+async def test_what_changes_is_told_to_its_deployment(gateways, one, told):
+    await one.rounds(2)
+    one.content = report(routable=False)
+    await one.rounds(2)
+    assert told[1:] == [{TINY}]
+    assert not gateways.words[TINY]["a"].is_routable
+
+
+async def test_requests_in_flight_are_known_though_nobody_is_told(gateways, one, told):
+    await one.rounds(2)
+    one.content = report(in_flight=7)
+    await one.rounds(2)
+    assert gateways.words[TINY]["a"].in_flight == 7
+    assert told == [set()]
+
+
+async def test_a_gateway_that_falls_silent_is_forgotten_and_heard_again_with_the_very_same_answer(gateways, one, told):
+    await one.rounds(2)
+    one.content = None
+    async with asyncio.timeout(DEADLINE_S):
+        while gateways.count:
+            await one.rounds(1)
+    assert gateways.words == {}
+    one.content = report()
+    await one.rounds(2)
+    assert gateways.count == 1
+    assert gateways.words[TINY]["a"].is_routable
+    assert told == [set(), set(), set()]
