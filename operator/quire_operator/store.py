@@ -41,7 +41,7 @@ class Store:
         return {key}
 
     def remove(self, kind: str, body: Manifest) -> set[Key]:
-        """Forget an object; the deployments that this concerns."""
+        """Forget an object, but not its successor of the same name; the deployments that this concerns."""
         identity = kind, *place_of(body)
         self._deleted[identity] = _version(body)
         self._deleted.move_to_end(identity)
@@ -49,6 +49,8 @@ class Store:
             self._deleted.popitem(last=False)
         if kind == KIND:
             key = Key(identity[1], identity[2])
+            if (known := self._raw.get(key)) is not None and _version(known) > _version(body):
+                return set()
             rivals = self._rivals(key)
             self._raw.pop(key, None)
             self._forget_names(key)
@@ -58,6 +60,9 @@ class Store:
             return {key} | rivals
         owner = _owner(body)
         if owner is None or owner not in self._children:
+            return set()
+        known = self._children[owner].get((kind, identity[2]))
+        if known is not None and _version(known) > _version(body):
             return set()
         self._children[owner].pop((kind, identity[2]), None)
         if not self._children[owner] and owner not in self.resources:

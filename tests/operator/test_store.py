@@ -96,3 +96,15 @@ def test_a_deployment_that_is_gone_frees_its_name_and_wakes_who_waits_for_it():
     (body,) = store.gone("LLMDeployment", None, [("models", "second")], 3)
     assert store.remove("LLMDeployment", body) == {Key("models", "first"), Key("models", "second")}
     assert list(store.keys()) == [Key("models", "second")]
+
+
+def test_a_late_deletion_does_not_take_the_successor_of_the_same_name():
+    store = Store()
+    store.put("LLMDeployment", resource(version=9, uid="second"))
+    store.put("Service", child(version=10, uid="second"))
+    assert store.remove("Service", child(version=6, uid="first")) == set()
+    assert store.remove("LLMDeployment", resource(version=7, uid="first")) == set()
+    assert store.child(KEY, "Service", "tiny") is not None
+    assert KEY in store.resources
+    assert store.remove("Service", child(version=11, uid="second")) == {KEY}
+    assert store.child(KEY, "Service", "tiny") is None
