@@ -30,6 +30,7 @@ PORT = 8000
 GATHER_S = 0.02
 WATCH_S = 240
 SILENCE_S = WATCH_S + 30.0
+FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 
 
@@ -159,24 +160,22 @@ class _Watch:
         self._selector = dict(selector)
         self._changed = changed
         self._version = ""
+        self._delay_s = FIRST_DELAY_S
 
     async def run(self) -> None:
-        delay = 0.1
         while True:
             try:
                 if not self._version:
                     await self._list()
-                self._say("")
-                delay = 0.1
                 await self._follow()
                 # A server that ends each watch at once is not asked all the time; from where it ended nothing is lost.
-                await asyncio.sleep(delay)
+                await asyncio.sleep(self._delay_s)
             except Exception as error:  # nobody else would begin the watch again
                 is_told = isinstance(error, httpx.HTTPError | OSError | _Refused) and str(error)
                 why = str(error) if is_told else f"{type(error).__name__}: {error}".removesuffix(": ")
                 self._say(f"Pods and routing table may be old: {why}.")
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, LONGEST_DELAY_S)
+                await asyncio.sleep(self._delay_s * random.uniform(0.5, 1.0))
+                self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
 
     async def _list(self) -> None:
         answer = await self._http.get(self._path, params=self._selector, headers=self._headers(), timeout=30.0)
@@ -204,6 +203,8 @@ class _Watch:
                     self._version = ""
                     return
                 raise _Refused(f"watching {self._path} was answered {stream.status_code}")
+            self._say("")
+            self._delay_s = FIRST_DELAY_S
             async for line in stream.aiter_lines():
                 if line and not self._take(json.loads(line)):
                     return

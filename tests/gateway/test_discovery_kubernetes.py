@@ -11,7 +11,7 @@ from quire_api import wire
 from quire_api.connection import Connection
 from quire_gateway import discovery_kubernetes
 from quire_gateway.config import GatewayConfig
-from quire_gateway.discovery_kubernetes import GATHER_S, KubernetesDiscovery, replica_of, with_replicas
+from quire_gateway.discovery_kubernetes import GATHER_S, LONGEST_DELAY_S, KubernetesDiscovery, replica_of, with_replicas
 from quire_gateway.gateway import Gateway, NoDiscovery
 
 
@@ -74,10 +74,14 @@ def test_a_gateway_without_any_table_says_what_to_give_it():
 
 @dataclass
 class Server:
-    """An API server without objects that ends each watch at once; `is_odd`: its answers are no objects either."""
+    """An API server without objects that ends each watch at once.
+
+    is_odd: its answers are no objects either. refuses: it lets nobody watch.
+    """
 
     url: str = ""
     is_odd: bool = False
+    refuses: bool = False
     events: list[str] = field(default_factory=list)
 
     async def answer(self, request):
@@ -86,7 +90,7 @@ class Server:
         if self.is_odd:
             return web.json_response([])
         if kind == "watch":
-            return web.Response()
+            return web.Response(status=403 if self.refuses else 200)
         return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
 
 
@@ -154,3 +158,25 @@ async def test_a_server_that_ends_each_watch_at_once_is_not_asked_without_a_paus
             await sleep(0.001)
     # Two watches, of the table and of the pods.
     assert server.events.count("pause") >= server.events.count("watch") - 2
+
+
+async def test_a_server_that_refuses_to_be_watched_is_asked_ever_less_often_and_told_as_a_problem(
+    server, follow, monkeypatch
+):
+    found, _ = follow
+    server.refuses = True
+    sleep = asyncio.sleep
+    pauses = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(discovery_kubernetes.asyncio, "sleep", pause)
+    async with asyncio.timeout(60.0):
+        while max(pauses, default=0.0) < LONGEST_DELAY_S / 2:
+            await sleep(0.001)
+    assert "403" in found.problem
+    monkeypatch.undo()
+    server.refuses = False
+    await until(lambda: not found.problem)
