@@ -70,12 +70,12 @@ class Traffic:
 
 
 @contextmanager
-def load(cluster: Client, model: str, folder: Path, clients: int = 3) -> Iterator[Traffic]:
-    """Streams while the block runs, which begins once the first was answered."""
+def load(cluster: Client, model: str, folder: Path, clients: int = 3, gateway: str = "") -> Iterator[Traffic]:
+    """Streams while the block runs, which begins once the first was answered; all at `gateway`, if one is given."""
     stop = folder / "stop"
     command = [*cluster.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
     process = subprocess.Popen(
-        [*command, cluster.gateway, model, str(clients), str(stop)], stdout=subprocess.PIPE, text=True
+        [*command, gateway or cluster.gateway, model, str(clients), str(stop)], stdout=subprocess.PIPE, text=True
     )
     traffic = Traffic()
     try:

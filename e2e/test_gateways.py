@@ -1,0 +1,55 @@
+"""The gateways behind one Service count as one."""
+
+import base64
+import json
+from urllib.parse import urlencode
+
+from client import SYSTEM, Client
+from scenario import load, names, serve
+
+GATEWAY = "app.kubernetes.io/name=quire-gateway"
+
+
+def addresses(cluster: Client) -> dict[str, str]:
+    """Of every ready gateway pod, its API."""
+    found = {}
+    for pod in cluster.pods(SYSTEM, GATEWAY):
+        conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
+        if conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]:
+            ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+            found[pod["metadata"]["name"]] = f"http://{pod['status']['podIP']}:{ports['http']}"
+    return found
+
+
+def in_flight(cluster: Client, address: str, model: str) -> int:
+    """Requests at the model's replicas, as this gateway would count them for its next choice."""
+    key = base64.b64decode(cluster.get("secret", "quire-internal", SYSTEM)["data"]["key"]).decode()
+    question = urlencode({"model": model, "message": "Once"})
+    said = cluster.run("curl", "-sf", "-H", f"x-quire-internal-key: {key}", f"{address}/debug/route?{question}")
+    return sum(replica["in_flight"] for replica in json.loads(said)["replicas"])
+
+
+def test_what_one_gateway_has_in_flight_counts_at_the_other(node, namespace, tiny, soon, tmp_path):
+    model = serve(node, soon, tiny())
+    here, there = soon(lambda: len(found := addresses(node)) == 2 and list(found.values()), "two ready gateways")
+    with load(node, model, tmp_path, gateway=f"{here}/v1") as traffic:
+        soon(lambda: in_flight(node, there, model) > 0, "the streams of one to count at the other")
+    assert traffic.failed == []
+    soon(lambda: in_flight(node, there, model) == 0, "the ended streams to be forgotten")
+
+
+def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_load(
+    node, namespace, tiny, soon, tmp_path
+):
+    model = serve(node, soon, tiny())
+    before = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
+    leaving, staying = before
+    with load(node, model, tmp_path) as traffic:
+        node.kubectl("delete", "pod", leaving, "-n", SYSTEM, "--wait=false")
+        soon(lambda: leaving not in names(node.pods(SYSTEM, GATEWAY)), "the deleted gateway to go")
+        after = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
+        (new,) = after.keys() - {staying}
+        for address in (after[new], after[staying]):
+            soon(lambda address=address: in_flight(node, address, model) > 0, "the load to count at each gateway")
+    assert traffic.failed == []
+    assert traffic.answered > 0
