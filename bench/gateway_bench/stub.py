@@ -16,7 +16,7 @@ import uvloop
 
 CHUNK = (
     b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1760000000,"model":"m",'
-    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}],"at":%020d}\n\n'
+    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}],"at":%20d}\n\n'
 )
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
