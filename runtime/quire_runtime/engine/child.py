@@ -7,25 +7,28 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from quire_runtime.config import EngineConfig
 
 CLOSE_S = 5.0
+PROGRAM = ("-m", "quire_runtime.engine.process")
 
 
 class EngineChild:
     """A process that imports the engine at once and loads a model when it is told which.
 
     It ends when it is closed, or when this process does. The sockets of both lie in `directory`.
+    program: what Python runs, with `directory` behind it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
         self.directory = tempfile.mkdtemp(prefix="quire-engine-")
         # Ctrl-C reaches the whole group of a terminal, and what it means is the parent's to say; a mask is inherited.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quire_runtime.engine.process", self.directory],
+                [sys.executable, *program, self.directory],
                 # Threads that spin while they wait take the cores from other replicas; a setting of the user's stays.
                 env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 stdin=subprocess.PIPE,
