@@ -3,8 +3,9 @@
 The decision is what the gateway does between a tokenised, hashed prompt and a replica: the candidates, the match in the
 index, the costs, the pick. A novel prompt is nobody's, a warm one is wholly held by three replicas, and of a known one
 every replica holds another part, which is the most that a match can have to do. Hashing the prompt's blocks, and
-entering its blocks into the index for the prompts that follow, are stated apart. Times are CPU time of this thread: a
-neighbour's work on the machine is no part of them.
+entering its blocks into the index for the prompts that follow, are stated apart, and so is a full collection of
+Python's garbage collector, which stops the gateway for as long. Times are CPU time of this thread: a neighbour's work
+on the machine is no part of them.
 """
 
 import asyncio
@@ -63,7 +64,9 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         index.finish(name)
         state.in_flight = rng.randrange(40)
         state.queued_tokens = rng.randrange(20_000)
+    began = thread_time_ns()
     gc.collect()
+    collection_ms = (thread_time_ns() - began) / 1e6
     grown = resident_bytes() - before
     entries = replicas * blocks_each
     novel = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
@@ -79,6 +82,7 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         "index_entries": entries,
         "index_distinct_blocks": len(deployment.index),
         "bytes_per_entry": round(grown / entries, 1),
+        "full_collection_ms": round(collection_ms, 1),
     }
 
 

@@ -1,6 +1,7 @@
 """From a prompt and the replicas to a pick: hashing, matching, cost, and the speculative insert."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 
 from quire_api import blocks
 from quire_api.wire import ModelInfo
@@ -20,24 +21,19 @@ class Chain:
         self._rest = blocks.chain(root, tokens, block_size)
         self._length = len(tokens) // block_size
 
-    def __iter__(self) -> Iterator[bytes]:
-        # A list's own iterator is several times faster than a generator.
-        return iter(self._known) if len(self._known) == self._length else self._walk()
+    def __len__(self) -> int:
+        return self._length
 
-    def _walk(self) -> Iterator[bytes]:
-        yield from self._known
-        for key in self._rest:
-            self._known.append(key)
-            yield key
+    def __getitem__(self, depth: int) -> bytes:
+        try:
+            return self._known[depth]
+        except IndexError:
+            self._known.extend(islice(self._rest, depth + 1 - len(self._known)))
+            return self._known[depth]
 
     def at(self, depth: int) -> bytes | None:
         """The key of one block; None beyond the last."""
-        while len(self._known) <= depth:
-            key = next(self._rest, None)
-            if key is None:
-                return None
-            self._known.append(key)
-        return self._known[depth]
+        return self[depth] if depth < self._length else None
 
     def all(self) -> list[bytes]:
         """Every key of the chain."""
@@ -125,7 +121,8 @@ class Choice:
         if chain is None or first.info is None:
             return [0] * len(alike)
         size = first.info.block_size
-        return [length * size for length in self._deployment.index.match(chain, alike)]
+        lengths = self._deployment.index.match(chain, alike)
+        return [length * size for length in lengths] if any(lengths) else lengths
 
     def _chain(self, replica: ReplicaState) -> Chain | None:
         info, tokens = replica.info, self._prompt.tokens

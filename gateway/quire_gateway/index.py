@@ -9,6 +9,10 @@ Of each other one:
 
 Invariant: bit r of holders[key] is set <=> key is in one of r's sets; no mask is zero; a replica that is not exact has
 at most capacity[r] stored and guessed keys, an exact one as many stored and as many expected.
+
+A replica is *closed* while it holds with each key all keys before it in that key's chain, as engines do that give a
+chain's last block up first. How far such a one holds a chain is found by bisection. Gaps that events do not tell of
+(docs/kv-events.md) are overlooked until `expect` fills them.
 """
 
 from collections import OrderedDict
@@ -16,6 +20,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from quire_gateway.misses import Removed
+from quire_gateway.prefix_match import Keys, bisect, walk
 
 _MOST_MASKS = 4096
 
@@ -26,15 +31,34 @@ class OutOfStep(Exception):
 
 @dataclass(slots=True)
 class _Holder:
+    """Its keys are in dicts, not in sets: Python's collector looks at each element of a set, at none of a dict that
+    holds bytes, numbers and None only. Ten million elements are a pause of a second.
+    """
+
     bit: int
     capacity: int
     is_exact: bool = False
-    stored: set[bytes] = field(default_factory=set)
-    arriving: set[bytes] | None = None
+    stored: dict[bytes, None] = field(default_factory=dict)
+    """Oldest first; in doubt, newest first."""
+    arriving: dict[bytes, None] | None = None
     """The part of a snapshot that has come."""
     expected: dict[bytes, int] = field(default_factory=dict)
     """By how many requests."""
     guessed: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    anchors: dict[bytes, int] = field(default_factory=dict)
+    """Stored keys that expected ones follow on, each with the number of requests that expect it to be there."""
+    lost_anchors: set[bytes] = field(default_factory=set)
+    """Those that are not stored any more, though they were."""
+    has_settled: bool = False
+    """Of what it is believed to hold since it ceased to be exact, a part is the tail of a chain."""
+
+    @property
+    def is_closed(self) -> bool:
+        if self.arriving is not None:
+            return False
+        if self.is_exact:
+            return not self.lost_anchors
+        return not (self.stored or self.expected or self.has_settled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +76,22 @@ class Expectation:
 
     replica: str
     keys: Sequence[bytes]
+    anchor: bytes | None
+    """The stored key that the first of `keys` follows on; None: that is a chain's first."""
+    holder: object = field(repr=False, compare=False)
+    """Of `replica` then: nothing is settled at a cache that has been lost since."""
 
 
 class PrefixIndex:
-    """Block keys of one deployment's replicas. Every operation is O(1) per block and touched replica."""
+    """Block keys of one deployment's replicas. Every operation but `match` is O(1) per block and touched replica."""
 
     def __init__(self) -> None:
         self._holders: dict[bytes, int] = {}
         self._replicas: dict[str, _Holder] = {}
         self._names: dict[int, str] = {}
         self._masks: dict[int, int] = {}
+        self._open = 0
+        """Bits of the replicas that are not closed."""
         self._asked = _Asked((), 0, [])
         self.removed = Removed()
         """What replicas have evicted lately."""
@@ -78,7 +108,7 @@ class PrefixIndex:
     def stored_at(self, replica: str) -> Set[bytes]:
         """What `replica` told that it holds; to be read only."""
         holder = self._replicas.get(replica)
-        return frozenset() if holder is None else holder.stored
+        return frozenset() if holder is None else holder.stored.keys()
 
     def is_exact(self, replica: str) -> bool:
         """Whether `stored_at` is what the engine can find, but for events on their way."""
@@ -104,6 +134,7 @@ class PrefixIndex:
         holder = self._replicas.pop(replica, None)
         if holder is not None:
             del self._names[holder.bit]
+            self._open &= ~holder.bit
             self._asked = _Asked((), 0, [])
 
     def clear_replica(self, replica: str) -> None:
@@ -114,6 +145,7 @@ class PrefixIndex:
             for key in set().union(*known):
                 self._unset(key, holder.bit)
             self._replicas[replica] = _Holder(holder.bit, holder.capacity)
+            self._open &= ~holder.bit
 
     # What was sent there
 
@@ -127,13 +159,14 @@ class PrefixIndex:
             return
         guessed, stored = holder.guessed, holder.stored
         for key in reversed(keys[: holder.capacity]):
-            stored.discard(key)
+            stored.pop(key, None)
             if key in guessed:
                 guessed.move_to_end(key)
             else:
                 guessed[key] = None
                 self._set(key, holder.bit)
         self._shrink(holder)
+        self._judge(holder)
 
     def expect(self, replica: str, keys: Sequence[bytes]) -> Expectation | None:
         """A request for the chain `keys` is on its way to `replica`: twins of a cold prefix meet there.
@@ -147,9 +180,11 @@ class PrefixIndex:
             self.insert(replica, keys)
             return None
         stored, expected = holder.stored, holder.expected
-        fresh = []
+        fresh: list[bytes] = []
+        anchor = None
         for key in keys:
             if key in stored:
+                anchor = anchor if fresh else key
                 continue
             count = expected.get(key, 0)
             if not count:
@@ -158,14 +193,23 @@ class PrefixIndex:
                 self._set(key, holder.bit)
             expected[key] = count + 1
             fresh.append(key)
-        return Expectation(replica, fresh) if fresh else None
+        if not fresh:
+            return None
+        if anchor is not None:
+            holder.anchors[anchor] = holder.anchors.get(anchor, 0) + 1
+        return Expectation(replica, fresh, anchor, holder)
 
     def settle(self, expectation: Expectation) -> None:
         """The request has been computed, or never will be: from now on what the engine told counts, if it tells."""
         holder = self._replicas.get(expectation.replica)
-        if holder is None:
+        if holder is None or holder is not expectation.holder:
             return
-        expected = holder.expected
+        expected, anchor = holder.expected, expectation.anchor
+        if anchor is not None:
+            holder.anchors[anchor] -= 1
+            if not holder.anchors[anchor]:
+                del holder.anchors[anchor]
+                holder.lost_anchors.discard(anchor)
         over = []
         for key in expectation.keys:
             count = expected.get(key, 0)
@@ -177,7 +221,9 @@ class PrefixIndex:
         if holder.is_exact:
             self._release(holder, over)
         else:
+            holder.has_settled = holder.has_settled or bool(over)
             self.insert(expectation.replica, over)
+        self._judge(holder)
 
     # What the engine tells
 
@@ -185,18 +231,22 @@ class PrefixIndex:
         """A snapshot of `replica`'s cache of `capacity` blocks follows, by `store`; what was known counts meanwhile."""
         self.lose(replica)
         self.add_replica(replica, capacity)
-        self._replicas[replica].arriving = set()
+        holder = self._replicas[replica]
+        holder.arriving = {}
+        self._judge(holder)
 
     def finish(self, replica: str) -> None:
         """The snapshot is whole: from now on `replica` is exact."""
         holder = self._replicas[replica]
         if holder.arriving is None:
             raise OutOfStep("the end of a snapshot that never began")
-        doubtful = (holder.stored | holder.guessed.keys()) - holder.arriving
+        doubtful = (holder.stored.keys() | holder.guessed.keys()) - holder.arriving.keys()
         holder.stored, holder.arriving = holder.arriving, None
         holder.guessed.clear()
-        holder.is_exact = True
+        holder.is_exact, holder.has_settled = True, False
+        holder.lost_anchors = holder.anchors.keys() - holder.stored.keys()
         self._release(holder, doubtful)
+        self._judge(holder)
 
     def store(self, replica: str, keys: Sequence[bytes]) -> None:
         """`replica` holds `keys`.
@@ -206,9 +256,12 @@ class PrefixIndex:
         """
         holder = self._telling(replica)
         stored = holder.stored if holder.arriving is None else holder.arriving
-        stored.update(keys)
+        stored.update(dict.fromkeys(keys))
         for key in keys:
             self._set(key, holder.bit)
+        if holder.lost_anchors and holder.arriving is None:
+            holder.lost_anchors.difference_update(keys)
+            self._judge(holder)
         if len(stored) > holder.capacity:
             raise OutOfStep(f"more than its {holder.capacity} blocks are stored")
 
@@ -219,66 +272,57 @@ class PrefixIndex:
             OutOfStep: it did not tell that it held them.
         """
         holder = self._telling(replica)
-        if not holder.stored.issuperset(keys):
+        stored = holder.stored
+        if not all(map(stored.__contains__, keys)):
             raise OutOfStep("blocks are removed that were never stored")
-        holder.stored.difference_update(keys)
+        for key in keys:
+            stored.pop(key, None)
         self._release(holder, keys)
+        if holder.anchors:
+            holder.lost_anchors |= holder.anchors.keys() & keys
+            self._judge(holder)
         self.removed.add(keys)
 
     def clear(self, replica: str) -> None:
         """`replica` holds nothing any more; what is on its way there will be stored all the same."""
         holder = self._telling(replica)
-        gone, holder.stored = holder.stored, set()
+        gone, holder.stored = holder.stored, {}
         self._release(holder, gone)
+        holder.lost_anchors = set(holder.anchors)
+        self._judge(holder)
 
     def lose(self, replica: str) -> None:
         """Events of `replica` are missing: what it told is in doubt, and what is sent there is believed."""
         holder = self._replicas.get(replica)
         if holder is None:
             return
-        holder.is_exact = False
+        if holder.is_exact:
+            holder.is_exact = False
+            holder.stored = dict.fromkeys(reversed(holder.stored))
         arrived, holder.arriving = holder.arriving, None
         self._release(holder, arrived or ())
         self._shrink(holder)
+        self._judge(holder)
 
-    def match(self, keys: Iterable[bytes], replicas: Sequence[str]) -> list[int]:
-        """How many blocks of the chain, counted from its head without a gap, each of `replicas` holds.
+    def match(self, keys: Keys, replicas: Sequence[str]) -> list[int]:
+        """How many blocks of the chain `keys`, counted from its head without a gap, each of `replicas` holds.
 
-        One walk for all of them. A tuple that was asked before need not be looked up again. Takes no more from
-        `keys` than the first block that none of them holds.
+        One search for all of them. A tuple that was asked before need not be looked up again. Of `keys` it takes none
+        beyond twice the place of the first block that none of them holds.
         """
         asked = replicas if isinstance(replicas, tuple) else tuple(replicas)
         if asked is not self._asked.replicas:
             self._asked = self._ask(asked)
-        places, alive = self._asked.places, self._asked.mask
-        lengths = [0] * (alive.bit_length() + 1)
-        depth = 0
-        if alive:
-            same: int | None = -1
-            for depth, mask in enumerate(map(self._holders.get, keys), 1):
-                # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
-                if mask is same:
-                    continue
-                same = mask
-                if mask is None:
-                    break
-                gone = alive & ~mask
-                if not gone:
-                    continue
-                alive ^= gone
-                if depth > 1:
-                    while gone:
-                        place = gone.bit_length()
-                        lengths[place] = depth - 1
-                        gone ^= 1 << (place - 1)
-                if not alive:
-                    break
-            else:
-                depth += 1
-        while alive and depth > 1:
-            place = alive.bit_length()
-            lengths[place] = depth - 1
-            alive ^= 1 << (place - 1)
+        places, mask = self._asked.places, self._asked.mask
+        holders_of = self._holders.get
+        holding = holders_of(keys[0], 0) & mask if len(keys) else 0
+        if not holding:
+            return [0] * len(places)
+        lengths = [0] * (mask.bit_length() + 1)
+        if are_open := holding & self._open:
+            walk(keys, holders_of, are_open, lengths)
+        if are_closed := holding & ~self._open:
+            bisect(keys, holders_of, are_closed, lengths)
         return [lengths[place] for place in places]
 
     def _ask(self, replicas: tuple[str, ...]) -> _Asked:
@@ -294,12 +338,18 @@ class PrefixIndex:
             raise OutOfStep("events without a snapshot")
         return holder
 
+    def _judge(self, holder: _Holder) -> None:
+        if holder.is_closed:
+            self._open &= ~holder.bit
+        else:
+            self._open |= holder.bit
+
     def _shrink(self, holder: _Holder) -> None:
         if holder.is_exact:
             return
         stored, guessed = holder.stored, holder.guessed
         while len(stored) + len(guessed) > holder.capacity:
-            keys = (stored.pop() if stored else guessed.popitem(last=False)[0],)
+            keys = (stored.popitem()[0] if stored else guessed.popitem(last=False)[0],)
             self._release(holder, keys)
             self.removed.add(keys)
 

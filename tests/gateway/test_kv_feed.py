@@ -174,6 +174,14 @@ class Histories(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(tokens=prompts)
+    def match(self, tokens):
+        """However it is found: as far as the blocks asked for one by one are there, from the first on."""
+        chain = self.chain(tokens)
+        for replica in ("r", "other"):
+            alone = [self.index.match([key], [replica])[0] for key in chain]
+            assert self.index.match(chain, [replica]) == [(*alone, 0).index(0)]
+
+    @rule(tokens=prompts)
     def everything_comes_and_is_settled(self, tokens):
         """Let all that is under way arrive, and a heartbeat; then the engine's own cache is what an exact one holds."""
         self.step()
