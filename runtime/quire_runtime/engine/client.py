@@ -45,6 +45,8 @@ from quire_runtime.scheduler.request import FinishReason
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 0.5
+FINISH_REASONS = tuple(FinishReason)
+"""By value; calling the enumeration for each token is slow."""
 
 
 @dataclass(slots=True)
@@ -68,10 +70,35 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Stream:
-    """A request in flight at this client."""
+    """A request in flight at this client, and what has come for its one reader."""
 
-    deltas: asyncio.Queue[list[ChoiceDelta] | Exception] = field(default_factory=asyncio.Queue)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    _deltas: list[ChoiceDelta] = field(default_factory=list)
+    _failure: Exception | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def put(self, deltas: list[ChoiceDelta]) -> None:
+        self._deltas += deltas
+        self._wake()
+
+    def fail(self, failure: Exception) -> None:
+        """Raise this out of `take` when what came before has been taken."""
+        self._failure = self._failure or failure
+        self._wake()
+
+    async def take(self) -> list[ChoiceDelta]:
+        """All that has come since the last call, at least one delta."""
+        while not self._deltas:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class AsyncEngineClient:
@@ -186,17 +213,14 @@ class AsyncEngineClient:
                 )
             )
             while running:
-                deltas = await stream.deltas.get()
-                if isinstance(deltas, Exception):
+                try:
+                    deltas = await stream.take()
+                except (RequestRefused, EngineDied, EngineStartFailed):
                     running = 0
-                    raise deltas
-                while not stream.deltas.empty():
-                    later = stream.deltas.get_nowait()
-                    if isinstance(later, Exception):
-                        stream.deltas.put_nowait(later)
-                        break
-                    deltas += later
-                running -= sum(delta.finish != FinishReason.NONE for delta in deltas)
+                    raise
+                for delta in deltas:
+                    if delta.finish:
+                        running -= 1
                 yield deltas
         finally:
             self._streams.pop(handle, None)
@@ -288,7 +312,7 @@ class AsyncEngineClient:
                     self.stats = stats
                 case RequestRejected(handle=handle, code=code, message=text):
                     if handle in self._streams:
-                        self._streams[handle].deltas.put_nowait(RequestRefused(code, text))
+                        self._streams[handle].fail(RequestRefused(code, text))
                 case KVFrames():
                     self._kv.publish(message)
                 case HotList(number=number, prefixes=prefixes):
@@ -317,21 +341,24 @@ class AsyncEngineClient:
         )
         grouped: dict[int, list[ChoiceDelta]] = {}
         for index, (handle, choice, token, finish, cached) in enumerate(zip(*columns, strict=True)):
-            delta = ChoiceDelta(choice, [token] if token >= 0 else [], FinishReason(finish))
+            delta = ChoiceDelta(choice, [token] if token >= 0 else [], FINISH_REASONS[finish])
             if cached >= 0:
                 delta.cached_tokens = cached
             if finish == FinishReason.ERROR:
                 delta.error = step.errors.get(handle)
             if step.logprobs and (logprobs := step.logprobs[index]) is not None:
                 delta.logprobs = [logprobs]
-            grouped.setdefault(handle, []).append(delta)
+            if (group := grouped.get(handle)) is None:
+                grouped[handle] = [delta]
+            else:
+                group.append(delta)
         for times in step.times:
             grouped[times.handle][0].times = times
         for handle, deltas in grouped.items():
             if stream := self._streams.get(handle):
                 if stream.prompt_logprobs is not None:
                     deltas[0].prompt_logprobs, stream.prompt_logprobs = stream.prompt_logprobs, None
-                stream.deltas.put_nowait(deltas)
+                stream.put(deltas)
 
     def _keep_prompt_logprobs(self, part: PromptLogprobs) -> None:
         if stream := self._streams.get(part.handle):
@@ -348,7 +375,7 @@ class AsyncEngineClient:
             if not told.done():
                 told.set_exception(failure)
         for stream in self._streams.values():
-            stream.deltas.put_nowait(failure)
+            stream.fail(failure)
 
     async def _send(self, message: ToEngine) -> None:
         await self._outbound.send(self._encoder.encode(message))
