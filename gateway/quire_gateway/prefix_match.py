@@ -26,19 +26,7 @@ class Keys(Protocol):
 
 def walk(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> None:
     """Block by block, whatever the replicas hold."""
-    same = alive
-    for depth in range(1, len(keys)):
-        mask = holders_of(keys[depth], 0)
-        # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
-        if mask is same:
-            continue
-        same = mask
-        if gone := alive & ~mask:
-            _note(lengths, gone, depth)
-            alive ^= gone
-            if not alive:
-                return
-    _note(lengths, alive, len(keys))
+    _note(lengths, _walk_between(keys, holders_of, alive, 0, len(keys), lengths), len(keys))
 
 
 def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> None:
@@ -55,15 +43,7 @@ def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) ->
         while between:
             start, before, end, after = between.pop()
             if _MANY * (before & ~after).bit_count() >= end - start:
-                same = before
-                for depth in range(start + 1, end):
-                    mask = holders_of(keys[depth], 0)
-                    if mask is same:
-                        continue
-                    same = mask
-                    if gone := before & ~mask:
-                        _note(lengths, gone, depth)
-                        before ^= gone
+                before = _walk_between(keys, holders_of, before, start, end, lengths)
                 _note(lengths, before & ~after, end)
                 continue
             middle = (start + end) // 2
@@ -77,6 +57,23 @@ def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) ->
             return
         low = high
     _note(lengths, alive, len(keys))
+
+
+def _walk_between(keys: Keys, holders_of: HoldersOf, alive: int, start: int, end: int, lengths: list[int]) -> int:
+    """Those of `alive`, which hold the block at `start`, that hold all blocks before `end`; others are noted."""
+    same = alive
+    for depth in range(start + 1, end):
+        mask = holders_of(keys[depth], 0)
+        # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
+        if mask is same:
+            continue
+        same = mask
+        if gone := alive & ~mask:
+            _note(lengths, gone, depth)
+            alive ^= gone
+            if not alive:
+                break
+    return alive
 
 
 def _note(lengths: list[int], bits: int, length: int) -> None:
