@@ -171,7 +171,7 @@ def measure(port: int, server: psutil.Process, work: Load) -> dict[str, Any]:
     }
 
 
-def wait_until_ready(port_file: Path, process: "subprocess.Popen[bytes]") -> int:
+def wait_until_ready(port_file: Path, process: "subprocess.Popen[bytes]", log: Path) -> int:
     import httpx
 
     deadline = time.monotonic() + START_S
@@ -183,7 +183,8 @@ def wait_until_ready(port_file: Path, process: "subprocess.Popen[bytes]") -> int
             except httpx.HTTPError:
                 pass
         time.sleep(0.1)
-    raise SystemExit("The server did not become ready.")
+    words = log.read_text().strip()
+    raise SystemExit(f"The server did not become ready. Its last words:\n{words[-2000:]}")
 
 
 def main() -> None:
@@ -194,13 +195,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if min(*options.streams, options.rounds) < 1:
+        parser.error("--streams and --rounds are at least 1")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
         command = [sys.executable, __file__, SERVER, str(options.model), str(options.step_ms), str(port_file)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = Path(folder) / "log"
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
-            port = wait_until_ready(port_file, process)
+            port = wait_until_ready(port_file, process, log)
             for rep in range(options.rounds):
                 for streams in options.streams:
                     row = measure(port, psutil.Process(process.pid), load(streams, rep))
