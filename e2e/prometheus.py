@@ -65,7 +65,10 @@ class Prometheus:
         for job in config["scrape_configs"]:
             del job["kubernetes_sd_configs"]
             job["file_sd_configs"] = [{"files": [str(folder / "targets.json")]}]
-        (folder / "targets.json").write_text(json.dumps([target.entry() for target in targets]))
+        entries = [target.entry() for target in targets]
+        # Every job gets them all, and drops those that are not its own.
+        self._discovered = len(entries) * len(config["scrape_configs"])
+        (folder / "targets.json").write_text(json.dumps(entries))
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         command = [
             *(*layout.inside, "prometheus", f"--config.file={folder}/prometheus.yaml"),
@@ -119,9 +122,12 @@ class Prometheus:
         return {name for name, _ in queries.rules() if ":" not in name}
 
     def unhealthy(self) -> list[str]:
-        """Targets that cannot be scraped and rules that cannot be evaluated, with their errors."""
-        targets = (self.ask("targets") or {}).get("activeTargets", [])
+        """Targets that are not scraped and rules that are not evaluated, with their errors."""
+        discovered = self.ask("targets") or {"activeTargets": [], "droppedTargets": []}
         groups = (self.ask("rules") or {}).get("groups", [])
+        targets = discovered["activeTargets"]
+        if not targets or not groups or len(targets) + len(discovered["droppedTargets"]) < self._discovered:
+            return ["its targets and rules are not all loaded"]
         found = [f"{target['scrapeUrl']}: {target['lastError']}" for target in targets if target["health"] != "up"]
         rules = [rule for group in groups for rule in group["rules"]]
         return found + [f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]

@@ -198,8 +198,7 @@ OPERATOR = Row(
             "Reconcile time and queue",
             [
                 Query(
-                    "histogram_quantile(0.99, sum by (le) "
-                    "(rate(quire_operator_reconcile_seconds_bucket[$__rate_interval])))",
+                    "histogram_quantile(0.99, sum by (le) (rate(quire_operator_reconcile_seconds_bucket[10m])))",
                     "p99 (s)",
                 ),
                 Query("sum(quire_operator_queue_depth)", "waiting"),

@@ -29,14 +29,10 @@ class WakeQueue(Generic[K]):
             QUEUE_DEPTH.set(len(self._waiting))
 
     def wake_in(self, key: K, delay_s: float) -> None:
-        """Later; of several alarms for one key the earliest counts."""
-        loop = asyncio.get_running_loop()
-        known = self._alarms.get(key)
-        if known is not None:
-            if known.when() <= loop.time() + delay_s:
-                return
+        """Later; of several alarms for one key the newest counts: whoever set it has looked last."""
+        if (known := self._alarms.get(key)) is not None:
             known.cancel()
-        self._alarms[key] = loop.call_later(delay_s, self._ring, key)
+        self._alarms[key] = asyncio.get_running_loop().call_later(delay_s, self._ring, key)
 
     async def take(self) -> K:
         """The next key; give it back with `done`."""

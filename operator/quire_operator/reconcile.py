@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from quire_api.v1alpha1 import API_VERSION, KIND, LLMDeploymentStatus
+from quire_api.v1alpha1 import API_VERSION, KIND, LLMDeployment, LLMDeploymentStatus
 from quire_operator.conditions import invalid_status
 from quire_operator.decide import decide, name_conflicts, wanted_replicas
 from quire_operator.events import event_of, happenings
@@ -25,8 +25,10 @@ WORKERS = 8
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 LOOK_AGAIN_S = 15.0
-"""For what no watch tells: Secrets, claims and classes that are only referred to."""
 LOOK_AGAIN_READY_S = 60.0
+"""For what no watch tells: Secrets, claims and classes that are only referred to."""
+LOOK_AGAIN_ANYWAY_S = 300.0
+"""A ready deployment that refers to nothing: the watches tell everything, and lists are compared as often."""
 
 
 class Reconciler:
@@ -133,7 +135,7 @@ class Reconciler:
         # What was written shows already.
         after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         await self._say(resource, after.statuses[key])
-        wake_in = LOOK_AGAIN_READY_S if _is_ready(after.statuses[key]) else LOOK_AGAIN_S
+        wake_in = look_again_in(deployment, after.statuses[key])
         if after.wake_at is not None:
             wake_in = min(wake_in, max(after.wake_at - time.time(), 0.05))
         self.queue.wake_in(key, wake_in)
@@ -177,6 +179,12 @@ class Reconciler:
             DEPLOYMENTS.labels(word, reason).set(count)
 
 
-def _is_ready(status: LLMDeploymentStatus) -> bool:
+def look_again_in(deployment: LLMDeployment, status: LLMDeploymentStatus) -> float:
+    """Seconds after which a deployment is looked at though nothing woke it."""
     ready = status.condition("Ready")
-    return ready is not None and ready.status == "True"
+    if ready is None or ready.status != "True":
+        return LOOK_AGAIN_S
+    model, access = deployment.spec.model, deployment.spec.access
+    is_on_claim = model.volume is not None or model.source.startswith("pvc://")
+    refers = is_on_claim or model.auth is not None or access.api_keys_secret_ref is not None
+    return LOOK_AGAIN_READY_S if refers else LOOK_AGAIN_ANYWAY_S

@@ -84,17 +84,18 @@ def test_every_panel_and_every_rule_has_data_under_load(cluster, operator, names
     ]
     prometheus = Prometheus(cluster.layout, tmp_path, targets)
     try:
-        prometheus.wait(lambda: prometheus.ask("targets") and not prometheus.unhealthy())
+        prometheus.wait(lambda: not prometheus.unhealthy())
         assert prometheus.unhealthy() == []
-        provoke(cluster, up)
+        provoke(cluster, up, namespace)
         prometheus.wait(lambda: not prometheus.silent())
         assert "\n".join(prometheus.silent()) == ""
     finally:
         prometheus.stop()
 
 
-def provoke(cluster, up) -> None:
-    """What does not happen by itself: refusals at both doors, and a replica lost under its requests."""
+def provoke(cluster, up, namespace) -> None:
+    """What does not happen by itself: an edit, refusals at both doors, and a replica lost under its requests."""
+    cluster.kubectl("annotate", "llmd", "tiny", "-n", namespace, "example.com/edited=true")
     assert "error" in curl(cluster, "/v1/completions", {"model": "quire-tiny", "prompt": "word " * 3000})
     assert "error" in curl(cluster, "/v1/nonsense")
     engines = [child for child in psutil.Process(up.pid).children() if "serve" in child.cmdline()]

@@ -23,9 +23,10 @@ async def test_a_key_woken_while_worked_on_comes_again_after():
     assert await queue.take() == "a"
 
 
-async def test_the_earliest_alarm_counts():
+async def test_the_newest_alarm_counts():
     queue: WakeQueue[str] = WakeQueue()
-    queue.wake_in("a", 3600)
     queue.wake_in("a", 0.01)
     queue.wake_in("a", 3600)
-    assert await asyncio.wait_for(queue.take(), 60) == "a"
+    queue.wake_in("b", 3600)
+    queue.wake_in("b", 0.05)
+    assert await asyncio.wait_for(queue.take(), 60) == "b"

@@ -3,9 +3,12 @@
 import asyncio
 
 import pytest
+from tests.operator.conftest import deployment
 
+from quire_api.v1alpha1 import Condition, LLMDeploymentStatus
 from quire_operator.kube import NotLeading
-from quire_operator.reconcile import Reconciler
+from quire_operator.reconcile import LOOK_AGAIN_ANYWAY_S, LOOK_AGAIN_READY_S, LOOK_AGAIN_S, Reconciler, look_again_in
+from quire_operator.resync import EVERY_S
 from quire_operator.world import Key
 
 KEY = Key("models", "tiny")
@@ -68,3 +71,26 @@ async def test_what_lacked_the_lease_for_a_moment_is_looked_at_again(reconciler)
     reconciler.lead()
     reconciler.seen([])
     await until(lambda: reconciler.looks == [KEY, KEY])
+
+
+@pytest.mark.parametrize(
+    ("spec", "ready", "seconds"),
+    [
+        ({}, "False", LOOK_AGAIN_S),
+        ({}, None, LOOK_AGAIN_S),
+        ({}, "True", LOOK_AGAIN_ANYWAY_S),
+        ({"access": {"apiKeysSecretRef": {"name": "keys"}}}, "True", LOOK_AGAIN_READY_S),
+        ({"model": {"source": "hf://a/b", "auth": {"secretRef": {"name": "token"}}}}, "True", LOOK_AGAIN_READY_S),
+        ({"model": {"source": "pvc://weights/m"}}, "True", LOOK_AGAIN_READY_S),
+        ({"model": {"source": "hf://a/b", "volume": {"size": "1Gi"}}}, "True", LOOK_AGAIN_READY_S),
+    ],
+)
+def test_what_refers_to_objects_that_no_watch_tells_of_is_looked_at_more_often(spec, ready, seconds):
+    conditions = (
+        [Condition(type="Ready", status=ready, reason="R", message="m", last_transition_time="t")] if ready else []
+    )
+    assert look_again_in(deployment(**spec), LLMDeploymentStatus(conditions=conditions)) == seconds
+
+
+def test_a_deployment_that_nothing_wakes_is_looked_at_as_often_as_lists_are_compared():
+    assert LOOK_AGAIN_ANYWAY_S <= EVERY_S
