@@ -99,6 +99,7 @@ def _measure(layout: Layout, folder: Path, count: int) -> dict[str, Any]:
         time.sleep(5.0)
         process = psutil.Process(operator.pid)
         result: dict[str, Any] = {"deployments": count, "empty_rss_mb": _rss(process)}
+        before = _cpu(layout, process)
         began = time.monotonic()
         for first in range(0, count, 250):
             wishes = [_wish(number) for number in range(first, min(first + 250, count))]
@@ -108,6 +109,8 @@ def _measure(layout: Layout, folder: Path, count: int) -> dict[str, Any]:
         while _count(layout, "/apis/apps/v1") < count or len(_observed(layout)) < count:
             time.sleep(1.0)
         result["reconcile_all_s"] = round(time.monotonic() - began, 1)
+        after = _cpu(layout, process)
+        result["reconcile_all_cpu_s"] = {name: round(after[name] - before[name], 1) for name in after}
         result["api_requests_per_deployment"] = round(_requests(layout) / count, 1)
         while _count(layout, "/api/v1", "pods") < count:
             time.sleep(1.0)
@@ -213,6 +216,18 @@ def _requests(layout: Layout) -> float:
     return sum(
         float(value) for value in re.findall(r"^quire_operator_api_requests_total\{.*\} (\S+)$", done.stdout, re.M)
     )
+
+
+def _cpu(layout: Layout, operator: psutil.Process) -> dict[str, float]:
+    """Seconds of CPU that each part has used so far; kubectl's many short runs are not among them."""
+    pids = {name: int((layout.state / "pid" / name).read_text()) for name in [*control_plane.NAMES, "kwok"]}
+    return {
+        name: sum(process.cpu_times()[:2])
+        for name, process in {
+            "operator": operator,
+            **{name: psutil.Process(pid) for name, pid in pids.items()},
+        }.items()
+    }
 
 
 def _rss(process: psutil.Process) -> float:

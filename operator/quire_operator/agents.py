@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 import msgspec
 
 from quire_api import wire
@@ -46,7 +46,9 @@ class Agents:
         self._targets: dict[Key, list[Target]] = {}
         self._said_at: dict[tuple[Key, str], float] = {}
         self._slots = asyncio.Semaphore(AT_A_TIME)
-        self._http = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S)
+        self._http = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
+        )
 
     def watch(self, key: Key, pods: Iterable[Manifest], internal_key: str) -> None:
         """Ask those of the deployment's pods whose weights are on their way; forget the others."""
@@ -71,23 +73,24 @@ class Agents:
 
     async def run(self) -> None:
         """Ask for ever."""
-        try:
-            while True:
-                asked = [(key, target) for key, targets in self._targets.items() for target in targets]
-                await asyncio.gather(*(self._ask(key, target) for key, target in asked))
-                await asyncio.sleep(ASK_EVERY_S)
-        finally:
-            await self._http.aclose()
+        while True:
+            asked = [(key, target) for key, targets in self._targets.items() for target in targets]
+            await asyncio.gather(*(self._ask(key, target) for key, target in asked))
+            await asyncio.sleep(ASK_EVERY_S)
+
+    async def close(self) -> None:
+        await self._http.close()
 
     async def _ask(self, key: Key, target: Target) -> None:
         host = f"[{target.address}]" if ":" in target.address else target.address
-        headers = {wire.HEADER_INTERNAL_KEY: target.internal_key}
+        url, headers = f"http://{host}:{self._port}/progress", {wire.HEADER_INTERNAL_KEY: target.internal_key}
         async with self._slots:
             try:
-                answer = await self._http.get(f"http://{host}:{self._port}/progress", headers=headers)
-                said = msgspec.json.decode(answer.raise_for_status().content, type=wire.AgentProgress)
-            except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
-                log.debug("agent of %s: %s", target.pod, error)
+                async with self._http.get(url, headers=headers, allow_redirects=False) as answer:
+                    answer.raise_for_status()
+                    said = msgspec.json.decode(await answer.read(), type=wire.AgentProgress)
+            except (aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+                log.debug("agent of %s: %s", target.pod, error or type(error).__name__)
                 return
         if target in self._targets.get(key, ()):
             self._take(key, target.pod, said)

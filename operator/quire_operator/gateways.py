@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 import msgspec
 
 from quire_api import wire
@@ -60,16 +60,18 @@ class Gateways:
         self._found_at = float("-inf")
         self._heard: dict[str, _Heard] = {}
         self._summed_up: list[wire.GatewayReport] = []
-        self._http = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S)
+        self._http = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
+        )
 
     async def run(self) -> None:
         """Ask for ever."""
-        try:
-            while True:
-                await self._round()
-                await asyncio.sleep(ASK_EVERY_S)
-        finally:
-            await self._http.aclose()
+        while True:
+            await self._round()
+            await asyncio.sleep(ASK_EVERY_S)
+
+    async def close(self) -> None:
+        await self._http.close()
 
     async def _round(self) -> None:
         now = time.monotonic()
@@ -116,23 +118,26 @@ class Gateways:
 
     async def _ask_load(self, address: str) -> wire.GatewayLoad | None:
         try:
-            answer = await self._http.get(f"{address}/internal/v1/load", headers=self._headers)
-            return msgspec.json.decode(answer.content, type=wire.GatewayLoad) if answer.is_success else None
-        except (httpx.HTTPError, msgspec.MsgspecError):
+            return msgspec.json.decode(await self._get(f"{address}/internal/v1/load"), type=wire.GatewayLoad)
+        except (aiohttp.ClientError, OSError, msgspec.MsgspecError):
             return None
 
     async def _ask(self, address: str) -> None:
         try:
-            answer = await self._http.get(f"{address}/internal/v1/replicas", headers=self._headers)
-            if answer.is_success:
-                known = self._heard.get(address)
-                if known is not None and known.content == answer.content:
-                    report = known.report
-                else:
-                    report = msgspec.json.decode(answer.content, type=wire.GatewayReport)
-                self._heard[address] = _Heard(time.monotonic(), answer.content, report)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
-            log.debug("gateway %s: %s", address, error)
+            content = await self._get(f"{address}/internal/v1/replicas")
+            known = self._heard.get(address)
+            if known is not None and known.content == content:
+                report = known.report
+            else:
+                report = msgspec.json.decode(content, type=wire.GatewayReport)
+            self._heard[address] = _Heard(time.monotonic(), content, report)
+        except (aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+            log.debug("gateway %s: %s", address, error or type(error).__name__)
+
+    async def _get(self, url: str) -> bytes:
+        async with self._http.get(url, headers=self._headers, allow_redirects=False) as answer:
+            answer.raise_for_status()
+            return await answer.read()
 
 
 def words_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, dict[str, GatewayWord]]:

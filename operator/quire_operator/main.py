@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
-    for noisy in ("httpx", "kopf.objects", "aiohttp.access"):
+    for noisy in ("kopf.objects", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return asyncio.run(operate(config, connection))
@@ -77,12 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def operate(config: OperatorConfig, connection: Connection) -> int:
     """Work until SIGTERM or SIGINT."""
+    async with contextlib.AsyncExitStack() as closing:
+        return await _operate(config, connection, closing)
+
+
+async def _operate(config: OperatorConfig, connection: Connection, closing: contextlib.AsyncExitStack) -> int:
     home = config.namespace or connection.namespace
     identity = config.identity or f"{socket.gethostname()}-{secrets.token_hex(3)}"
     store = Store()
     duration_s = config.lease_duration_s
-    lease = Lease(Kube(connection), home, config.lease, identity, duration_s=duration_s, renew_s=duration_s / 4)
+    unfenced = Kube(connection)
+    lease = Lease(unfenced, home, config.lease, identity, duration_s=duration_s, renew_s=duration_s / 4)
     kube = Kube(connection, lease.is_held) if config.leader_elect else Kube(connection)
+    closing.push_async_callback(unfenced.close)
+    closing.push_async_callback(kube.close)
     labels = dict(pair.split("=", 1) for pair in config.gateway_labels.split(","))
     routing = Routing(kube, home, config.routing_secret)
     reconciler: Reconciler
@@ -95,6 +103,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         internal_key=config.internal_key,
         addresses=config.gateway_addresses,
     )
+    closing.push_async_callback(gateways.close)
     settings = Settings(
         engine_image=config.engine_image,
         agent_image=config.agent_image,
@@ -108,6 +117,7 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
     )
     url = config.gateway_url or f"http://quire-gateway.{home}.svc"
     agents = Agents(lambda keys: reconciler.wake(keys), config.agent_port)
+    closing.push_async_callback(agents.close)
     cluster = Cluster(kube, store, gateways, agents, Nodes(kube), routing, settings, f"{url}/v1")
     reconciler = Reconciler(cluster, identity)
 
@@ -160,7 +170,6 @@ async def operate(config: OperatorConfig, connection: Connection) -> int:
         for task in group:
             task.cancel()
         await asyncio.gather(*group, return_exceptions=True)
-    await kube.close()
     return 0
 
 

@@ -50,6 +50,7 @@ async def agents(pages):
     yield asking
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await asking.close()
 
 
 async def change(agents) -> wire.AgentProgress | None:

@@ -75,6 +75,7 @@ async def gateways(one, told, monkeypatch) -> AsyncIterator[Gateways]:
         yield gateways
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+        await gateways.close()
         await kube.close()
 
 
