@@ -97,6 +97,7 @@ def launchers() -> dict[str, Callable[[], object]]:
                         [(300, 1), (340, 1)], *a, is_shared=True
                     )
                 found[f"prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 90), (20, 70)], *a)
+                found[f"invariant attention {shape}"] = lambda a=arguments: _invariant_attention(*a)
             for has_norm in (False, True):
                 found[f"rope_and_store {heads}/{kv_heads}x{dim} {name}{' normed' if has_norm else ''}"] = (
                     lambda a=(heads, kv_heads, dim, dtype, has_norm): _rope(*a)
@@ -106,6 +107,7 @@ def launchers() -> dict[str, Callable[[], object]]:
         found[f"silu_and_mul {name}"] = lambda d=dtype: _silu(d)
         found[f"logprobs {name}"] = lambda d=dtype: _logprobs(d)
         found[f"one_row {name}"] = lambda d=dtype: _one_row(d)
+        found[f"invariant product {name}"] = lambda d=dtype: _invariant_product(d)
         found[f"likeliest {name}"] = lambda d=dtype: _likeliest(d)
     found["decode_inputs"] = _decode_inputs
     found["sample"] = lambda: _sample(False)
@@ -135,6 +137,16 @@ def _attention(
         decode_attention_triton.decode_attention(q, k_cache, v_cache, batch, 0.1, window, out)
     else:
         prefill_attention_triton.prefill_attention(q, k_cache, v_cache, batch, 0.1, window, out)
+
+
+def _invariant_attention(
+    heads: int, kv_heads: int, dim: int, dtype: torch.dtype, window: int | None, device: torch.device
+) -> None:
+    from quire_kernels.invariant_attention_triton import invariant_attention
+
+    batch, blocks = make_batch([(300, 1), (20, 70)], 16, device)
+    q, k_cache, v_cache = tensors(batch, blocks, heads, kv_heads, dim, dtype, device)
+    invariant_attention(q, k_cache, v_cache, batch, 0.1, window, 1024, torch.empty(q.shape, dtype=dtype))
 
 
 def _rope(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, has_norm: bool) -> None:
@@ -179,6 +191,16 @@ def _one_row(dtype: torch.dtype) -> None:
     linear_triton.one_row(x, weight, None, None, weight[0], 1e-5)
     linear_triton.one_row(x, weight, None, None, weight[0], 1e-5, is_gated=True)
     linear_triton.one_row(x, weight, None, torch.zeros(1, 64, dtype=dtype), adds=True)
+
+
+def _invariant_product(dtype: torch.dtype) -> None:
+    from quire_kernels.invariant_linear_triton import launch, tiles
+
+    x, weight = torch.zeros(3, 3072, dtype=dtype), torch.zeros(64, 3072, dtype=dtype)
+    for tile in tiles(dtype.itemsize):
+        launch(x, weight, None, x[:, :64], tile)
+    narrow = weight[:, :96].contiguous()
+    launch(x[:, :96], narrow, weight[:, 0].contiguous(), x[:, :64], tiles(dtype.itemsize)[0])
 
 
 def _likeliest(dtype: torch.dtype) -> None:

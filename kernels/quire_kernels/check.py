@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quire_kernels import activation, check_attention, check_step, logprobs, norm, rope
+from quire_kernels import activation, check_attention, check_invariant, check_step, logprobs, norm, rope
 from quire_kernels.check_attention import Mismatch, expect_close
 
 Run = Callable[[torch.device], float]
@@ -40,6 +40,7 @@ def cases(full: bool) -> list[Case]:
     found = [case for part in parts for case in part]
     found.extend(Case(name, run) for name, run in check_step.cases(full))
     found.extend(Case(name, run) for name, run in check_attention.cases(full))
+    found.extend(Case(name, run) for name, run in check_invariant.cases(full))
     return found
 
 
