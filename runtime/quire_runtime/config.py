@@ -66,6 +66,11 @@ class EngineConfig(BaseModel):
     long_prefill_token_threshold: int = Field(0, ge=0, description="Longest prompt chunk in one step; 0: no bound.")
     enable_prefix_caching: bool = Field(True, description="Reuse the KV cache of prompts that begin alike.")
     enforce_eager: bool = Field(False, description="Run without CUDA graphs.")
+    deterministic: bool = Field(
+        False,
+        description="Give a request bitwise the same tokens and logprobs alone, in any batch, in chunks and after a "
+        "prefix hit.",
+    )
     async_scheduling: bool | None = Field(
         None, description="Plan and launch a step before the one before it is read; by default on a GPU only."
     )

@@ -27,6 +27,11 @@ def test_engines_of_different_runs_are_never_compared():
     assert "Quire alone was measured in this run, so it holds no ratio." in page
 
 
+def test_a_deterministic_engine_is_compared_as_one_of_its_own():
+    lines = [line("quire", "a", 10.0), line("quire", "a", 10.8, settings={"deterministic": True})]
+    assert "| 10 (1) | 10.8 (1) | 1.08x quire deterministic |" in report.report([report.named(one) for one in lines])
+
+
 def test_step_times_become_tokens_a_second_of_the_last_run():
     lines = [
         line("quire", "a", 1.0, "w5_8", step_ms=1.0),

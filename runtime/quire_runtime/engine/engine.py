@@ -92,6 +92,7 @@ class Engine:
                 enable_prefix_caching=config.enable_prefix_caching,
                 long_prefill_token_threshold=config.long_prefill_token_threshold,
                 max_num_queued_reqs=config.max_num_queued_reqs,
+                finds_shared_prefixes=not config.deterministic,
             ),
             self.loaded.model_revision,
             self.kv_log,
@@ -143,7 +144,7 @@ class Engine:
                 handle=handle,
                 token_ids=token_ids,
                 params=params,
-                seed=int(self._seeds.integers(2**63)) if params.seed is None else params.seed,
+                seed=self._new_seed() if params.seed is None else params.seed,
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 priority=priority,
                 cache_salt=cache_salt,
@@ -233,6 +234,10 @@ class Engine:
             num_corrupted=self._num_corrupted,
             step_sizes=self._step_sizes.copy(),
         )
+
+    def _new_seed(self) -> int:
+        """For a request without one; a deterministic engine gives each the same, so that its answer is its own."""
+        return self.config.seed if self.config.deterministic else int(self._seeds.integers(2**63))
 
     def _check_known(self, token_ids: list[int]) -> None:
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):

@@ -12,6 +12,7 @@ import torch
 
 from quire_api.errors import UserError
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.invariance import attention_agrees, products_agree
 from quire_runtime.config import EngineConfig
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.memory import MemoryPlan, plan_memory, require_room
@@ -31,6 +32,10 @@ class NoSuchDevice(UserError):
 
 class UnsupportedGPU(UserError):
     """The GPU lacks what the kernels need."""
+
+
+class NotDeterministic(UserError):
+    """A deterministic engine was asked for on a GPU whose kernels' results depend on the batch."""
 
 
 LEAST_CAPABILITY = (8, 0)
@@ -81,7 +86,7 @@ def load(config: EngineConfig) -> Loaded:
         window = None if isinstance(config.max_model_len, str) else config.max_model_len
         if device.type == "cuda":
             require_room(config, device, build_model(facts, dtype, torch.device("meta"), window).weights.nbytes)
-        model = build_model(facts, dtype, device, window)
+        model = build_model(facts, dtype, device, window, config.deterministic)
         weights = load_weights(model, directory, load_format=config.load_format, seed=config.seed).nbytes
     with timings.phase("memory"):
         workspace = measure_workspace(config, facts, model, dtype, device)
@@ -91,11 +96,34 @@ def load(config: EngineConfig) -> Loaded:
             facts.num_layers, memory.num_blocks, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device
         )
         tables = Rows(config.max_num_seqs, memory.max_model_len, config.block_size, device)
-        runner = Runner(model, kv, tables, facts.vocab_size, device, depth, graphs=not config.enforce_eager)
+        graphs = not config.enforce_eager
+        runner = Runner(model, kv, tables, facts.vocab_size, device, depth, graphs, config.deterministic)
     with timings.phase("warmup"):
         runner.warm_up()
+        if config.deterministic and device.type == "cuda":
+            require_invariance(model)
     num_parameters = sum(tensor.numel() for tensor in model.weights.tensors)
     return Loaded(runner, facts, revision, memory, depth, timings.seconds, num_parameters)
+
+
+@torch.inference_mode()
+def require_invariance(model: Model) -> None:
+    """
+    Raises:
+        NotDeterministic: on this GPU a kernel of the deterministic model gives a row other bits in another batch.
+    """
+    facts, device = model.config, model.device
+    heads = facts.num_heads, facts.num_kv_heads, facts.head_dim
+    wrong = [
+        *("matrix products" for part in model.products() if not products_agree(*part)),
+        *("attention" for w in set(facts.sliding_window) if not attention_agrees(*heads, model.dtype, w, device)),
+    ]
+    if wrong:
+        raise NotDeterministic(
+            f"deterministic cannot hold on {torch.cuda.get_device_name(device)}: its {wrong[0]} differ in the last "
+            "bits between a row alone and in a batch. Serve without it, use device cpu, or an NVIDIA GPU of compute "
+            "capability 9.0."
+        )
 
 
 def model_directory(config: EngineConfig) -> Path:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_kernels.invariant_logprobs import invariant_logprobs
 from quire_runtime.engine.messages import TokenLogprobs
 
 
@@ -27,8 +28,15 @@ class PositionLogprobs:
         return [self.tokens, self.logprobs, self.ranks]
 
 
-def top_logprobs(logits: Tensor, chosen: Tensor, keys: NDArray[np.intp], counts: list[int]) -> PositionLogprobs:
-    """logits float32 [r, V], chosen int [r]; counts: how many of the likeliest tokens each position wants."""
+def top_logprobs(
+    logits: Tensor, chosen: Tensor, keys: NDArray[np.intp], counts: list[int], is_deterministic: bool = False
+) -> PositionLogprobs:
+    """logits float32 [r, V], chosen int [r]; counts: how many of the likeliest tokens each position wants.
+
+    is_deterministic: no position's values depend on another's.
+    """
+    if is_deterministic:
+        return PositionLogprobs(keys, counts, *invariant_logprobs(logits, chosen, max(counts, default=0)))
     logprobs = logits.log_softmax(dim=-1)
     chosen = chosen.long().unsqueeze(1)
     own = logprobs.gather(1, chosen)

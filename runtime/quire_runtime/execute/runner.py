@@ -33,6 +33,8 @@ class Model(Protocol):
 
     def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor: ...
 
+    def rehearse_products(self) -> None: ...
+
 
 class Runner:
     """Owns the device: the rows, the KV cache and the model.
@@ -42,7 +44,15 @@ class Runner:
     """
 
     def __init__(
-        self, model: Model, kv: KVCache, tables: Rows, vocab_size: int, device: torch.device, depth: int, graphs: bool
+        self,
+        model: Model,
+        kv: KVCache,
+        tables: Rows,
+        vocab_size: int,
+        device: torch.device,
+        depth: int,
+        graphs: bool,
+        is_deterministic: bool = False,
     ) -> None:
         self.model = model
         self.kv = kv
@@ -50,7 +60,8 @@ class Runner:
         self.device = device
         self._staging = Staging(device, depth + 1)
         self._output = OutputCopy(device)
-        self._sampler = Sampler(tables, vocab_size)
+        self._is_deterministic = is_deterministic
+        self._sampler = Sampler(tables, vocab_size, is_deterministic)
         self._graphs: DecodeGraphs | None = None
         self._mixed: MixedGraphs | None = None
         if graphs and device.type == "cuda":
@@ -144,6 +155,8 @@ class Runner:
 
             with compiled_together(self.device):
                 self._run_padding()
+                if self._is_deterministic:
+                    self.model.rehearse_products()
                 if self._graphs is not None:
                     self._graphs.rehearse()
                 if self._mixed is not None:
@@ -263,5 +276,6 @@ class Runner:
                 begin = context + done + 1
                 targets = self.tables.tokens[row, begin : begin + size]
                 wanted = [request.params.prompt_logprobs or 0] * size
-                chunks.append((request.handle, begin, top_logprobs(logits, targets, np.arange(size), wanted)))
+                values = top_logprobs(logits, targets, np.arange(size), wanted, self._is_deterministic)
+                chunks.append((request.handle, begin, values))
         return chunks

@@ -47,9 +47,11 @@ class Sampler:
     Order, as vLLM's: logprobs of the raw logits, logit_bias, min_tokens, penalties, temperature, min_p, top_k, top_p.
     """
 
-    def __init__(self, tables: Rows, vocab_size: int) -> None:
+    def __init__(self, tables: Rows, vocab_size: int, is_deterministic: bool = False) -> None:
+        """is_deterministic: no bit of what a row draws, or of its logprobs, depends on the rows beside it."""
         self.tables = tables
         self.vocab_size = vocab_size
+        self.is_deterministic = is_deterministic
         self._first = torch.zeros(1, dtype=torch.int32, device=tables.tokens.device)
 
     def draw(self, logits: Tensor, draws: Draws) -> tuple[Tensor, PositionLogprobs | None]:
@@ -72,7 +74,7 @@ class Sampler:
         if any_wants & Wants.NOISE:
             params = self.tables.params[draws.rows]
             reals = params.view(torch.float32)
-            tokens = sample(
+            columns = (
                 adjusted,
                 reals[:, TEMPERATURE].contiguous(),
                 params[:, TOP_K].contiguous(),
@@ -81,8 +83,11 @@ class Sampler:
                 params[:, SEED : SEED + 2].contiguous().view(torch.int64).squeeze(1),
                 draws.positions.long(),
                 params[:, CHOICE].contiguous(),
-                any_filter=bool(any_wants & Wants.FILTER),
             )
+            if self.is_deterministic:
+                tokens = _sample_apart(columns)
+            else:
+                tokens = sample(*columns, any_filter=bool(any_wants & Wants.FILTER))
         else:
             tokens = adjusted.argmax(dim=-1)
         tokens = self._record(tokens, best, draws)
@@ -90,7 +95,7 @@ class Sampler:
             return tokens, None
         counts = [self._params(draws.rows_cpu[i]).logprobs or 0 for i in asking]
         chosen = tokens[torch.from_numpy(asking).to(tokens.device)].clamp_min(0)
-        return tokens, top_logprobs(raw, chosen, asking, counts)
+        return tokens, top_logprobs(raw, chosen, asking, counts, self.is_deterministic)
 
     def _record(self, tokens: Tensor, best: Tensor, draws: Draws) -> Tensor:
         is_poisoned = best.isnan()
@@ -166,3 +171,12 @@ class Sampler:
 
     def _params(self, row: int) -> SamplingParams:
         return self._request(row).params
+
+
+def _sample_apart(columns: tuple[Tensor, ...]) -> Tensor:
+    """`sample` whose rounding in a row does not depend on the others: on a GPU each row has a program of its own, and
+    the one that can filter may round otherwise; on a CPU each row is a call of its own."""
+    if columns[0].is_cuda:
+        return sample(*columns, any_filter=True)
+    rows = range(len(columns[0]))
+    return torch.cat([sample(*(column[row : row + 1].clone() for column in columns)) for row in rows])

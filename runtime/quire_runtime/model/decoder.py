@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.invariant_attention import split_for
+from quire_kernels.invariant_linear import invariant_linear, rehearse
 from quire_kernels.linear import takes_one_row
 from quire_kernels.norm import add_rms_norm, rms_norm
+from quire_runtime.model.apart import forward_apart
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.layers.attention import Attention
 from quire_runtime.model.layers.linear import Linear, linear
@@ -34,12 +37,25 @@ class Decoder(ABC):
 
     The tensors are allocated but hold nothing until `load_weights` has filled them. Neither `forward` nor
     `compute_logits` waits for the device, and both may be captured in a CUDA graph.
+
+    is_deterministic: hidden states and logits of a token are bitwise the same whatever else is in the batch. A GPU
+    takes kernels that hold it, a CPU computes each token apart.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_model_len: int,
+        is_deterministic: bool = False,
+    ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
+        self.is_deterministic = is_deterministic
+        self._product = invariant_linear if is_deterministic else linear
+        self._split = split_for(max_model_len) if is_deterministic and device.type == "cuda" else None
         self.weights = weights = Weights(dtype, device)
         self.embedding = weights.one("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.layers = [self._layer(index) for index in range(config.num_layers)]
@@ -67,9 +83,11 @@ class Decoder(ABC):
 
     def forward(self, token_ids: Tensor, kv: list[KVCache], batch: AttentionBatch) -> Tensor:
         """token_ids int64 [T] -> hidden states [T, hidden_size] after the final norm; fills `kv` at `batch.slots`."""
+        if self.is_deterministic and self.device.type == "cpu":
+            return forward_apart(self, token_ids, kv, batch)
         eps = self.config.rms_norm_eps
         residual = functional.embedding(token_ids, self.embedding)
-        if takes_one_row(residual):
+        if takes_one_row(residual) and not self.is_deterministic:
             for layer, (k_cache, v_cache) in zip(self.layers, kv, strict=True):
                 layer.attention.add_one(residual, layer.attention_norm, k_cache, v_cache, batch, self.cos_sin)
                 layer.mlp.add_one(residual, layer.mlp_norm, eps)
@@ -84,18 +102,33 @@ class Decoder(ABC):
 
     def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [n, hidden_size] -> logits [n, vocab_size] in the model's dtype, written to `out` if given."""
-        return linear(hidden, self.lm_head, out=out)
+        return self._product(hidden, self.lm_head, out=out)
+
+    def rehearse_products(self) -> None:
+        """Of a deterministic model on a GPU: launch each kernel that a batch of some size may need."""
+        for weight, bias in self.products():
+            rehearse(weight, bias)
+
+    def products(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight [N, K] and bias [N] of each kind of matrix."""
+        first = self.layers[0]
+        parts = (first.attention.qkv, first.attention.output, first.mlp.gate_up, first.mlp.down)
+        return [*((part.weight, part.bias) for part in parts), (self.lm_head, None)]
 
     def _layer(self, index: int) -> Layer:
         config, weights, prefix = self.config, self.weights, f"model.layers.{index}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden, inner, product = config.hidden_size, config.intermediate_size, self._product
         q_norm, k_norm = self.head_norms(attention) or (None, None)
         return Layer(
             attention=Attention(
-                qkv=Linear.stacked(weights, self.qkv_outputs(attention), hidden, config.attention_bias),
+                qkv=Linear.stacked(weights, self.qkv_outputs(attention), hidden, config.attention_bias, product),
                 output=Linear.stacked(
-                    weights, {f"{attention}.o_proj": hidden}, config.num_heads * config.head_dim, config.output_bias
+                    weights,
+                    {f"{attention}.o_proj": hidden},
+                    config.num_heads * config.head_dim,
+                    config.output_bias,
+                    product,
                 ),
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
@@ -104,10 +137,11 @@ class Decoder(ABC):
                 q_norm=q_norm,
                 k_norm=k_norm,
                 eps=config.rms_norm_eps,
+                split=self._split,
             ),
             mlp=MLP(
-                gate_up=Linear.stacked(weights, self.gate_up_outputs(mlp), hidden, config.mlp_bias),
-                down=Linear.stacked(weights, {f"{mlp}.down_proj": hidden}, inner, config.mlp_bias),
+                gate_up=Linear.stacked(weights, self.gate_up_outputs(mlp), hidden, config.mlp_bias, product),
+                down=Linear.stacked(weights, {f"{mlp}.down_proj": hidden}, inner, config.mlp_bias, product),
             ),
             attention_norm=weights.one(f"{prefix}.input_layernorm.weight", hidden),
             mlp_norm=weights.one(f"{prefix}.post_attention_layernorm.weight", hidden),

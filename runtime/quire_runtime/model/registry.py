@@ -22,18 +22,23 @@ MODELS: dict[str, type[Decoder]] = {
 
 
 def build_model(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device | str, max_model_len: int | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    max_model_len: int | None = None,
+    is_deterministic: bool = False,
 ) -> Model:
     """The model with its tensors allocated on `device`, not yet loaded; on "meta" nothing is allocated.
 
     max_model_len: longest sequence that will be served, at most (and by default) config.max_position_embeddings.
+    is_deterministic: what a token is does not depend on what is computed beside it.
 
     Raises:
         TooLargeForDevice: the device has no room for the tensors.
     """
     length = min(max_model_len or config.max_position_embeddings, config.max_position_embeddings)
     try:
-        return MODELS[config.architecture](config, dtype, torch.device(device), length)
+        return MODELS[config.architecture](config, dtype, torch.device(device), length, is_deterministic)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
             raise

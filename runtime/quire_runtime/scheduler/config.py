@@ -13,6 +13,7 @@ class SchedulerConfig:
     num_blocks: blocks of the KV cache, block 0 (never handed out) included.
     max_num_queued_reqs: requests that may wait for their first step; None: any number.
     long_prefill_token_threshold: most tokens of one sequence in one step; 0: only the step's budget limits them.
+    finds_shared_prefixes: plans may say what decodes begin with alike.
     """
 
     max_num_seqs: int
@@ -23,6 +24,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     max_num_queued_reqs: int | None = None
     long_prefill_token_threshold: int = 0
+    finds_shared_prefixes: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):

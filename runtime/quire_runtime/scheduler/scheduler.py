@@ -222,7 +222,8 @@ class Scheduler:
             if state.computed[family.sequences[0].row] >= family.prompt_len:
                 self._spawn(family)
         shared = None
-        if samples.all() and not draft.admissions and int(draft.queries.max()) == 1:
+        is_decode = samples.all() and not draft.admissions and int(draft.queries.max()) == 1
+        if is_decode and self.config.finds_shared_prefixes:
             shared = self._shared.find(rows, state.epoch[rows], draft.contexts)
         plan = draft.plan(samples, shared)
         self._num_steps += 1

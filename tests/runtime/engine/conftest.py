@@ -71,6 +71,12 @@ def make_engine(tiny_model_dir: Callable[..., Path]) -> Callable[..., Engine]:
     return make
 
 
+@pytest.fixture(scope="session")
+def driver_of() -> type[Driver]:
+    """`driver_of(engine)`: a Driver over an engine."""
+    return Driver
+
+
 @pytest.fixture
 def drive(make_engine: Callable[..., Engine]) -> Callable[..., Driver]:
     """A Driver over a new engine."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from quire_kernels.attention import paged_attention
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.invariant_attention import invariant_attention
 from quire_kernels.linear import add_row, normed_row
 from quire_kernels.rope import rope_and_store
 from quire_runtime.model.layers.linear import Linear
@@ -16,6 +17,7 @@ class Attention:
     """Grouped-query attention: one fused projection, rotation and store in one, then the paged kernel.
 
     window: tokens that a query sees, its own included; None: all. q_norm, k_norm: RMSNorm weights [head_dim] or None.
+    split: of the batch-invariant kernel, where that one is to be used.
     """
 
     qkv: Linear
@@ -27,6 +29,7 @@ class Attention:
     q_norm: Tensor | None
     k_norm: Tensor | None
     eps: float
+    split: int | None = None
 
     def __call__(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]; writes the tokens' keys and values to the caches."""
@@ -44,6 +47,18 @@ class Attention:
         self, heads: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor
     ) -> Tensor:
         """heads [T, (Hq + 2 Hkv) D] -> [T, Hq D]"""
+        q, k, v = self.store(heads, k_cache, v_cache, batch, cos_sin)
+        scale = self.head_dim**-0.5
+        if self.split is not None:
+            attended = invariant_attention(q, k_cache, v_cache, batch, scale, self.window, self.split)
+        else:
+            attended = paged_attention(q, k_cache, v_cache, batch, scale, self.window, k=k, v=v)
+        return attended.flatten(1)
+
+    def store(
+        self, heads: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """heads [T, (Hq + 2 Hkv) D] -> rotated queries [T, Hq, D]; keys and values [T, Hkv, D] as stored."""
         heads = heads.view(-1, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
         q, k, v = heads.split_with_sizes([self.num_heads, self.num_kv_heads, self.num_kv_heads], 1)
         rope_and_store(
@@ -59,5 +74,4 @@ class Attention:
             k_norm=self.k_norm,
             eps=self.eps,
         )
-        attended = paged_attention(q, k_cache, v_cache, batch, self.head_dim**-0.5, self.window, k=k, v=v)
-        return attended.flatten(1)
+        return q, k, v

@@ -1,5 +1,6 @@
 """Matrix product with an optional bias; several projections of one input are one product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,20 +31,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     return skinny_linear(x, weight, bias, out)
 
 
+Product = Callable[..., Tensor]
+"""(x, weight, bias=None, out=None) as `linear` takes them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """x [T, inputs] -> [T, outputs] with weight [outputs, inputs], bias [outputs] or None."""
 
     weight: Tensor
     bias: Tensor | None
+    product: Product = linear
 
     @classmethod
-    def stacked(cls, weights: Weights, outputs: dict[str, int], inputs: int, bias: bool) -> "Linear":
+    def stacked(
+        cls, weights: Weights, outputs: dict[str, int], inputs: int, bias: bool, product: Product = linear
+    ) -> "Linear":
         """The projections named by `outputs` (name in the checkpoint -> rows), side by side in that order."""
         weight = weights.stacked({f"{name}.weight": rows for name, rows in outputs.items()}, inputs)
         if not bias:
-            return cls(weight, None)
-        return cls(weight, weights.stacked({f"{name}.bias": rows for name, rows in outputs.items()}))
+            return cls(weight, None, product)
+        return cls(weight, weights.stacked({f"{name}.bias": rows for name, rows in outputs.items()}), product)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
