@@ -198,7 +198,7 @@ def test_answers_do_not_depend_on_the_company(make):
     [
         {"max_num_batched_tokens": 300, "enable_prefix_caching": False},
         {"max_num_batched_tokens": 1000, "long_prefill_token_threshold": 77, "enforce_eager": True},
-        {"num_gpu_blocks_override": 400, "max_num_seqs": 40, "async_scheduling": False},
+        {"num_gpu_blocks_override": 200, "max_num_seqs": 40, "async_scheduling": False},
     ],
     ids=["chunks", "eager", "preempted"],
 )
