@@ -4,7 +4,7 @@
     python bench/gpu.py --engine vllm  --model m-8b --plan w2:3,w1:3,w5:2 --out h200.jsonl --run 2026-11-23a
 
 Workloads (bench/workloads.py): w1 and w1b throughput; w2 one request; w3 long prompts (--max-model-len 16384); w4 a
-shared prefix; w5 decode steps at several batch sizes. Greedy, end-of-sequence ignored, dummy weights in bf16, prompts
+shared prefix; w5 decode steps at several batch sizes; long: contexts of 32k and 128k (--max-model-len 131072). Greedy, end-of-sequence ignored, dummy weights in bf16, prompts
 as token ids. A repetition changes the ids; the prefix cache is emptied before each, unless the workload is about it.
 Every workload is run twice before it is timed. A line's wall_s is read on the host around one call with all requests.
 """
@@ -192,6 +192,18 @@ class Bench:
                 first_s=round(first, 5),
                 reps=reps,
             )
+
+    def long(self, reps: int) -> None:
+        """A prompt that fills the window of 131,072 tokens but for its one answer, and steps of 8 sequences of 32k."""
+        self.series("long_131071x1", workloads.long_single, reps, warm=False)
+        count = 128
+        for rep in range(reps):
+            walls = [
+                self.timed(workloads.long_batch(rep, out), reset)
+                for out, reset in ((1, True), (count + 1, False), (1, False))
+            ]
+            step_ms = round((walls[1] - walls[2]) / count * 1e3, 4)
+            self.record("long_32768x8", rep, walls[1], step_ms=step_ms, first_s=round(walls[0], 5))
 
 
 def write_config(model: str, folder: Path) -> Path:

@@ -31,6 +31,8 @@ READINGS = {
     "w4_warm_new_suffix": ("W4: shared prefix, warm", "wall_s", "s"),
     "w4_warm_identical": ("W4: the same requests again", "wall_s", "s"),
     **{f"w5_{batch}": (f"W5: a step at batch {batch}", "step_ms", "ms") for batch in (1, 8, 32, 64, 128, 256)},
+    "long_131071x1": ("a prompt of 131,071 tokens", "wall_s", "s"),
+    "long_32768x8": ("a step of 8 sequences of 32k", "step_ms", "ms"),
     "startup": ("start, until it takes requests", "wall_s", "s"),
 }
 MODELS = {"m-small": "Qwen3-0.6B shape", "m-8b": "Llama-3.1-8B shape"}

@@ -65,6 +65,14 @@ def w5(batch, rep=0, out=128):
     return uniform(batch, 512, out, rep, tag=500 + batch)
 
 
+def long_single(rep=0):
+    return uniform(1, 131_071, 1, rep, tag=6)
+
+
+def long_batch(rep=0, out=129):
+    return uniform(8, 32_768, out, rep, tag=8)
+
+
 W5_BATCHES = (1, 8, 32, 64, 128, 256)
 
 if __name__ == "__main__":
