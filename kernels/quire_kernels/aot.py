@@ -92,10 +92,15 @@ def launchers() -> dict[str, Callable[[], object]]:
                 shape = f"{heads}/{kv_heads}x{dim} {name}{' windowed' if window else ''}"
                 arguments = (heads, kv_heads, dim, dtype, window, cpu)
                 found[f"decode_attention {shape}"] = lambda a=arguments: _attention([(300, 1), (40, 1)], *a)
+                found[f"balanced decode_attention {shape}"] = lambda a=arguments: _attention([(300, 1)] * 17, *a)
                 if not window:
+                    found[f"shared balanced decode_attention {shape}"] = lambda a=arguments: _attention(
+                        [(300, 1)] * 17, *a, is_shared=True
+                    )
                     found[f"shared decode_attention {shape}"] = lambda a=arguments: _attention(
                         [(300, 1), (340, 1)], *a, is_shared=True
                     )
+                found[f"long prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 2100)], *a)
                 found[f"prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 90), (20, 70)], *a)
                 found[f"invariant attention {shape}"] = lambda a=arguments: _invariant_attention(*a)
             for has_norm in (False, True):

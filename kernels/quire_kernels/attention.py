@@ -25,6 +25,7 @@ def paged_attention(
     own K and V already stored. Softmax and sums in fp32. Returns [T, Hq, D] contiguous, or fills `out`.
     With k and v, the step's own keys and values [T, Hkv, D], whole long prompts are spared the way through the cache.
     """
+    is_own = out is None
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     if q.is_cuda:
         from quire_kernels.decode_attention_triton import decode_attention
@@ -42,8 +43,11 @@ def paged_attention(
 
             if q.shape[2] in fresh_attention.DIMENSIONS and fresh_attention.is_available():
                 fresh, rest = fresh_attention.divide(part, window)
-        for start, end in fresh:
-            fresh_attention.attend(q[start:end], k[start:end], v[start:end], scale, out[start:end])
+        for prompts in fresh:
+            attended = fresh_attention.attend(q, k, v, prompts, scale)
+            if is_own and len(attended) == len(out):
+                return attended
+            out[prompts.start : prompts.end].copy_(attended)
         for prefills in rest:
             prefill_attention(q, k_cache, v_cache, prefills, scale, window, out)
     return out

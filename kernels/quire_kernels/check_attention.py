@@ -140,6 +140,13 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
             f"decode attention of long sequences window {window}",
             partial(_run, long, 2, 1, 16, fp32, window, 16),
         )
+    uneven = [(300, 1), *[(5 * i, 1) for i in range(17)], (700, 1), (0, 1), (0, 1), (64, 1)]
+    for spans, window in itertools.product((uneven, uneven[2:4] * 9), (None, 100)):
+        yield (
+            f"balanced decode attention of {len(spans)} sequences window {window}",
+            partial(_run, spans, 8, 2, 64, fp32, window, 16),
+        )
+    yield "balanced decode attention where places hold no decode", _run_without_some
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
     few = [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)]
     for (q_heads, kv_heads, dim), dtype, blocks in [
@@ -184,6 +191,22 @@ def _run(
     out = torch.full(q.shape, torch.nan, dtype=dtype, device=device)
     _attend(q, k_cache, v_cache, batch, dim**-0.5, window, out)
     return expect_close(out, plain_attention(q, k_cache, v_cache, batch, dim**-0.5, window).cpu())
+
+
+def _run_without_some(device: torch.device) -> float:
+    """The decodes of a mixed batch leave places free: nothing of theirs is read or written, even if all are free."""
+    batch, blocks = make_batch([(40 * i, 1) for i in range(20)], 16, device)
+    q, k_cache, v_cache = tensors(batch, blocks, 8, 2, 64, torch.float32, device)
+    expected = plain_attention(q, k_cache, v_cache, batch, 0.125, None).cpu()
+    worst = 0.0
+    for free in ([0, 1, 5, 6, 7, 19], list(range(20))):
+        lens = batch.seq_lens.clone()
+        lens[free] = 0
+        out = torch.full(q.shape, 7.0, device=device)
+        _attend(q, k_cache, v_cache, replace(batch, seq_lens=lens, layouts={}), 0.125, None, out)
+        expected[free] = 7.0
+        worst = max(worst, expect_close(out, expected))
+    return worst
 
 
 def _run_shared(
@@ -238,7 +261,7 @@ def _run_alone(spans: list[tuple[int, int]], device: torch.device) -> float:
 
 
 def _run_fresh(dim: int, dtype: torch.dtype, device: torch.device) -> float:
-    spans = [(900, 1), (0, 2500), (0, 700), (100, 2300), (0, 2048), (0, 2049), (3, 20)]
+    spans = [(900, 1), (0, 2500), (0, 2300), (0, 700), (100, 2300), *[(0, 2048)] * 3, (0, 2049), (3, 20)]
     batch, blocks = make_batch(spans, 16, device)
     q, k_cache, v_cache = tensors(batch, blocks, 6, 2, dim, dtype, device)
     places = batch.slots // 16, slice(None), batch.slots % 16

@@ -7,8 +7,8 @@ split merges them, in the order of the splits. All query heads of one KV head ar
 Keys that many sequences share (batch.shared) are read by shared_attention_triton for all of them; the splits then begin
 behind them, and the merge takes in what it found.
 
-A split is as long as suits the batch's size: a batch of few sequences needs many programs, one of many needs few
-starts. So a sequence's sums are taken in another order in a large batch than alone.
+This is for few sequences, which need many programs; balanced_attention_triton divides the keys of more of them. So a
+sequence's sums are taken in another order in a large batch than alone.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from quire_kernels import tuning
 from quire_kernels.attention_tile_triton import attend_loaded, merge
+from quire_kernels.balanced_attention_triton import balanced_attention
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
 from quire_kernels.shared_attention_triton import SharedSums, attend_shared
 
+SPLIT = 192
+"""Keys of a split."""
 MAX_SPLITS = 32
 """Of a sequence; above MAX_SPLITS splits' worth of keys they grow instead of becoming more."""
 MERGED_AT_ONCE = 4
@@ -45,27 +48,22 @@ class DecodeWork:
     arrivals: Tensor
     partial: Tensor
     sums: Tensor
-    split: int
     splits: int
     shared: SharedSums | None
-
-
-def split_keys(sequences: int) -> int:
-    """Keys of one split."""
-    if sequences <= 16:
-        return 192
-    return 768 if sequences <= tuning.FEW else 1024
 
 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
     """Sizes follow from the width of the block table, so that a CUDA graph holds for every length."""
+    if batch.num_decodes > tuning.FEW:
+        balanced_attention(q, k_cache, v_cache, batch, scale, window, out)
+        return
     sequences, query_heads, dim = batch.num_decodes, q.shape[1], q.shape[2]
     kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = query_heads // kv_heads
     block_d = max(16, triton.next_power_of_2(dim))
-    shape = tuning.tile("few decode" if sequences <= tuning.FEW else "decode", q.dtype, block_d)
+    shape = tuning.tile("decode", q.dtype, block_d)
     key = ("decode work", query_heads, kv_heads, dim, window)
     work = batch.layouts.get(key)
     if work is None:
@@ -96,15 +94,13 @@ def _work(
     device: torch.device,
 ) -> DecodeWork:
     n = batch.num_decodes
-    split = split_keys(n)
     capacity = batch.block_tables.shape[1] * batch.block_size
-    splits = min(triton.cdiv(capacity, split) + (window is not None), MAX_SPLITS)
+    splits = min(triton.cdiv(capacity, SPLIT) + (window is not None), MAX_SPLITS)
     work = DecodeWork(
         items=torch.empty(1 + n * splits, WORDS, dtype=torch.int32, device=device),
         arrivals=torch.empty(n, kv_heads, dtype=torch.int32, device=device),
         partial=torch.empty(n, query_heads, splits, dim, dtype=torch.float32, device=device),
         sums=torch.empty(n, query_heads, splits, dtype=torch.float32, device=device),
-        split=split,
         splits=splits,
         shared=SharedSums.of(n, query_heads, dim, device) if batch.shared is not None and window is None else None,
     )
@@ -112,8 +108,8 @@ def _work(
     _work_kernel[(n,)](
         batch.seq_lens, batch.seq_lens if shared is None else shared.lens, work.items, work.arrivals, n, window or 0,
         KV_HEADS=kv_heads,
-        BLOCK=max(16 if n <= 16 else 1024, triton.next_power_of_2(n)), BLOCK_HEADS=triton.next_power_of_2(kv_heads),
-        SPLIT=split,
+        BLOCK=max(16, triton.next_power_of_2(n)), BLOCK_HEADS=triton.next_power_of_2(kv_heads),
+        SPLIT=SPLIT,
         MAX_SPLITS=MAX_SPLITS, WORDS=WORDS, KEYS=keys, WINDOWED=window is not None, SHARED=shared is not None,
         num_warps=1, **tuning.overlapping(n),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from quire_kernels import tuning
 from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
 
 HEADS = 8
-WARPS = 1
+WARPS = 4
 
 
 def rope_and_store(

@@ -19,6 +19,8 @@ TARGETS = list(aot.TARGETS)
 COMPILED = [
     "decode_attention 8/2x128 bfloat16",
     "decode_attention 4/2x32 float32 windowed",
+    "balanced decode_attention 8/2x128 bfloat16",
+    "shared balanced decode_attention 4/2x32 float32",
     "shared decode_attention 8/2x128 bfloat16",
     "prefill_attention 8/2x128 bfloat16",
     "prefill_attention 4/2x32 float32 windowed",

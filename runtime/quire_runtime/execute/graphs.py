@@ -115,8 +115,8 @@ class DecodeGraphs:
             self.capture(size, has_shared)
 
     def _first(self) -> list[tuple[int, bool]]:
-        kinds = [next((size for size in self.sizes if size > bound), None) for bound in (16, FEW)]
-        shareable = [(size, has_shared) for size in kinds if size is not None for has_shared in (False, True)]
+        more = [size for size in self.sizes if size > FEW][:1]
+        shareable = [(size, has_shared) for size in more for has_shared in (False, True)]
         return [*((size, False) for size in self.sizes[:4]), *shareable]
 
     def capture(self, size: int, has_shared: bool = False) -> None:

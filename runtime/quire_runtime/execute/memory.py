@@ -14,7 +14,8 @@ GiB = 2**30
 CPU_SHARE = 0.25
 """Of the memory available now, the KV cache of an engine on a CPU takes at most this share."""
 CUDA_RESERVE = 0.02
-"""Of the GPU's memory, kept for graphs, fragmentation and the driver."""
+MOST_RESERVE = GiB
+"""Kept for graphs and fragmentation: a share of the GPU's memory, and at most so much."""
 
 
 class DoesNotFit(UserError):
@@ -125,7 +126,7 @@ def _room(config: EngineConfig, device: torch.device, weights: int, workspace: i
     """(memory of the device, reserve, bytes left for the KV cache)"""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        reserve = int(CUDA_RESERVE * total)
+        reserve = min(int(CUDA_RESERVE * total), MOST_RESERVE)
         taken_by_others = total - free - torch.cuda.memory_reserved(device)
         budget = int(config.gpu_memory_utilization * total)
         return total, reserve, budget - max(taken_by_others, 0) - weights - workspace - reserve
