@@ -64,6 +64,11 @@ class EngineConfig(BaseModel):
         2048, ge=1, description="Most requests that wait for their first step; more are refused with status 429."
     )
     long_prefill_token_threshold: int = Field(0, ge=0, description="Longest prompt chunk in one step; 0: no bound.")
+    mixed_step_tokens: int = Field(
+        512,
+        ge=0,
+        description="Tokens of a step in which prompts join running decodes, where few prompts wait; 0: no bound.",
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV cache of prompts that begin alike.")
     enforce_eager: bool = Field(False, description="Run without CUDA graphs.")
     deterministic: bool = Field(

@@ -91,6 +91,7 @@ class Engine:
                 num_blocks=memory.num_blocks,
                 enable_prefix_caching=config.enable_prefix_caching,
                 long_prefill_token_threshold=config.long_prefill_token_threshold,
+                mixed_step_tokens=config.mixed_step_tokens,
                 max_num_queued_reqs=config.max_num_queued_reqs,
                 finds_shared_prefixes=not config.deterministic,
             ),

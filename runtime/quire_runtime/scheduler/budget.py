@@ -5,6 +5,16 @@ import numpy as np
 from quire_runtime.scheduler.plan import Ints
 
 
+def mixed_budget(num_decodes: int, waiting: int, target: int, most: int) -> int:
+    """Query tokens of a step that holds prompts beside decodes, at most `most`.
+
+    A decode's next token comes when the whole step ends, so prompts are cut to make a step of `target` tokens. Where
+    many prompt tokens wait (`waiting`), a step takes half of them instead: then what counts is that they are done.
+    Half of `target` is theirs however many decode.
+    """
+    return min(most, num_decodes + max(target - num_decodes, target // 2, waiting // 2))
+
+
 def share_budget(pending: Ints, budget: int, longest: int) -> Ints:
     """Query tokens for each running sequence, in the order of service.
 

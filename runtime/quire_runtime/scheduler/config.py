@@ -14,6 +14,7 @@ class SchedulerConfig:
     max_num_queued_reqs: requests that may wait for their first step; None: any number.
     long_prefill_token_threshold: most tokens of one sequence in one step; 0: only the step's budget limits them.
     finds_shared_prefixes: plans may say what decodes begin with alike.
+    mixed_step_tokens: query tokens of a step with prompts and decodes, where few prompts wait; 0: as of any step.
     """
 
     max_num_seqs: int
@@ -25,6 +26,7 @@ class SchedulerConfig:
     max_num_queued_reqs: int | None = None
     long_prefill_token_threshold: int = 0
     finds_shared_prefixes: bool = True
+    mixed_step_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):

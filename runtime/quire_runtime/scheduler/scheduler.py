@@ -10,7 +10,7 @@ from quire_runtime.kv.hot import HitBlocks
 from quire_runtime.kv.prefix import PrefixListener
 from quire_runtime.kv.shared import SharedPrefixes
 from quire_runtime.kv.tables import EMPTY, BlockTables
-from quire_runtime.scheduler.budget import share_budget
+from quire_runtime.scheduler.budget import mixed_budget, share_budget
 from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.draft import StepDraft
 from quire_runtime.scheduler.errors import BadResume, Draining, EmptyPrompt, KVTooSmall, PromptTooLong, QueueFull
@@ -203,13 +203,13 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None if no sequence can run before an earlier step's tokens are known."""
         state = self._rows
-        rows, queries, missing, is_short = self._serve_running()
+        rows, queries, missing, is_short, budget = self._serve_running()
         contexts = state.computed[rows]
         writes = self._tables.extend(rows, missing)
         self._register(rows, contexts + queries)
         draft = StepDraft(rows, contexts, queries, writes)
         if self._waiting and not is_short:
-            self._admit(draft, self.config.max_num_batched_tokens - int(queries.sum()))
+            self._admit(draft, budget - int(queries.sum()))
         draft.close()
         rows = draft.rows
         if len(rows) == 0:
@@ -297,10 +297,10 @@ class Scheduler:
         if longest >= room:
             raise BadResume(f"A choice that goes on has {longest} tokens already, and may have {room}.")
 
-    def _serve_running(self) -> tuple[Ints, Ints, Ints, bool]:
+    def _serve_running(self) -> tuple[Ints, Ints, Ints, bool, int]:
         """Who of the running sequences computes how much, preempting until it fits.
 
-        Returns rows, query lengths, blocks they lack, and whether blocks were short.
+        Returns rows, query lengths, blocks they lack, whether blocks were short, and the step's budget of tokens.
         """
         state, config, is_short = self._rows, self.config, False
         while True:
@@ -308,7 +308,8 @@ class Scheduler:
             rows = state.order[is_unfinished]
             computed = state.computed[rows]
             pending = state.known[rows] - computed
-            queries = share_budget(pending, config.max_num_batched_tokens, config.long_prefill_token_threshold)
+            budget = self._budget(pending)
+            queries = share_budget(pending, budget, config.long_prefill_token_threshold)
             missing = self._tables.missing(rows, computed + queries)
             available = self._tables.pool.num_available
             if int(missing.sum()) > available:
@@ -320,8 +321,15 @@ class Scheduler:
                 queries[(missing > 0) & (np.cumsum(missing) > available)] = 0
             is_served = queries > 0
             if is_served.all():
-                return rows, queries, missing, is_short
-            return rows[is_served], queries[is_served], missing[is_served], is_short
+                return rows, queries, missing, is_short, budget
+            return rows[is_served], queries[is_served], missing[is_served], is_short, budget
+
+    def _budget(self, pending: Ints) -> int:
+        """Query tokens of the step; pending: what each running sequence could compute."""
+        most, target = self.config.max_num_batched_tokens, self.config.mixed_step_tokens
+        num_decodes = int(np.count_nonzero(pending == 1))
+        waiting = int(pending.sum()) - num_decodes + self._waiting.num_tokens
+        return mixed_budget(num_decodes, waiting, target, most) if target and num_decodes and waiting else most
 
     def _preempt(self, row: int) -> None:
         self._num_preemptions += 1

@@ -11,6 +11,8 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[int, Sequence]] = []
         self._count = 0
+        self.num_tokens = 0
+        """Tokens that the sequences know, together."""
 
     def __len__(self) -> int:
         return self._count
@@ -19,6 +21,7 @@ class WaitingQueue:
         sequence.is_waiting = True
         heappush(self._heap, (sequence.rank, sequence))
         self._count += 1
+        self.num_tokens += len(sequence.tokens)
 
     def first(self) -> Sequence:
         """The sequence to be served next; it stays in the queue, which must not be empty."""
@@ -30,6 +33,7 @@ class WaitingQueue:
         """Take a waiting sequence out, wherever it stands."""
         sequence.is_waiting = False
         self._count -= 1
+        self.num_tokens -= len(sequence.tokens)
         if self._heap[0][1] is sequence:
             heappop(self._heap)
         elif len(self._heap) > 2 * self._count + 16:

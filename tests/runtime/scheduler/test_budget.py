@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_runtime.scheduler.budget import share_budget
+from quire_runtime.scheduler.budget import mixed_budget, share_budget
 
 
 def shares(pending: list[int], budget: int, longest: int = 0) -> list[int]:
@@ -20,6 +20,14 @@ def test_decodes_first_then_prefills_in_order() -> None:
 
 def test_no_prefill_takes_more_than_the_longest() -> None:
     assert shares([50, 1, 9], 20, longest=8) == [8, 1, 8]
+
+
+def test_a_step_of_prompts_and_decodes_has_the_target_tokens() -> None:
+    assert mixed_budget(num_decodes=40, waiting=900, target=512, most=8192) == 512
+    assert mixed_budget(num_decodes=40, waiting=9000, target=512, most=8192) == 4540
+    assert mixed_budget(num_decodes=40, waiting=90000, target=512, most=8192) == 8192
+    assert mixed_budget(num_decodes=500, waiting=900, target=512, most=8192) == 950
+    assert mixed_budget(num_decodes=500, waiting=100, target=512, most=600) == 600
 
 
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 60), st.integers(0, 20))

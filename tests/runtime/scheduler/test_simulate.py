@@ -48,6 +48,18 @@ def test_a_longer_prompt_is_computed_in_chunks_of_the_budget() -> None:
     assert run.ttft_s == pytest.approx([0.330])
 
 
+def test_a_prompt_among_decodes_makes_steps_of_the_target_size() -> None:
+    talkers = [Arrival([i] * 8, 100) for i in range(8)]
+    intruder = Arrival([9] * 1000, 2, at_s=0.2)
+    cost = StepCost(base_ms=5.0, per_token_ms=0.05)
+    free = simulate(config(), [*talkers, intruder], cost)
+    held = simulate(config(mixed_step_tokens=512), [*talkers, intruder], cost)
+    assert free.itl_s.max() == pytest.approx((5 + 0.05 * 1008) / 1000)
+    assert held.itl_s.max() == pytest.approx((5 + 0.05 * 512) / 1000)
+    alone = simulate(config(mixed_step_tokens=512), [intruder], cost)
+    assert alone.num_steps == 2  # nobody waits for its steps
+
+
 def test_one_long_prompt_does_not_stop_those_who_decode() -> None:
     talkers = [Arrival([i] * 8, 100) for i in range(8)]
     intruder = Arrival([9] * 4000, 2, at_s=0.2)
