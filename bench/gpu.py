@@ -4,9 +4,10 @@
     python bench/gpu.py --engine vllm  --model m-8b --plan w2:3,w1:3,w5:2 --out h200.jsonl --run 2026-11-23a
 
 Workloads (bench/workloads.py): w1 and w1b throughput; w2 one request; w3 long prompts (--max-model-len 16384); w4 a
-shared prefix; w5 decode steps at several batch sizes; long: contexts of 32k and 128k (--max-model-len 131072). Greedy, end-of-sequence ignored, dummy weights in bf16, prompts
-as token ids. A repetition changes the ids; the prefix cache is emptied before each, unless the workload is about it.
-Every workload is run twice before it is timed. A line's wall_s is read on the host around one call with all requests.
+shared prefix; w5 decode steps at several batch sizes; long: contexts of 32k and 128k (--max-model-len 131072). Greedy,
+end-of-sequence ignored, dummy weights in bf16, prompts as token ids. A repetition changes the ids; the prefix cache is
+emptied before each, unless the workload is about it. Every workload is run twice before it is timed, w1b and long are
+not. A line's wall_s is read on the host around one call with all requests.
 """
 
 import argparse

@@ -100,7 +100,6 @@ def launchers() -> dict[str, Callable[[], object]]:
                     found[f"shared decode_attention {shape}"] = lambda a=arguments: _attention(
                         [(300, 1), (340, 1)], *a, is_shared=True
                     )
-                found[f"long prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 2100)], *a)
                 found[f"prefill_attention {shape}"] = lambda a=arguments: _attention([(0, 90), (20, 70)], *a)
                 found[f"invariant attention {shape}"] = lambda a=arguments: _invariant_attention(*a)
             for has_norm in (False, True):

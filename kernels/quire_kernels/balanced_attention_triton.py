@@ -30,8 +30,8 @@ LOG2_E = 1.4426950408889634
 class BalancedWork:
     """What all layers of a step share.
 
-    stretches int32 [slots, WORDS]: the slot's first sequence, how many of its tiles come before the stretch, tiles of the
-    stretch (0: none), tiles of the sequences before the first one, tiles of the batch, slots that have any.
+    stretches int32 [slots, WORDS]: the slot's first sequence, how many of its tiles come before the stretch, tiles of
+    the stretch (0: none), tiles of the sequences before the first one, tiles of the batch, slots that have any.
     arrivals int32 [n, Hkv]: parts of a sequence that are finished, 0 between launches.
     partial fp32 [slots, 2, Hq, D] and sums fp32 [slots, 2, Hq]: result and, in base 2, logarithm of the sum of
     exponentials of the part that a slot begins with (0) and of the last one after it (1).

@@ -22,8 +22,7 @@ def prefill_attention(
     group = query_heads // kv_heads
     block_d = max(16, triton.next_power_of_2(dim))
     queries = batch.query_starts_cpu[-1] - batch.query_starts_cpu[batch.num_decodes]
-    is_long = tuning.is_long_prefill(queries, max(batch.seq_lens_cpu[batch.num_decodes :]))
-    shape = tuning.tile("long prefill" if is_long else "prefill", q.dtype, block_d)
+    shape = tuning.tile("prefill", q.dtype, block_d)
     rows = max(shape.rows, triton.next_power_of_2(group))
     tokens = rows // group
     sequences = len(batch.seq_lens_cpu) - batch.num_decodes

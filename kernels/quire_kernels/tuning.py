@@ -35,8 +35,6 @@ PREFILL = {
     ("hip", 4, 128): Tile(32, 32, 4, 1),
     ("hip", 4, 256): Tile(16, 16, 4, 1),
 }
-# Where tiles are many and have many keys each: see is_long_prefill.
-LONG_PREFILL = PREFILL | {("cuda:90", 2, 128): Tile(256, 64, 8, 3)}
 # Rows are the heads of a group, padded to 16. Up to FEW sequences.
 DECODE = {
     ("cuda", 2, 128): Tile(16, 32, 4, 3, 6),
@@ -53,12 +51,7 @@ FEW = 16
 BALANCED = DECODE | {("cuda", 2, 128): Tile(16, 64, 4, 3, 3)}
 # Of keys that many decodes share.
 SHARED = PREFILL | {("cuda", 2, 64): Tile(64, 64, 4, 3), ("cuda", 2, 128): Tile(64, 64, 4, 3)}
-TABLES = {"prefill": PREFILL, "long prefill": LONG_PREFILL, "decode": DECODE, "balanced": BALANCED, "shared": SHARED}
-
-
-def is_long_prefill(queries: int, longest: int) -> bool:
-    """queries: tokens of the prompts in the batch; longest: most keys of one."""
-    return queries > 1024 and longest >= 2048
+TABLES = {"prefill": PREFILL, "decode": DECODE, "balanced": BALANCED, "shared": SHARED}
 
 
 @cache
