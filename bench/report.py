@@ -117,6 +117,10 @@ def report(lines: list[Line]) -> str:
     return "\n".join(page)
 
 
+SAME_FOR_ALL = "--gpu-memory-utilization 0.85"
+"""Ends the part of a server's command that every row shares; what follows is shown."""
+
+
 def served(lines: list[Line]) -> str:
     """The part about HTTP servers; each line one repetition, in the order in which they were measured."""
     page = [
@@ -130,7 +134,8 @@ def served(lines: list[Line]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for line in lines:
-        where = f"| {line['run']} | {line['model']} | {line['engine']} {line['version']} "
+        more = line.get("command", "").partition(SAME_FOR_ALL)[2]
+        where = f"| {line['run']} | {line['model']} | {line['engine']} {line['version']}{more} "
         if line["step"] == "startup":
             load = f"start to first token, kernel cache {line['kernel_cache']}"
             page.append(f"{where}| {load} | {line['first_token_s']:.4g} | | | | |")

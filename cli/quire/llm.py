@@ -40,8 +40,6 @@ class LLM:
             UserError: a setting is wrong, or the model is missing, malformed, unsupported or too large.
         """
         engine_args.setdefault("max_num_queued_reqs", UNBOUNDED)
-        # Nobody reads tokens before all of them are there.
-        engine_args.setdefault("mixed_step_tokens", 0)
         config = EngineConfig.of(
             model=str(model), tokenizer=None if tokenizer is None else str(tokenizer), **engine_args
         )
