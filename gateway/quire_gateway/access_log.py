@@ -65,11 +65,20 @@ class AccessLog:
             BadAccessLog: the file cannot be written.
         """
         self._file = _open(target)
+        self._lines: list[bytes] = []
 
     def write(self, exchange: Exchange) -> None:
+        """Add a line; those of one turn of the loop go out together."""
         if self._file is not None:
             exchange.time = round(time.time(), 3)
-            self._file.write(msgspec.json.encode(exchange) + b"\n")
+            if not self._lines:
+                asyncio.get_running_loop().call_soon(self.flush)
+            self._lines.append(msgspec.json.encode(exchange) + b"\n")
+
+    def flush(self) -> None:
+        if self._file is not None and self._lines:
+            lines, self._lines = self._lines, []
+            self._file.write(b"".join(lines))
             self._file.flush()
 
 

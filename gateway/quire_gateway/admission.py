@@ -65,7 +65,10 @@ def most_output(body: Mapping[str, Any]) -> int | None:
 
 def rate_limit_headers(caller: Caller, now: float) -> Headers:
     """x-ratelimit-* as clients of OpenAI know them; `-tokens` tells of the token limit that is nearest to its end."""
-    told = list(allowances(caller.usage, caller.key.limits, now))
+    limits = caller.key.limits
+    if (limits.requests_per_minute, limits.input_tokens_per_minute, limits.output_tokens_per_minute) == _NONE:
+        return []
+    told = list(allowances(caller.usage, limits, now))
     tokens = [allowance for allowance in told if allowance.name != "requests"]
     if tokens:
         tightest = min(tokens, key=lambda allowance: allowance.remaining / allowance.limit)
@@ -79,6 +82,7 @@ def rate_limit_headers(caller: Caller, now: float) -> Headers:
     return headers
 
 
+_NONE = (None, None, None)
 _PER_MINUTE = {
     "request": ("requests", "requestsPerMinute"),
     "input_token": ("prompt tokens", "inputTokensPerMinute"),

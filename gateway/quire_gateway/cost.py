@@ -37,8 +37,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """Number of the pick that chose it last; 0 for never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(msgspec.Struct, frozen=True):
     """The routable replicas, field by field: number i of every list is of one replica.
 
     So a choice among a hundred is a few passes over lists and makes no object for each.
@@ -95,8 +94,7 @@ class Score(msgspec.Struct, frozen=True, gc=False):
     is_over_bound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(msgspec.Struct, frozen=True):
     """The chosen replica, why, and the numbers behind it.
 
     `reason` is one of `only-replica`, `prefix-hit` (it holds most of the prompt), `load-bound` (a warmer one was too

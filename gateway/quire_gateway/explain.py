@@ -3,9 +3,10 @@
 Tokenising, hashing, matching and the policy are those of the data plane, called with the same arguments.
 """
 
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
+
+import msgspec
 
 from quire_api import wire
 from quire_gateway.choose import Choice
@@ -43,7 +44,7 @@ class Explainer:
         info = next((replica.info for replica in replicas if replica.info is not None), None)
         prompt = await self._models.prompt(path, body, size, info)
         caller = deployment.callers.find(token or "")
-        prompt = replace(prompt, salt="" if caller is None else caller.salt(body))
+        prompt = msgspec.structs.replace(prompt, salt="" if caller is None else caller.salt(body))
         told = wire.RouteExplanation(
             model=str(model),
             deployment=deployment.table.name,

@@ -160,6 +160,7 @@ class Gateway:
         await self.peers.close()
         await self._follower.close()
         self._models.close()
+        self._access_log.flush()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 

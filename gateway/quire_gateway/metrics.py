@@ -29,16 +29,29 @@ class _Children:
     queued: Histogram
 
 
+class _Looked(dict[tuple[str, ...], Counter]):
+    """A counter's children by their labels: `labels` costs more than counting."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    def __missing__(self, labels: tuple[str, ...]) -> Counter:
+        child = self[labels] = self._counter.labels(*labels)
+        return child
+
+
 class Metrics:
     """All metrics; gauges are read from the fleet when somebody asks."""
 
     def __init__(self, restarts: Mapping[RestartCause, int] = MappingProxyType({})) -> None:
         """restarts: of this worker, before this process was started."""
         self._registry = CollectorRegistry()
-        self._requests = self._counter("requests", "Requests answered, by status code.", "code")
+        self._requests = _Looked(self._counter("requests", "Requests answered, by status code.", "code"))
         self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
-        self._picks = self._counter("picks", "Choices of a replica, by reason.", "reason")
-        self._misses = self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
+        self._picks = _Looked(self._counter("picks", "Choices of a replica, by reason.", "reason"))
+        self._misses = _Looked(
+            self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
+        )
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
         self._moves = self._counter("stream_moves", "Streams continued on another replica, by what failed.", "cause")
@@ -115,7 +128,7 @@ class Metrics:
         return children
 
     def answered(self, who: tuple[str, str], code: int) -> None:
-        self._requests.labels(*who, str(code)).inc()
+        self._requests[*who, str(code)].inc()
 
     def refused(self, who: tuple[str, str], reason: str, key: str) -> None:
         self._refusals.labels(*who, reason).inc()
@@ -131,10 +144,10 @@ class Metrics:
             self._key_output.labels(*who, key).inc(output_tokens)
 
     def picked(self, who: tuple[str, str], reason: str) -> None:
-        self._picks.labels(*who, reason).inc()
+        self._picks[*who, reason].inc()
 
     def missed(self, who: tuple[str, str], reason: str) -> None:
-        self._misses.labels(*who, reason).inc()
+        self._misses[*who, reason].inc()
 
     def retried(self, who: tuple[str, str], cause: str) -> None:
         self._retries.labels(*who, cause).inc()

@@ -8,7 +8,6 @@ import asyncio
 from array import array
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,8 +26,7 @@ _INLINE_BYTES = 2048
 _BYTES_PER_TOKEN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A request's prompt as far as routing needs it.
 
     tokens: the (first) prompt's ids, empty where the gateway cannot know them.

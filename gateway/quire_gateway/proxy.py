@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -34,6 +34,12 @@ from quire_gateway.wait import Wait
 
 log = logging.getLogger(__name__)
 
+_REPLICA = wire.HEADER_REPLICA.encode()
+_REASON = wire.HEADER_REASON.encode()
+_CACHED_TOKENS = wire.HEADER_CACHED_TOKENS.encode()
+_INDEX_MODE = wire.HEADER_INDEX_MODE.encode()
+_ATTEMPTS = wire.HEADER_ATTEMPTS.encode()
+_REQUEST_ID = wire.HEADER_REQUEST_ID.encode()
 _NOT_LOST = frozenset({"resume_refused", "request_failed"})
 """Failures of one request, which say little of the replica."""
 
@@ -77,8 +83,9 @@ class Proxy:
             Refusal: nothing has been sent to the client yet, and no replica will be asked (again).
         """
         body = parse_body(request.body)
-        deployment = self._find(route, body, request.bearer_token(), exchange)
-        caller = deployment.callers.authorize(request.bearer_token())
+        token = request.bearer_token()
+        deployment = self._find(route, body, token, exchange)
+        caller = deployment.callers.authorize(token)
         exchange.key = caller.name
         loop, meter = asyncio.get_running_loop(), deployment.load
         permit = begin(caller, deployment.table.name, loop.time())
@@ -155,7 +162,7 @@ class _Life:
         self._headers = [
             *forwardable(request.headers, keep_authorization=not key),
             *internal_headers(key),
-            (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+            (_REQUEST_ID, exchange.request_id.encode()),
         ]
         may_move = route is Route.GENERATE and body.get("stream") is True and proxy._rules.max_moves > 0
         self._terms = new_terms() if may_move else None
@@ -263,7 +270,7 @@ class _Life:
         )
         self._exchange.prompt_tokens = prompt.count
         self._proxy._metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
-        return replace(prompt, salt=self._salt)
+        return Prompt(prompt.tokens, prompt.count, self._salt)
 
     def _note(self, pick: Pick, miss: str) -> None:
         exchange = self._exchange
@@ -293,7 +300,7 @@ class _Life:
             replica.observed.answered(relay.status, self._loop.time())
         if relay is not None and outcome.end is End.TURNED_AWAY:
             self._blame(replica, generation, f"answered {relay.status}", is_lost=False)
-            if self._may_retry(is_free=False) and self._deployment.candidates(self._excluded):
+            if self._deployment.candidates(self._excluded) and self._may_retry(is_free=False):
                 relay.drop()
                 self._proxy._metrics.retried(self._deployment.key, f"status_{relay.status}")
                 return False
@@ -429,7 +436,8 @@ class _Life:
         self._exchange.first_byte_ms = round(waited * 1000, 3)
         children = self._proxy._metrics.of(self._deployment.key)
         children.first_byte.observe(waited)
-        children.cached_tokens.inc(self._exchange.cached_tokens)
+        if self._exchange.cached_tokens:
+            children.cached_tokens.inc(self._exchange.cached_tokens)
 
     def _paced(self, replica: ReplicaState, itl_s: float) -> None:
         now = self._loop.time()
@@ -443,12 +451,12 @@ class _Life:
     def _answer_headers(self, replica: ReplicaState) -> Headers:
         exchange = self._exchange
         return [
-            (wire.HEADER_REPLICA.encode(), replica.id.encode()),
-            (wire.HEADER_REASON.encode(), exchange.reason.encode()),
-            (wire.HEADER_CACHED_TOKENS.encode(), str(exchange.cached_tokens).encode()),
-            (wire.HEADER_INDEX_MODE.encode(), exchange.index_mode.encode()),
-            (wire.HEADER_ATTEMPTS.encode(), str(exchange.attempts).encode()),
-            (wire.HEADER_REQUEST_ID.encode(), exchange.request_id.encode()),
+            (_REPLICA, replica.id.encode()),
+            (_REASON, exchange.reason.encode()),
+            (_CACHED_TOKENS, b"%d" % exchange.cached_tokens),
+            (_INDEX_MODE, exchange.index_mode.encode()),
+            (_ATTEMPTS, b"%d" % exchange.attempts),
+            (_REQUEST_ID, exchange.request_id.encode()),
             *self._wait.headers(),
             *rate_limit_headers(self._caller, self._loop.time()),
         ]

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 from quire_api.replay import HEADER_REPLAY, REPLAY_VERSION
 from quire_gateway.errors import error_event
@@ -36,8 +37,7 @@ class End(Enum):
     """The replica failed in mid-answer: another may go on, or `break_off` tells the client."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     end: End
     failure: UpstreamFailure | None = None
 

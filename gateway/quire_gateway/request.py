@@ -1,7 +1,7 @@
 """One HTTP request as the client sent it, and what of it may travel on."""
 
+import random
 import re
-import uuid
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -26,6 +26,7 @@ _HOP_BY_HOP = frozenset(
 )
 _REWRITTEN = frozenset({b"host", b"content-length", b"expect", b"x-request-id"})
 _INTERNAL_PREFIX = b"x-quire-"
+_SESSION = wire.HEADER_SESSION.encode()
 _SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -60,7 +61,8 @@ class Request:
         given = self.header(b"x-request-id")
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode("ascii")
-        return f"req-{uuid.uuid4().hex}"
+        # Unique, not secret: no need of the system's randomness, whose every asking is a system call.
+        return f"req-{random.getrandbits(128):032x}"
 
 
 def end_to_end(headers: Headers) -> Headers:
@@ -74,7 +76,7 @@ def end_to_end(headers: Headers) -> Headers:
 
 def session_of(request: Request) -> bytes:
     """The client's name for a conversation, as a digest; empty where it gives none."""
-    given = request.header(wire.HEADER_SESSION.encode())
+    given = request.header(_SESSION)
     return blake2b(given, digest_size=16).digest() if given else b""
 
 

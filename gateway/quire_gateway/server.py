@@ -58,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._reply: Reply | None = None
         self._refusal: Refusal | None = None
+        self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._peer = ""
@@ -93,12 +94,13 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         self._server.opened(self)
-        self._set_timer(self._limits.header_timeout_s)
+        self._allow(self._limits.header_timeout_s)
+        self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.closed(self)
         self._queue.clear()
-        self._set_timer(None)
+        self._disarm()
         if self._stall is not None:
             self._stall.cancel()
         if self._task is not None:
@@ -122,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
             allowed += self._head_bytes + 8 * self._body_size
         if self._is_reading and self._raw_bytes > allowed:
             self._refuse(self._too_large_head())
+        else:
+            self._arm()
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -141,7 +145,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reset()
         self._is_reading = True
-        self._set_timer(self._limits.header_timeout_s)
+        self._allow(self._limits.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -160,7 +164,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._is_body = True
         self._check_framing()
-        self._set_timer(self._limits.body_timeout_s)
+        self._allow(self._limits.body_timeout_s)
         if self._expects_continue:
             if self._task is None and not self._queue:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -178,15 +182,16 @@ class ClientConnection(asyncio.Protocol):
             return
         self._is_reading = False
         self._owes_continue = False
-        self._set_timer(None)
+        self._deadline = None
+        path, _, query = self._url.partition(b"?")
         request = Request(
             method=self._parser.get_method().decode("ascii"),
-            path=self._url.partition(b"?")[0].decode("latin-1"),
+            path=path.decode("latin-1"),
             headers=self._headers,
             body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
             peer=self._peer,
             arrived_at=self._loop.time(),
-            query=self._url.partition(b"?")[2],
+            query=query,
         )
         is_old = self._parser.get_http_version() == "1.0"
         self._queue.append(_Incoming(request, is_old, self._parser.should_keep_alive()))
@@ -245,7 +250,8 @@ class ClientConnection(asyncio.Protocol):
             self._owes_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif not self._is_reading:
-            self._set_timer(self._limits.keep_alive_s)
+            self._allow(self._limits.keep_alive_s)
+            self._arm()
 
     # Parsing
 
@@ -307,7 +313,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer with `refusal` behind the requests before it, and read no more."""
         self._refusal = refusal
         self._is_lingering = True
-        self._set_timer(None)
+        self._disarm()
         if self._task is not None or self._transport.is_closing():
             return
         reply = Reply(
@@ -327,10 +333,34 @@ class ClientConnection(asyncio.Protocol):
         limit = self._limits.body_bytes
         return Refusal(413, "body_too_large", f"The request's body exceeds {limit} bytes. Send a shorter prompt.")
 
-    def _set_timer(self, seconds: float | None) -> None:
+    def _allow(self, seconds: float) -> None:
+        self._deadline = self._loop.time() + seconds
+
+    def _arm(self) -> None:
+        """See to it that the timer fires by the deadline.
+
+        One that fires too early is set again, so a connection whose requests come whole needs none for each of them.
+        """
+        if self._deadline is None or self._transport.is_closing():
+            return
+        if self._timer is not None:
+            if self._timer.when() <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._timer_fired)
+
+    def _disarm(self) -> None:
+        self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self._loop.call_later(seconds, self._timed_out)
+            self._timer = None
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        if self._deadline is not None and self._loop.time() >= self._deadline:
+            self._timed_out()
+        else:
+            self._arm()
 
     def _timed_out(self) -> None:
         if self._is_reading:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from quire_api import wire
 from quire_gateway.request import Headers
 
+_QUEUE_MS = wire.HEADER_QUEUE_MS.encode()
+
 
 @dataclass(slots=True)
 class Wait:
@@ -20,7 +22,7 @@ class Wait:
 
     def headers(self) -> Headers:
         """What the client is told of it."""
-        told = [(wire.HEADER_QUEUE_MS.encode(), f"{self.seconds * 1000:.0f}".encode())]
+        told = [(_QUEUE_MS, b"%.0f" % (self.seconds * 1000))]
         if self.position:
             until = time.time() + self.deadline - asyncio.get_running_loop().time()
             told.append((wire.HEADER_QUEUE_POSITION.encode(), str(self.position).encode()))

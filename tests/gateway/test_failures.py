@@ -120,6 +120,24 @@ async def test_503_goes_elsewhere_and_is_passed_on_when_all_say_it(world):
     assert caught.value.status_code == 503
 
 
+async def test_a_503_that_can_go_nowhere_else_costs_no_retry_that_another_request_needs(make_world):
+    world = await make_world(2, retry_ratio=0.0)  # ten retries in all
+    first, _ = world.engines.values()
+    other = next(replica for replica in world.gateway.fleet.replicas() if replica.id == "r1")
+    other.is_draining = True
+    ask = world.client().chat.completions.with_raw_response
+    for _ in range(12):
+        first.status = 503
+        with pytest.raises(openai.InternalServerError, match="stub says no"):
+            await ask.create(model="m", messages=ASK)
+        first.status = 200
+        await ask.create(model="m", messages=ASK)
+    other.is_draining = False
+    first.status = 503
+    answers = [await ask.create(model="m", messages=ASK) for _ in "ab"]
+    assert {answer.headers["x-quire-replica"] for answer in answers} == {"r1"}
+
+
 async def test_a_503_that_breaks_as_soon_as_it_has_begun_is_told_as_a_failure(make_world):
     world = await make_world(1)
     # In one piece: the failure comes before anybody has decided what becomes of the 503.

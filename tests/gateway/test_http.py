@@ -7,6 +7,7 @@ import pytest
 import uvloop
 
 from quire_gateway.reply import Reply
+from quire_gateway.server import Limits, Server
 
 BODY = b'{"model": "m", "prompt": "w1"}'
 
@@ -209,3 +210,36 @@ def test_writing_to_a_client_that_has_just_gone_does_nothing():
 
     uvloop.run(scene())
     assert ended == ["streamed", "whole", "all"]
+
+
+async def served(limits, takes_s=0.0):
+    """A server of these limits whose answers take so long, and a connection to it."""
+
+    async def handler(request, reply):
+        await asyncio.sleep(takes_s)
+        reply.send(200, [], b"ok")
+
+    server = Server(handler, limits)
+    port = await server.start("127.0.0.1", 0)
+    return server, *await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("part", [GET[:9], post()[:-5]], ids=["head", "body"])
+async def test_a_request_that_stops_half_way_is_told_so_whatever_came_before(before, part):
+    server, reader, writer = await served(Limits(header_timeout_s=0.2, body_timeout_s=0.2, keep_alive_s=1000.0))
+    writer.write(GET * before + part)
+    async with asyncio.timeout(60):
+        assert statuses(await reader.read()) == [200] * before + [408]
+    writer.close()
+    server.close_when_idle()
+
+
+async def test_an_idle_connection_is_closed_and_an_answer_under_way_is_not_cut():
+    limits = Limits(header_timeout_s=0.1, body_timeout_s=0.1, keep_alive_s=0.1)
+    server, reader, writer = await served(limits, takes_s=0.5)
+    writer.write(post() + GET)
+    async with asyncio.timeout(60):
+        assert statuses(await reader.read()) == [200, 200]
+    writer.close()
+    server.close_when_idle()
