@@ -17,12 +17,13 @@ from quire_gateway.errors import JSON, Refusal
 from quire_gateway.explain import Explainer, asked
 from quire_gateway.fleet import Bounds, Fleet
 from quire_gateway.follow import Follower
+from quire_gateway.life import ForwardRules
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
 from quire_gateway.outliers import OutlierRules
 from quire_gateway.pages import Pages
 from quire_gateway.peer_follow import Peers
-from quire_gateway.proxy import ForwardRules, Proxy, parse_body
+from quire_gateway.proxy import Proxy, parse_body
 from quire_gateway.reply import Reply
 from quire_gateway.request import Request, session_of
 from quire_gateway.routes import Route, find_route
