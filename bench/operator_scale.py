@@ -23,7 +23,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 from cluster import control_plane, daemon, network, pki, teardown
-from cluster.layout import REPOSITORY, Layout
+from cluster.layout import API_PORT, REPOSITORY, Layout
 
 NODES = 10
 IDLE_S = 20.0
@@ -170,8 +170,11 @@ def _changes(layout: Layout, count: int) -> dict[str, Any]:
 
 
 def _count(layout: Layout, group: str, plural: str = "deployments") -> int:
-    """How many objects there are, without fetching them."""
-    found = json.loads(_kubectl(layout, "get", "--raw", f"{group}/namespaces/{NAMESPACE}/{plural}?limit=1"))
+    """How many objects there are, without fetching them, and without a start of kubectl's (a tenth of a second)."""
+    pki = layout.pki
+    admin = ["--cacert", f"{pki}/ca.crt", "--cert", f"{pki}/admin.crt", "--key", f"{pki}/admin.key"]
+    url = f"https://127.0.0.1:{API_PORT}{group}/namespaces/{NAMESPACE}/{plural}?limit=1"
+    found = json.loads(daemon.run(layout, ["curl", "-s", *admin, url]).stdout)
     return len(found["items"]) + int(found["metadata"].get("remainingItemCount", 0))
 
 
