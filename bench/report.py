@@ -96,6 +96,7 @@ def report(lines: list[Line]) -> str:
             f"## {run}",
             "",
             f"{own[0]['machine']}, {own[0]['date']}; {versions}; Quire at {commits or 'no commit'}.",
+            *(line["note"] for line in own if line["engine"] == OURS and "note" in line),
         ]
         if engines == [OURS]:
             page.append("Quire alone was measured in this run, so it holds no ratio.")

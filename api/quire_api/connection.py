@@ -109,7 +109,7 @@ class Connection:
 
     def bearer(self) -> str:
         """The token to send; empty where certificates speak."""
-        return self.token_file.read_text().strip() if self.token_file else self.token
+        return self.token_file.read_text().strip() if self.token_file else self.token.strip()
 
     def ssl_context(self) -> ssl.SSLContext:
         """

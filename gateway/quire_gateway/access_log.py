@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from select import PIPE_BUF
 from typing import BinaryIO
 
 import msgspec
@@ -78,8 +79,19 @@ class AccessLog:
     def flush(self) -> None:
         if self._file is not None and self._lines:
             lines, self._lines = self._lines, []
-            self._file.write(b"".join(lines))
-            self._file.flush()
+            together = b""
+            for line in lines:
+                if together and len(together) + len(line) > PIPE_BUF:
+                    self._put(self._file, together)
+                    together = b""
+                together += line
+            self._put(self._file, together)
+
+    @staticmethod
+    def _put(file: BinaryIO, lines: bytes) -> None:
+        """In one write: up to PIPE_BUF bytes stay together where several workers write to one pipe."""
+        file.write(lines)
+        file.flush()
 
 
 def _open(target: str) -> BinaryIO | None:

@@ -29,7 +29,7 @@ class _Children:
     queued: Histogram
 
 
-class _Looked(dict[tuple[str, ...], Counter]):
+class _ChildrenByLabels(dict[tuple[str, ...], Counter]):
     """A counter's children by their labels: `labels` costs more than counting."""
 
     def __init__(self, counter: Counter) -> None:
@@ -46,10 +46,10 @@ class Metrics:
     def __init__(self, restarts: Mapping[RestartCause, int] = MappingProxyType({})) -> None:
         """restarts: of this worker, before this process was started."""
         self._registry = CollectorRegistry()
-        self._requests = _Looked(self._counter("requests", "Requests answered, by status code.", "code"))
+        self._requests = _ChildrenByLabels(self._counter("requests", "Requests answered, by status code.", "code"))
         self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
-        self._picks = _Looked(self._counter("picks", "Choices of a replica, by reason.", "reason"))
-        self._misses = _Looked(
+        self._picks = _ChildrenByLabels(self._counter("picks", "Choices of a replica, by reason.", "reason"))
+        self._misses = _ChildrenByLabels(
             self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
         )
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")

@@ -23,6 +23,8 @@ Handler = Callable[[Request, Reply], Awaitable[None]]
 
 _MAX_PIPELINED = 8
 _LINGER_S = 2.0
+_TICK_S = 0.001
+"""uvloop's timers fire as much too early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class ClientConnection(asyncio.Protocol):
         self._refusal: Refusal | None = None
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
         self._stall: asyncio.TimerHandle | None = None
         self._peer = ""
         self._is_lingering = False
@@ -344,9 +347,10 @@ class ClientConnection(asyncio.Protocol):
         if self._deadline is None or self._transport.is_closing():
             return
         if self._timer is not None:
-            if self._timer.when() <= self._deadline:
+            if self._fires_at <= self._deadline:
                 return
             self._timer.cancel()
+        self._fires_at = self._deadline
         self._timer = self._loop.call_at(self._deadline, self._timer_fired)
 
     def _disarm(self) -> None:
@@ -357,7 +361,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _timer_fired(self) -> None:
         self._timer = None
-        if self._deadline is not None and self._loop.time() >= self._deadline:
+        if self._deadline is not None and self._loop.time() >= self._deadline - _TICK_S:
             self._timed_out()
         else:
             self._arm()

@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from quire_kernels import tuning
 from quire_kernels.attention import paged_attention
 from quire_kernels.batch import AttentionBatch, SharedPrefix
 
@@ -144,10 +146,15 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
     for spans, window in itertools.product((uneven, uneven[2:4] * 9), (None, 100)):
         yield (
             f"balanced decode attention of {len(spans)} sequences window {window}",
-            partial(_run, spans, 8, 2, 64, fp32, window, 16),
+            partial(_run_cut, spans, 8, 2, 64, fp32, window, 16),
         )
     yield "balanced decode attention where places hold no decode", _run_without_some
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
+    shared_by = [i for i in range(24) if i % 6 in (0, 1, 3, 4)]
+    yield (
+        "balanced decode attention of 24 sequences with 17 shared blocks",
+        partial(_run_shared_cut, [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)] * 4, shared_by, 17),
+    )
     few = [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)]
     for (q_heads, kv_heads, dim), dtype, blocks in [
         ((8, 2, 64), fp32, 17),
@@ -207,6 +214,30 @@ def _run_without_some(device: torch.device) -> float:
         expected[free] = 7.0
         worst = max(worst, expect_close(out, expected))
     return worst
+
+
+def _run_cut(
+    spans: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+    block_size: int,
+    device: torch.device,
+) -> float:
+    """As on a GPU of eight processors where there is none, so that sequences are cut and merged there too."""
+    if device.type != "cpu":
+        return _run(spans, heads, kv_heads, dim, dtype, window, block_size, device)
+    with patch.object(tuning, "processors", lambda: 8):
+        return _run(spans, heads, kv_heads, dim, dtype, window, block_size, device)
+
+
+def _run_shared_cut(spans: list[tuple[int, int]], members: list[int], count: int, device: torch.device) -> float:
+    if device.type != "cpu":
+        return _run_shared(spans, members, count, 8, 2, 64, torch.float32, device)
+    with patch.object(tuning, "processors", lambda: 8):
+        return _run_shared(spans, members, count, 8, 2, 64, torch.float32, device)
 
 
 def _run_shared(

@@ -89,7 +89,7 @@ class Agents:
                 async with self._http.get(url, headers=headers, allow_redirects=False) as answer:
                     answer.raise_for_status()
                     said = msgspec.json.decode(await answer.read(), type=wire.AgentProgress)
-            except (aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+            except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
                 log.debug("agent of %s: %s", target.pod, error or type(error).__name__)
                 return
         if target in self._targets.get(key, ()):

@@ -54,7 +54,7 @@ class Gateways:
         self._namespace = namespace
         self._labels = ",".join(f"{name}={value}" for name, value in labels.items())
         self._port = port
-        self._headers = {wire.HEADER_INTERNAL_KEY: internal_key} if internal_key else {}
+        self._headers = {wire.HEADER_INTERNAL_KEY: internal_key.strip()} if internal_key else {}
         self._fixed = list(addresses)
         self._addresses = list(addresses)
         self._found_at = float("-inf")
@@ -119,7 +119,7 @@ class Gateways:
     async def _ask_load(self, address: str) -> wire.GatewayLoad | None:
         try:
             return msgspec.json.decode(await self._get(f"{address}/internal/v1/load"), type=wire.GatewayLoad)
-        except (aiohttp.ClientError, OSError, msgspec.MsgspecError):
+        except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError):
             return None
 
     async def _ask(self, address: str) -> None:
@@ -131,7 +131,7 @@ class Gateways:
             else:
                 report = msgspec.json.decode(content, type=wire.GatewayReport)
             self._heard[address] = _Heard(time.monotonic(), content, report)
-        except (aiohttp.ClientError, OSError, msgspec.MsgspecError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
             log.debug("gateway %s: %s", address, error or type(error).__name__)
 
     async def _get(self, url: str) -> bytes:

@@ -1,7 +1,6 @@
 """The few calls to the API server that an operator makes: JSON over aiohttp, retried where that is safe.
 
-The official client would cost most of a Python operator's memory. aiohttp is here because of kopf already, and takes a
-third of httpx's CPU per call.
+The official client would cost most of a Python operator's memory; aiohttp is here because of kopf already.
 """
 
 import asyncio
@@ -179,7 +178,7 @@ class Kube:
                     method, url, params=parameters, data=data, headers=headers, allow_redirects=False
                 ) as answer:
                     content = await answer.read()
-            except (aiohttp.ClientError, OSError) as error:
+            except (aiohttp.ClientError, OSError, ValueError) as error:
                 API_REQUESTS.labels(method, "none").inc()
                 trouble = f"{method} {path}: {str(error) or type(error).__name__}"
                 continue
@@ -187,7 +186,7 @@ class Kube:
             if 200 <= answer.status < 300:
                 try:
                     return msgspec.json.decode(content, type=Manifest)
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     trouble = f"{method} {path} was answered with no JSON: {error}"
                     continue
             refusal = _refusal(answer.status, content)

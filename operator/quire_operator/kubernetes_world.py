@@ -249,7 +249,7 @@ class KubernetesWorld:
 
     def _internal_key(self) -> str:
         secret = self._cluster.store.child(self._key, "Secret", f"{self._key.name}-internal")
-        kept = _decoded(secret).get("key", "") if secret else ""
+        kept = _decoded(secret).get("key", "").strip() if secret else ""
         return kept or secrets.token_urlsafe(24)
 
     def _route(self, internal_key: str) -> None:

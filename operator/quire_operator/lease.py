@@ -93,9 +93,11 @@ class Lease:
             self._seen_version, self._seen_at = written["metadata"]["resourceVersion"], self._clock()
             return True
         except ApiError as error:
-            if error.status == 409:
-                return False
-            raise
+            if error.status != 409:
+                raise
+            # Whose answer was lost may have been sent twice, and then the conflict is with ourselves.
+            after = await self._kube.get(API, "Lease", self._namespace, self._name)
+            return after is not None and after.get("spec", {}).get("holderIdentity") == self._identity
 
     async def _release(self) -> None:
         lease = await self._kube.get(API, "Lease", self._namespace, self._name)

@@ -70,6 +70,14 @@ async def test_what_an_agent_says_is_heard_and_wakes_its_deployment(agents, mete
     assert (await change(agents)).phase == "complete"
 
 
+async def test_a_key_that_no_header_can_carry_keeps_nobody_else_from_being_asked(agents):
+    other = Key("models", "other")
+    agents.watch(other, [pod("other-r-1")], "two\nlines")
+    agents.watch(KEY, [pod()], "sesame")
+    assert (await change(agents)).phase == "starting"
+    assert not agents.heard[other]
+
+
 async def test_nobody_is_asked_once_the_weights_are_there_and_what_was_said_is_kept_while_the_engine_loads(
     agents, meter
 ):

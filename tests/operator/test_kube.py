@@ -95,6 +95,13 @@ async def test_a_token_that_cannot_be_read_for_a_moment_is_no_end(server, tmp_pa
     await kube.close()
 
 
+async def test_a_token_that_no_header_can_carry_is_told_as_trouble(server):
+    kube = Kube(Connection(server.url, token="two\nlines"))
+    with pytest.raises(ApiUnavailable):
+        await kube.list("v1", "Service", None)
+    await kube.close()
+
+
 async def test_places_are_gathered_over_pages_of_names_alone(server, connect):
     server.pages = [
         {"items": [SERVICE], "metadata": {"resourceVersion": "7", "continue": "on"}},

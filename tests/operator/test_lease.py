@@ -95,6 +95,25 @@ async def test_whoever_does_not_hold_it_leaves_it_as_it_is(leases):
     assert leases.holder == "other"
 
 
+async def test_a_renewal_that_was_written_twice_keeps_it(leases):
+    lease, original, times = Lease(leases, "n", "l", "me", renew_s=0.01), leases.replace, []
+
+    async def twice(manifest):
+        times.append(1)
+        await original(manifest)
+        raise ApiError(409, "Conflict", "the object has been modified")
+
+    leases.replace = twice
+    holding = asyncio.create_task(lease.run())
+    async with asyncio.timeout(DEADLINE_S):
+        while len(times) < 3:
+            leases.asked.clear()
+            await leases.asked.wait()
+            assert lease.is_held() or not times
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+
+
 async def test_a_refusal_does_not_end_it(leases):
     lease, refused = Lease(leases, "n", "l", "me", renew_s=0.01), ApiError(403, "Forbidden", "no")
     original = leases.get

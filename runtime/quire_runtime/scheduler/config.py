@@ -14,7 +14,8 @@ class SchedulerConfig:
     max_num_queued_reqs: requests that may wait for their first step; None: any number.
     long_prefill_token_threshold: most tokens of one sequence in one step; 0: only the step's budget limits them.
     finds_shared_prefixes: plans may say what decodes begin with alike.
-    mixed_step_tokens: query tokens of a step with prompts and decodes, where few prompts wait; 0: as of any step.
+    mixed_step_tokens: query tokens of a step with prompts and decodes, where few prompts wait (their cached tokens
+        count too); 0: as of any step.
     """
 
     max_num_seqs: int
