@@ -90,7 +90,7 @@ class Agents:
                     answer.raise_for_status()
                     said = msgspec.json.decode(await answer.read(), type=wire.AgentProgress)
             except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
-                log.debug("agent of %s: %s", target.pod, error or type(error).__name__)
+                log.debug("agent of %s: %s", target.pod, str(error) or type(error).__name__)
                 return
         if target in self._targets.get(key, ()):
             self._take(key, target.pod, said)

@@ -132,7 +132,7 @@ class Gateways:
                 report = msgspec.json.decode(content, type=wire.GatewayReport)
             self._heard[address] = _Heard(time.monotonic(), content, report)
         except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
-            log.debug("gateway %s: %s", address, error or type(error).__name__)
+            log.debug("gateway %s: %s", address, str(error) or type(error).__name__)
 
     async def _get(self, url: str) -> bytes:
         async with self._http.get(url, headers=self._headers, allow_redirects=False) as answer:
