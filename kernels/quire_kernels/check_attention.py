@@ -146,16 +146,16 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
     for spans, window in itertools.product((uneven, uneven[2:4] * 9), (None, 100)):
         yield (
             f"balanced decode attention of {len(spans)} sequences window {window}",
-            partial(_run_cut, spans, 8, 2, 64, fp32, window, 16),
+            partial(_on_eight_processors, partial(_run, spans, 8, 2, 64, fp32, window, 16)),
         )
     yield "balanced decode attention where places hold no decode", _run_without_some
     yield "decode attention is the same alone as in a batch", partial(_run_alone, decodes)
+    few = [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)]
     shared_by = [i for i in range(24) if i % 6 in (0, 1, 3, 4)]
     yield (
         "balanced decode attention of 24 sequences with 17 shared blocks",
-        partial(_run_shared_cut, [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)] * 4, shared_by, 17),
+        partial(_on_eight_processors, partial(_run_shared, few * 4, shared_by, 17, 8, 2, 64, fp32)),
     )
-    few = [(300, 1), (290, 1), (63, 1), (400, 1), (288, 1), (35, 1)]
     for (q_heads, kv_heads, dim), dtype, blocks in [
         ((8, 2, 64), fp32, 17),
         ((7, 1, 80), fp16, 16),
@@ -216,28 +216,12 @@ def _run_without_some(device: torch.device) -> float:
     return worst
 
 
-def _run_cut(
-    spans: list[tuple[int, int]],
-    heads: int,
-    kv_heads: int,
-    dim: int,
-    dtype: torch.dtype,
-    window: int | None,
-    block_size: int,
-    device: torch.device,
-) -> float:
-    """As on a GPU of eight processors where there is none, so that sequences are cut and merged there too."""
+def _on_eight_processors(run: Callable[[torch.device], float], device: torch.device) -> float:
+    """Where there is no GPU, as on one of eight processors: so that sequences are cut and merged there too."""
     if device.type != "cpu":
-        return _run(spans, heads, kv_heads, dim, dtype, window, block_size, device)
+        return run(device)
     with patch.object(tuning, "processors", lambda: 8):
-        return _run(spans, heads, kv_heads, dim, dtype, window, block_size, device)
-
-
-def _run_shared_cut(spans: list[tuple[int, int]], members: list[int], count: int, device: torch.device) -> float:
-    if device.type != "cpu":
-        return _run_shared(spans, members, count, 8, 2, 64, torch.float32, device)
-    with patch.object(tuning, "processors", lambda: 8):
-        return _run_shared(spans, members, count, 8, 2, 64, torch.float32, device)
+        return run(device)
 
 
 def _run_shared(
