@@ -224,13 +224,8 @@ def _requests(layout: Layout) -> float:
 def _cpu(layout: Layout, operator: psutil.Process) -> dict[str, float]:
     """Seconds of CPU that each part has used so far; kubectl's many short runs are not among them."""
     pids = {name: int((layout.state / "pid" / name).read_text()) for name in [*control_plane.NAMES, "kwok"]}
-    return {
-        name: sum(process.cpu_times()[:2])
-        for name, process in {
-            "operator": operator,
-            **{name: psutil.Process(pid) for name, pid in pids.items()},
-        }.items()
-    }
+    parts = {"operator": operator, **{name: psutil.Process(pid) for name, pid in pids.items()}}
+    return {name: sum(process.cpu_times()[:2]) for name, process in parts.items()}
 
 
 def _rss(process: psutil.Process) -> float:
