@@ -21,11 +21,11 @@ def prefill_attention(
     kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = query_heads // kv_heads
     block_d = max(16, triton.next_power_of_2(dim))
-    queries = batch.query_starts_cpu[-1] - batch.query_starts_cpu[batch.num_decodes]
     shape = tuning.tile("prefill", q.dtype, block_d)
     rows = max(shape.rows, triton.next_power_of_2(group))
     tokens = rows // group
     sequences = len(batch.seq_lens_cpu) - batch.num_decodes
+    queries = batch.query_starts_cpu[-1] - batch.query_starts_cpu[batch.num_decodes]
     _prefill_kernel[(queries // tokens + sequences, kv_heads)](
         q, k_cache, v_cache, batch.block_tables, batch.seq_lens, batch.query_starts, out, scale * LOG2_E,
         window or 0, batch.num_decodes, len(batch.seq_lens_cpu), batch.block_tables.stride(0),
