@@ -200,11 +200,14 @@ def model_files() -> dict[str, bytes]:
 
 
 class Link:
-    """A TCP connection to a server that can be cut or held once some bytes have come through it."""
+    """A way to a server, each connection of which can be cut or held once some bytes have come through it.
+
+    Bytes are counted by connection: files come side by side, and only the connection of a large one gets far.
+    """
 
     def __init__(self, port: int) -> None:
         self._to = port
-        self._budget: int | None = None
+        self._limit: int | None = None
         self._cuts = False
         self._open = threading.Event()
         self._open.set()
@@ -220,16 +223,16 @@ class Link:
         return f"127.0.0.1:{self.port}"
 
     def cut_after(self, count: int) -> None:
-        """Close the connection that brings the answers past `count` bytes; later ones are whole again."""
-        self._budget, self._cuts = count, True
+        """Close the first connection that would bring more than `count` bytes of answers; the others stay whole."""
+        self._limit, self._cuts = count, True
 
     def hold_after(self, count: int) -> None:
-        """Let nothing through beyond `count` bytes of answers until `release`."""
+        """Let each connection bring at most `count` bytes of answers until `release`."""
         self._open.clear()
-        self._budget, self._cuts = count, False
+        self._limit, self._cuts = count, False
 
     def release(self) -> None:
-        self._budget = None
+        self._limit = None
         self._open.set()
 
     def ranges(self) -> list[int]:
@@ -261,12 +264,14 @@ class Link:
                 threading.Thread(target=self._carry, args=(source, sink, is_answer), daemon=True).start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        brought = 0
         try:
             while data := source.recv(1 << 16):
+                brought += len(data)
                 if not is_answer:
                     with self._lock:
                         self.received += data
-                elif not self._lets_through(len(data)):
+                elif not self._lets_through(brought):
                     break
                 sink.sendall(data)
         except OSError:
@@ -275,15 +280,12 @@ class Link:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _lets_through(self, count: int) -> bool:
+    def _lets_through(self, brought: int) -> bool:
         with self._lock:
-            if self._budget is None:
-                return True
-            self._budget -= count
-            if self._budget >= 0:
+            if self._limit is None or brought <= self._limit:
                 return True
             if self._cuts:
-                self._budget = None
+                self._limit = None
                 return False
         return self._open.wait(120)
 
