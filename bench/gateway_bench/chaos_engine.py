@@ -17,8 +17,8 @@ import uvloop
 
 from quire_api.kv_events import HEARTBEAT_S, Heartbeat, pack, pack_snapshot
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
 from quire_runtime.server.config import ServerConfig
@@ -36,12 +36,13 @@ class SimulatedClient:
         self._tokens = tokens
         self._gap_s = gap_s
         self._cut = asyncio.Event()
+        self._playing: dict[Stream, asyncio.Task[None]] = {}
         self.is_alive = True
         self.heartbeat_age_s = 0.0
         self.stats = EngineStats(kv_blocks_total=BLOCKS)
         self.info = EngineReady("simulated", BLOCK_SIZE, BLOCKS + 1, 4096, 512, uuid.uuid4().hex, {})
 
-    async def generate(
+    def open(
         self,
         token_ids: list[int],
         params: SamplingParams,
@@ -50,21 +51,28 @@ class SimulatedClient:
         cache_salt: str = "",
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
-    ) -> AsyncGenerator[list[ChoiceDelta], None]:
+    ) -> Stream:
         made = len(outputs[0]) if outputs else 0
         most = params.max_tokens or 16
         self.stats.num_running += 1
         self.stats.kv_blocks_used += 1
-        try:
-            for number in range(made, most):
-                await asyncio.sleep(self._gap_s)
-                finish = FinishReason.LENGTH if number == most - 1 else FinishReason.NONE
-                cached = 0 if number == made else None
-                token = self._tokens[number % len(self._tokens)]
-                yield [ChoiceDelta(0, [token], finish, cached_tokens=cached)]
-        finally:
-            self.stats.num_running -= 1
-            self.stats.kv_blocks_used -= 1
+        stream = Stream(1, self._close)
+        self._playing[stream] = asyncio.create_task(self._play(stream, made, most))
+        return stream
+
+    def _close(self, stream: Stream) -> None:
+        self._playing.pop(stream).cancel()
+        self.stats.num_running -= 1
+        self.stats.kv_blocks_used -= 1
+
+    async def _play(self, stream: Stream, made: int, most: int) -> None:
+        for number in range(made, most):
+            await asyncio.sleep(self._gap_s)
+            finish = FinishReason.LENGTH if number == most - 1 else FinishReason.NONE
+            cached = 0 if number == made else None
+            token = self._tokens[number % len(self._tokens)]
+            if stream.add(ChoiceDelta(0, [token], finish, cached_tokens=cached)):
+                stream.tell()
 
     async def kv_events(self) -> AsyncGenerator[bytes, None]:
         assert self.info is not None

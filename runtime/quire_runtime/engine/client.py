@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,13 +33,12 @@ from quire_runtime.engine.messages import (
     KVFrames,
     PromptLogprobs,
     RequestRejected,
-    RequestTimes,
     Step,
     TellHot,
     ToEngine,
-    TokenLogprobs,
     WatchKV,
 )
+from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 
 log = logging.getLogger(__name__)
@@ -47,58 +46,8 @@ log = logging.getLogger(__name__)
 LAST_WORDS_S = 0.5
 FINISH_REASONS = tuple(FinishReason)
 """By value; calling the enumeration for each token is slow."""
-
-
-@dataclass(slots=True)
-class ChoiceDelta:
-    """What one engine step added to one choice.
-
-    finish: NONE while the choice runs. error: why it ended with ERROR. cached_tokens: on its first delta only.
-    logprobs: parallel to token_ids, where asked. prompt_logprobs: one entry a prompt token (None at position 0), with
-    the first delta of the request, where asked. times: with the request's first token.
-    """
-
-    choice: int
-    token_ids: list[int]
-    finish: FinishReason = FinishReason.NONE
-    logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    cached_tokens: int | None = None
-    error: str | None = None
-    times: RequestTimes | None = None
-
-
-@dataclass(slots=True)
-class Stream:
-    """A request in flight at this client, and what has come for its one reader."""
-
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    _deltas: list[ChoiceDelta] = field(default_factory=list)
-    _failure: Exception | None = None
-    _waiter: asyncio.Future[None] | None = None
-
-    def put(self, deltas: list[ChoiceDelta]) -> None:
-        self._deltas += deltas
-        self._wake()
-
-    def fail(self, failure: Exception) -> None:
-        """Raise this out of `take` when what came before has been taken."""
-        self._failure = self._failure or failure
-        self._wake()
-
-    async def take(self) -> list[ChoiceDelta]:
-        """All that has come since the last call, at least one delta."""
-        while not self._deltas:
-            if self._failure is not None:
-                raise self._failure
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+ERROR = FinishReason.ERROR.value
+SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 
 
 class AsyncEngineClient:
@@ -115,8 +64,8 @@ class AsyncEngineClient:
         self._child = child or EngineChild()
         self._process = self._child.process
         self._context = zmq.asyncio.Context()
-        self._inbound = self._bind(zmq.PULL, "from-engine")
-        self._outbound = self._bind(zmq.PUSH, "to-engine")
+        self._inbound = self._bound(zmq.Socket(self._context, zmq.PULL), "from-engine")
+        self._outbound = self._bound(self._context.socket(zmq.PUSH), "to-engine")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[int, Stream] = {}
@@ -128,7 +77,7 @@ class AsyncEngineClient:
         self._kv = KVFanOut(lambda number: self._send_soon(WatchKV(number)))
         self._idle = asyncio.Event()
         self._idle.set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._is_listening = False
         self._is_ready = asyncio.Event()
         self._has_exited = asyncio.Event()
         self._child.configure(config)
@@ -166,7 +115,7 @@ class AsyncEngineClient:
         assert self.info is not None
         return self.info
 
-    async def generate(
+    def open(
         self,
         token_ids: list[int],
         params: SamplingParams,
@@ -176,58 +125,28 @@ class AsyncEngineClient:
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
         is_warming: bool = False,
-    ) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """The deltas of each step, until every choice has ended; closing the iterator early aborts the request.
+    ) -> Stream:
+        """A request sent to the engine; to be closed by the caller, who thereby aborts what still runs of it.
 
-        A reader slower than the engine gets the deltas of several steps at once. outputs, ended, is_warming: as
+        A refusal and the engine's death are raised where its deltas are taken. outputs, ended, is_warming: as
         Engine.add takes them; deltas are of what comes after.
-
-        Raises:
-            RequestRefused: before the first delta.
-            EngineDied: the engine process ended.
         """
         self._listen()
-        if self._failure is not None:
-            raise self._failure
-        try:
-            packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
-        except (OverflowError, ValueError):
-            raise RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.") from None
         handle = next(self._handles)
-        stream = self._streams[handle] = Stream()
+        stream = Stream(params.n - len(ended), lambda stream: self._closed(handle, stream))
+        failure = self._failure
+        if failure is None:
+            try:
+                packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
+                asked = (packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended))
+                self._send_soon(AddRequest(handle, *asked, is_warming))
+            except (OverflowError, ValueError):
+                failure = RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.")
+        self._streams[handle] = stream
         self._idle.clear()
-        running = params.n - len(ended)
-        try:
-            await self._send(
-                AddRequest(
-                    handle,
-                    packed,
-                    params,
-                    request_id,
-                    priority,
-                    cache_salt,
-                    time.monotonic(),
-                    made,
-                    list(ended),
-                    is_warming,
-                )
-            )
-            while running:
-                try:
-                    deltas = await stream.take()
-                except (RequestRefused, EngineDied, EngineStartFailed):
-                    running = 0
-                    raise
-                for delta in deltas:
-                    if delta.finish:
-                        running -= 1
-                yield deltas
-        finally:
-            self._streams.pop(handle, None)
-            if not self._streams:
-                self._idle.set()
-            if running and self._failure is None and not self._is_closing:
-                self._send_soon(AbortRequests([handle]))
+        if failure is not None:
+            stream.fail(failure)
+        return stream
 
     def kv_events(self) -> AsyncGenerator[bytes, None]:
         """A snapshot of the prefix cache and from there on every change, as whole frames of quire_api.kv_events.
@@ -275,16 +194,16 @@ class AsyncEngineClient:
             self._process.kill()
             await self._has_exited.wait()
         self._fail(EngineDied("The engine was closed."))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        asyncio.get_running_loop().remove_reader(self._inbound.FD)
+        self._inbound.close(linger=0)
         self._context.destroy(linger=0)
         self._child.remove_directory()
 
     def _listen(self) -> None:
-        if not self._tasks and not self._is_closing:
+        if not self._is_listening and not self._is_closing:
+            self._is_listening = True
             loop = asyncio.get_running_loop()
-            self._tasks = [asyncio.create_task(self._receive(), name="engine-messages")]
+            loop.add_reader(self._inbound.FD, self._receive)
             threading.Thread(target=self._wait_for_exit, args=(loop,), name="engine-exit", daemon=True).start()
 
     def _wait_for_exit(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -300,35 +219,56 @@ class AsyncEngineClient:
                 LAST_WORDS_S, self._fail, EngineDied(f"The engine process {_ended(code)}.")
             )
 
-    async def _receive(self) -> None:
-        while True:
-            message = self._decoder.decode(await self._inbound.recv())
-            if not (isinstance(message, KVFrames) and message.is_pulse):
-                self._heard_at = time.monotonic()
-            match message:
-                case Step():
-                    self._spread(message)
-                case Heartbeat(stats=stats):
-                    self.stats = stats
-                case RequestRejected(handle=handle, code=code, message=text):
-                    if handle in self._streams:
-                        self._streams[handle].fail(RequestRefused(code, text))
-                case KVFrames():
-                    self._kv.publish(message)
-                case HotList(number=number, prefixes=prefixes):
-                    if (told := self._hot_lists.get(number)) is not None and not told.done():
-                        told.set_result(prefixes)
-                case EngineReady():
-                    self.info = message
-                    self._is_ready.set()
-                case EngineFailed(message=text, is_user_error=is_user_error, reason=reason):
-                    self._fail(EngineStartFailed(text, reason) if is_user_error else EngineDied(text))
+    def _closed(self, handle: int, stream: Stream) -> None:
+        del self._streams[handle]
+        if not self._streams:
+            self._idle.set()
+        if stream.running and not stream.has_failed and not self._is_closing:
+            self._send_soon(AbortRequests([handle]))
 
-    def _spread(self, step: Step) -> None:
-        """One message of a step to the queues of its requests."""
+    def _receive(self) -> None:
+        """Take every message that has come, then tell the readers: one that is behind takes several steps at once.
+
+        The socket says only once that it has become readable, so that nothing may be left in it.
+        """
+        news: list[Stream] = []
+        while True:
+            try:
+                data = self._inbound.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._hear(self._decoder.decode(data), news)
+        for stream in news:
+            stream.tell()
+
+    def _hear(self, message: FromEngine, news: list[Stream]) -> None:
+        if not (isinstance(message, KVFrames) and message.is_pulse):
+            self._heard_at = time.monotonic()
+        match message:
+            case Step():
+                self._spread(message, news)
+            case Heartbeat(stats=stats):
+                self.stats = stats
+            case RequestRejected(handle=handle, code=code, message=text):
+                if handle in self._streams:
+                    self._streams[handle].fail(RequestRefused(code, text))
+            case KVFrames():
+                self._kv.publish(message)
+            case HotList(number=number, prefixes=prefixes):
+                if (told := self._hot_lists.get(number)) is not None and not told.done():
+                    told.set_result(prefixes)
+            case EngineReady():
+                self.info = message
+                self._is_ready.set()
+            case EngineFailed(message=text, is_user_error=is_user_error, reason=reason):
+                self._fail(EngineStartFailed(text, reason) if is_user_error else EngineDied(text))
+
+    def _spread(self, step: Step, news: list[Stream]) -> None:
+        """One message of a step to its streams, of which those that had nothing before are added to `news`."""
         self.stats = step.stats
         for part in step.prompt_logprobs:
             self._keep_prompt_logprobs(part)
+        times = {of_request.handle: of_request for of_request in step.times}
         columns = (
             np.frombuffer(data, kind).tolist()
             for data, kind in (
@@ -339,26 +279,23 @@ class AsyncEngineClient:
                 (step.cached, "<i4"),
             )
         )
-        grouped: dict[int, list[ChoiceDelta]] = {}
+        streams = self._streams
         for index, (handle, choice, token, finish, cached) in enumerate(zip(*columns, strict=True)):
+            if (stream := streams.get(handle)) is None:
+                continue
             delta = ChoiceDelta(choice, [token] if token >= 0 else [], FINISH_REASONS[finish])
             if cached >= 0:
                 delta.cached_tokens = cached
-            if finish == FinishReason.ERROR:
+            if finish == ERROR:
                 delta.error = step.errors.get(handle)
             if step.logprobs and (logprobs := step.logprobs[index]) is not None:
                 delta.logprobs = [logprobs]
-            if (group := grouped.get(handle)) is None:
-                grouped[handle] = [delta]
-            else:
-                group.append(delta)
-        for times in step.times:
-            grouped[times.handle][0].times = times
-        for handle, deltas in grouped.items():
-            if stream := self._streams.get(handle):
-                if stream.prompt_logprobs is not None:
-                    deltas[0].prompt_logprobs, stream.prompt_logprobs = stream.prompt_logprobs, None
-                stream.put(deltas)
+            if times:
+                delta.times = times.pop(handle, None)
+            if stream.prompt_logprobs is not None:
+                delta.prompt_logprobs, stream.prompt_logprobs = stream.prompt_logprobs, None
+            if stream.add(delta):
+                news.append(stream)
 
     def _keep_prompt_logprobs(self, part: PromptLogprobs) -> None:
         if stream := self._streams.get(part.handle):
@@ -374,7 +311,7 @@ class AsyncEngineClient:
         for told in self._hot_lists.values():
             if not told.done():
                 told.set_exception(failure)
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):
             stream.fail(failure)
 
     async def _send(self, message: ToEngine) -> None:
@@ -385,8 +322,7 @@ class AsyncEngineClient:
         with contextlib.suppress(zmq.ZMQError):
             self._outbound.send(self._encoder.encode(message))
 
-    def _bind(self, kind: int, name: str) -> zmq.asyncio.Socket:
-        socket = self._context.socket(kind)
+    def _bound(self, socket: SocketT, name: str) -> SocketT:
         socket.set_hwm(0)
         socket.bind(f"ipc://{self._child.directory}/{name}")
         return socket

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions"""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Generator
 
 from fastapi import APIRouter
 from msgspec import UNSET
@@ -78,7 +78,7 @@ class Answer:
             prompt_token_ids=generation.prompts[0] if self._ask.return_token_ids else UNSET,
         )
 
-    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    def events(self, generation: Generation) -> Generator[bytes, None, None]:
         ask = self._ask
         begun = generation.begun
         writer = EventWriter(
@@ -93,7 +93,7 @@ class Answer:
         comments = Comments(generation.replay, generation.choices)
         is_plain = not (ask.logprobs or ask.return_token_ids or ask.continuous_usage)
         try:
-            async for touched in generation.steps():
+            for touched in generation.steps():
                 events = b""
                 for choice in touched:
                     if not choice.has_news:
@@ -112,8 +112,7 @@ class Answer:
                         token_ids=ids if ask.return_token_ids else None,
                         usage=usage_of(generation) if ask.continuous_usage else None,
                     )
-                if events:
-                    yield events
+                yield events
             if ask.include_usage:
                 yield comments.usage() + writer.usage(usage_of(generation))
         except (RequestFailed, EngineDied) as error:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from quire_api.openai import InvalidRequest
 from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.messages import TokenLogprobs
+from quire_runtime.engine.stream import ChoiceDelta
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.errors import RequestFailed
 from quire_text.detokenize import Detokenizer

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
-from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.stream import Stream
 
 
 class EngineClient(Protocol):
@@ -21,7 +21,7 @@ class EngineClient(Protocol):
     @property
     def heartbeat_age_s(self) -> float: ...
 
-    def generate(
+    def open(
         self,
         token_ids: list[int],
         params: SamplingParams,
@@ -31,8 +31,8 @@ class EngineClient(Protocol):
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
         is_warming: bool = False,
-    ) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """The deltas of each step, until every choice has ended; closing it early aborts the request."""
+    ) -> Stream:
+        """A request sent to the engine; closing it early aborts the request."""
         ...
 
     def kv_events(self) -> AsyncGenerator[bytes, None]:

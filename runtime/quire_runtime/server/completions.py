@@ -1,7 +1,7 @@
 """POST /v1/completions"""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Generator, Sequence
 
 from fastapi import APIRouter
 from msgspec import UNSET
@@ -82,7 +82,7 @@ class Answer:
             usage=usage_of(generation, without_output=self._ask.is_echo_only),
         )
 
-    async def events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+    def events(self, generation: Generation) -> Generator[bytes, None, None]:
         ask = self._ask
         begun = generation.begun
         writer = EventWriter(
@@ -103,7 +103,7 @@ class Answer:
         }
         offsets = list(generation.offsets)
         try:
-            async for touched in generation.steps():
+            for touched in generation.steps():
                 events = b""
                 for choice in touched:
                     if not choice.has_news:
@@ -124,8 +124,7 @@ class Answer:
                         usage=usage_of(generation) if ask.continuous_usage else None,
                     )
                     offsets[choice.index] += len(text)
-                if events:
-                    yield events
+                yield events
             if ask.include_usage:
                 yield comments.usage() + writer.usage(usage_of(generation, without_output=ask.is_echo_only))
         except (RequestFailed, EngineDied) as error:

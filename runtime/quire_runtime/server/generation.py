@@ -2,30 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Self, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Self
 
 from msgspec.structs import replace
 
 from quire_api.openai import InvalidRequest
 from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta
-from quire_runtime.engine.errors import EngineDied, RequestRefused
+from quire_runtime.engine.errors import RequestRefused
 from quire_runtime.engine.messages import RequestTimes, TokenLogprobs
+from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.server.choices import Choice
-from quire_runtime.server.errors import RequestFailed
 from quire_runtime.server.replay import Replay
 from quire_runtime.server.service import Service
-
-T = TypeVar("T")
 
 
 class Generation:
     """Several prompts, n choices each; choice i of prompt p has index p * n + i.
 
-    Use it as an async context: leaving it early aborts what still runs and frees its blocks.
+    Use it as a context: leaving it early aborts what still runs and frees its blocks.
+    is_over: nothing more comes, because every choice has ended or one has failed.
     cached_tokens: prompt tokens found in the prefix cache, over all prompts.
     replay: what of it another engine has made; choices that have ended there do not run.
     offsets: characters that the client has of each choice from there.
@@ -69,23 +68,27 @@ class Generation:
         self._timed: dict[int, tuple[RequestTimes, float]] = {}
         self._is_closed = False
         self._unfinished: str | None = "abort"
-        streams = [
-            self._of_prompt(
-                index,
-                client.generate(
+        self._running = [
+            sum(choice.finish_reason is None for choice in self._of(index)) for index in range(len(prompts))
+        ]
+        self._left = sum(self._running)
+        self.is_over = not self._left
+        self._fresh: deque[int] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_news: Callable[[], bool] | None = None
+        self._streams: dict[int, Stream] = {}
+        for index, prompt in enumerate(prompts):
+            if self._running[index]:
+                self._streams[index] = client.open(
                     prompt,
                     self._seeded(index),
                     request_id if len(prompts) == 1 else f"{request_id}-{index}",
                     priority,
                     cache_salt,
                     *self._made(index),
-                ),
-            )
-            for index, prompt in enumerate(prompts)
-            if any(choice.finish_reason is None for choice in self._of(index))
-        ]
-        self._steps = streams[0] if len(streams) == 1 else merge(streams)
-        self._first: list[Choice] | None = None
+                )
+                self._streams[index].call_on_news(partial(self._hear, index))
+        self._first: list[Choice] = []
         service.enter()
 
     @property
@@ -101,46 +104,74 @@ class Generation:
         """Choices whose first event the client has from another engine."""
         return [index for index, choice in enumerate(self.replay.so_far.choices) if choice.has_begun]
 
+    @property
+    def has_news(self) -> bool:
+        """Something has come that `steps` has not taken."""
+        return bool(self._fresh)
+
     async def start(self) -> None:
         """Wait for the first step, so that a refusal is known before the answer begins.
 
         Raises:
             RequestRefused, RequestFailed, EngineDied
         """
-        self._first = await anext(self._steps, [])
+        while not (self._first or self.is_over):
+            if not self._fresh:
+                await self.news()
+            self._first = self._advance()
 
-    async def steps(self) -> AsyncGenerator[list[Choice], None]:
-        """The choices that each step changed; several steps at once when the reader is slow.
+    def steps(self) -> Iterator[list[Choice]]:
+        """The choices that were changed by what has come since the item before, which may be none.
 
         Raises:
             RequestFailed, EngineDied
         """
-        if self._first is not None:
-            yield self._first
-        async for touched in self._steps:
-            yield touched
+        if self._first:
+            first, self._first = self._first, []
+            yield first
+        while not self.is_over:
+            yield self._advance()
+
+    async def news(self, on_news: Callable[[], bool] | None = None) -> None:
+        """Wait for news that is left to the caller.
+
+        on_news: called with each piece of news, where it came in; True if it has dealt with it. What it raises is
+        raised here.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._on_news = on_news
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._on_news = None
 
     async def finish(self) -> None:
         """Run to the end of every choice."""
         await self.start()
-        async for _ in self.steps():
-            pass
+        steps = self.steps()
 
-    async def close(self) -> None:
+        def take() -> bool:
+            while self.has_news and not self.is_over:
+                next(steps)
+            return not self.is_over
+
+        if take():
+            await self.news(take)
+
+    def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
-            await self._steps.aclose()
-        finally:
-            self._record()
-            self._service.leave()
+        for stream in self._streams.values():
+            stream.close()
+        self._record()
+        self._service.leave()
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _of(self, prompt: int) -> list[Choice]:
         return self.choices[prompt * self._n : (prompt + 1) * self._n]
@@ -165,34 +196,55 @@ class Generation:
         ended = [index for index, choice in enumerate(before) if choice.has_ended]
         return [choice.output_token_ids for choice in before], ended
 
-    async def _of_prompt(
-        self, index: int, stream: AsyncGenerator[list[ChoiceDelta], None]
-    ) -> AsyncGenerator[list[Choice], None]:
-        choices = self._of(index)
-        running = sum(choice.finish_reason is None for choice in choices)
+    def _hear(self, prompt: int) -> None:
+        self._fresh.append(prompt)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
         try:
-            async with aclosing(stream):
-                async for deltas in stream:
-                    self._observe(index, deltas)
-                    touched: list[Choice] = []
-                    for delta in deltas:
-                        choice = choices[delta.choice]
-                        if choice.finish_reason is None:
-                            choice.push(delta)
-                            running -= choice.finish_reason is not None
-                            if not touched or touched[-1] is not choice:
-                                touched.append(choice)
-                    if touched:
-                        yield touched
-                    if running == 0:
-                        break
+            if self._on_news is None or not self._on_news():
+                waiter.set_result(None)
+        except Exception as error:
+            waiter.set_exception(error)
+
+    def _advance(self) -> list[Choice]:
+        """Take what has come for one prompt; its failure only once nothing else is left."""
+        if not self._fresh:
+            return []
+        prompt = self._fresh.popleft()
+        if not self._running[prompt]:
+            return []
+        stream = self._streams[prompt]
+        try:
+            deltas = stream.take()
+            if stream.has_failed:
+                self._fresh.append(prompt)
+            return self._push(prompt, deltas) if deltas else []
         except RequestRefused as error:
-            self._unfinished = None
+            self._unfinished, self.is_over = None, True
             self._metrics.rejections[error.code] += 1
             raise
-        except (RequestFailed, EngineDied):
-            self._unfinished = "error"
+        except Exception:
+            self._unfinished, self.is_over = "error", True
             raise
+
+    def _push(self, prompt: int, deltas: list[ChoiceDelta]) -> list[Choice]:
+        self._observe(prompt, deltas)
+        touched: list[Choice] = []
+        for delta in deltas:
+            choice = self.choices[prompt * self._n + delta.choice]
+            if choice.finish_reason is not None:
+                continue
+            choice.push(delta)
+            if choice.finish_reason is not None:
+                self._running[prompt] -= 1
+                self._left -= 1
+            if not touched or touched[-1] is not choice:
+                touched.append(choice)
+        if not self._running[prompt]:
+            self._streams[prompt].close()
+            self.is_over = not self._left
+        return touched
 
     def _observe(self, prompt: int, deltas: list[ChoiceDelta]) -> None:
         now = time.monotonic()
@@ -245,33 +297,3 @@ class Generation:
         longest = max(choice.num_tokens for choice in self.choices)
         if longest > 1:
             metrics.tpot.observe((last - self._first_at) / (longest - 1))
-
-
-async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """The items of all streams as they come; the first error ends all of them."""
-    items: asyncio.Queue[T | Exception | None] = asyncio.Queue()
-
-    async def pump(stream: AsyncGenerator[T, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for item in stream:
-                    items.put_nowait(item)
-            items.put_nowait(None)
-        except Exception as error:
-            items.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
-    try:
-        running = len(tasks)
-        while running:
-            item = await items.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,8 @@
 import asyncio
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from quire_api.openai_responses import error_object
 
@@ -11,6 +12,32 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 300.0
 LINGER_S = 2.0
+
+
+_BODY = "quire.body"
+
+
+class Body:
+    """The body of a chunked answer whose first chunk has been sent, to go on with where nothing can be awaited."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_ready(self) -> bool:
+        """The client is there and reads."""
+        return not (self._cycle.flow.write_paused or self._cycle.disconnected)
+
+    def write(self, chunk: bytes) -> None:
+        """Not empty, and only while `is_ready`."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+
+def body_of(scope: Scope) -> Body | None:
+    """That of the answer to this request; None under another HTTP server than `Http`."""
+    return scope.get(_BODY)
 
 
 class HeadTooLarge(Exception):
@@ -53,6 +80,7 @@ class Http(HttpToolsProtocol):
         self._is_in_body = True
         self._wait(BODY_TIMEOUT_S)
         super().on_headers_complete()
+        self.scope[_BODY] = Body(self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         self._is_in_body = False

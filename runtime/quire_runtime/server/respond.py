@@ -1,6 +1,6 @@
 """How a generation becomes a response: streamed as it grows, or whole at its end."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -17,7 +17,9 @@ class Answer(Protocol):
 
     def whole(self, generation: Generation) -> msgspec.Struct: ...
 
-    def events(self, generation: Generation) -> AsyncGenerator[bytes, None]: ...
+    def events(self, generation: Generation) -> Generator[bytes, None, None]:
+        """What has come since the item before, as events; none: nothing has. Ends with the generation."""
+        ...
 
 
 async def respond(
@@ -32,9 +34,9 @@ async def respond(
         try:
             await unless_gone(request.receive, generation.start())
         except BaseException:
-            await generation.close()
+            generation.close()
             raise
         return EventStream(generation, answer.events(generation), {**headers, **generation.replay.headers()})
-    async with generation:
+    with generation:
         await unless_gone(request.receive, generation.finish())
         return Response(msgspec.json.encode(answer.whole(generation)), 200, headers, "application/json")

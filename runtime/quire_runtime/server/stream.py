@@ -1,7 +1,8 @@
 """Server-sent events: an answer as it grows, one event a token, fewer when the client is slower than the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from quire_api.openai_responses import ChatLogprobs, CompletionLogprobs, Usage
 from quire_runtime.server.body import hang_up
 from quire_runtime.server.generation import Generation
+from quire_runtime.server.protocol import Body, body_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -84,16 +86,23 @@ def error_event(body: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends the events of a generation, which it closes: also when the client hangs up, and then at once."""
+    """Sends the events of a generation, which it closes: also when the client hangs up, and then at once.
 
-    def __init__(self, generation: Generation, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    Where the server offers a `Body`, events are written to it where their tokens came in, while the client keeps up: no
+    task is woken and no middleware called for a token. The first and the last ones go the way of all answers, and so
+    does what comes while the client does not keep up.
+    """
+
+    def __init__(
+        self, generation: Generation, events: Generator[bytes, None, None], headers: Mapping[str, str]
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", **headers}, media_type="text/event-stream")
         del self.headers["content-length"]
         self._generation = generation
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_all(send))
+        sending = asyncio.ensure_future(self._send_all(send, body_of(scope)))
         watch = asyncio.ensure_future(hang_up(receive))
         try:
             await asyncio.wait((sending, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -103,11 +112,23 @@ class EventStream(Response):
             watch.cancel()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            await self._events.aclose()
-            await self._generation.close()
+            self._events.close()
+            self._generation.close()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, body: Body | None) -> None:
+        generation = self._generation
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        while not generation.is_over:
+            if events := next(self._events):
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            if not (generation.has_news or generation.is_over):
+                await generation.news(None if body is None else partial(self._write, body))
+        await send({"type": "http.response.body", "body": b"".join(self._events), "more_body": False})
+
+    def _write(self, body: Body) -> bool:
+        """Write what has come; False if some of it is left to the task, and with it the end."""
+        generation = self._generation
+        while generation.has_news and body.is_ready and not generation.is_over:
+            if events := next(self._events):
+                body.write(events)
+        return not (generation.has_news or generation.is_over)

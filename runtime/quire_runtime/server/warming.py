@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import aclosing
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -108,8 +108,8 @@ async def _compute(service: Service, prefix: HotPrefix, request_id: str) -> int:
         return 0
     ids = np.frombuffer(prefix.token_ids, "<u4")[: info.max_model_len - 1].tolist()
     try:
-        async with aclosing(
-            client.generate(ids, _ONE_TOKEN, request_id, _LAST_IN_LINE, prefix.cache_salt, is_warming=True)
+        with closing(
+            client.open(ids, _ONE_TOKEN, request_id, _LAST_IN_LINE, prefix.cache_salt, is_warming=True)
         ) as steps:
             async for _ in steps:
                 pass

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
-from quire_runtime.engine.client import AsyncEngineClient, ChoiceDelta
+from quire_runtime.engine.client import AsyncEngineClient
 from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
+from quire_runtime.engine.stream import ChoiceDelta
 from quire_runtime.scheduler.request import FinishReason
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -51,7 +52,8 @@ async def client(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
 
 
 async def collect(client: AsyncEngineClient, prompt: list[int], params: SamplingParams) -> list[ChoiceDelta]:
-    return [delta async for deltas in client.generate(prompt, params, "test") for delta in deltas]
+    with closing(client.open(prompt, params, "test")) as stream:
+        return [delta async for deltas in stream for delta in deltas]
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -90,9 +92,9 @@ async def test_choices_and_logprobs_arrive(client, prompts):
     assert [entry.token_ids[0] for entry in deltas[0].prompt_logprobs[1:]] == prompts[3][1:]
 
 
-async def test_closing_the_iterator_frees_everything(client, prompts):
+async def test_closing_the_stream_frees_everything(client, prompts):
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-    async with aclosing(client.generate(prompts[2], params, "left early")) as stream:
+    with closing(client.open(prompts[2], params, "left early")) as stream:
         async for _ in stream:
             break
     await idle(client)

@@ -2,16 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
 import pytest
 
 from quire_api.sampling import SamplingParams
-from quire_runtime.engine.client import ChoiceDelta
 from quire_runtime.engine.errors import EngineDied, RequestRefused
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
 from quire_runtime.server.config import ServerConfig
@@ -33,7 +33,7 @@ class StandIn:
     heartbeat_age_s: float = 0.0
     closed: int = 0
 
-    async def generate(
+    def open(
         self,
         token_ids: list[int],
         params: SamplingParams,
@@ -42,15 +42,24 @@ class StandIn:
         cache_salt: str = "",
         outputs: Sequence[list[int]] = (),
         ended: Collection[int] = (),
-    ) -> AsyncIterator[list[ChoiceDelta]]:
-        try:
-            for step in self.steps:
-                await asyncio.sleep(0)
-                if isinstance(step, Exception):
-                    raise step
-                yield step
-        finally:
-            self.closed += 1
+    ) -> Stream:
+        stream = Stream(params.n - len(ended), self._count)
+        asyncio.get_running_loop().call_soon(self._play, stream, iter(self.steps))
+        return stream
+
+    def _play(self, stream: Stream, steps: Iterator[list[ChoiceDelta] | Exception]) -> None:
+        match next(steps, None):
+            case None:
+                return
+            case Exception() as failure:
+                stream.fail(failure)
+            case deltas:
+                if sum(stream.add(delta) for delta in deltas):
+                    stream.tell()
+        asyncio.get_running_loop().call_soon(self._play, stream, steps)
+
+    def _count(self, _stream: Stream) -> None:
+        self.closed += 1
 
 
 Talk = Callable[[StandIn], httpx.AsyncClient]
@@ -199,6 +208,6 @@ async def test_a_generation_closed_twice_leaves_once(talk, tokenizer):
         generation = Generation(service, [[5]], SamplingParams(), request_id="r", arrived=0.0)
         assert service.in_flight == 1
         await generation.finish()
-        await generation.close()
-        await generation.close()
+        generation.close()
+        generation.close()
         assert service.in_flight == 0

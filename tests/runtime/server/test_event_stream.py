@@ -1,0 +1,209 @@
+"""Events on a real connection, while the engine's part is played token by token."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+
+from quire_api.sampling import SamplingParams
+from quire_runtime.engine.errors import EngineDied
+from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.stream import ChoiceDelta, Stream
+from quire_runtime.scheduler.request import FinishReason
+from quire_runtime.server.app import create_app
+from quire_runtime.server.config import ServerConfig
+from quire_runtime.server.protocol import Http
+from quire_text.tokenizer import Tokenizer
+
+BUFFER = 4096
+DEADLINE_S = 30
+ASK = {"model": "m", "prompt": "x", "stream": True, "max_tokens": 10**5}
+
+
+@dataclass
+class Engine:
+    """Takes requests; their deltas come from the test."""
+
+    info: EngineReady | None = field(default_factory=lambda: EngineReady("rev", 16, 100, 10**6, 8, "epoch", {}))
+    stats: EngineStats = field(default_factory=EngineStats)
+    is_alive: bool = True
+    heartbeat_age_s: float = 0.0
+    streams: list[Stream] = field(default_factory=list)
+    num_closed: int = 0
+
+    def open(self, token_ids: list[int], params: SamplingParams, *_: Any) -> Stream:
+        self.streams.append(Stream(params.n, self._count))
+        return self.streams[-1]
+
+    def _count(self, _stream: Stream) -> None:
+        self.num_closed += 1
+
+
+@dataclass
+class Door:
+    engine: Engine
+    port: int
+
+    async def ask(self, **fields: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A streamed request over a connection that holds little; it is in the engine's hands on return."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER)
+        body = json.dumps({**ASK, **fields}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        known = len(self.engine.streams)
+        await until(lambda: len(self.engine.streams) > known)
+        return reader, writer
+
+
+@pytest.fixture
+def tokenizer(model_directory) -> Tokenizer:
+    return Tokenizer.from_directory(model_directory)
+
+
+@pytest.fixture
+async def door(tokenizer) -> AsyncIterator[Door]:
+    engine = Engine()
+    app = create_app(engine, tokenizer, ServerConfig.of(served_model_name=["m"]))
+    config = uvicorn.Config(app, loop="none", http=Http, ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        yield Door(engine, listener.getsockname()[1])
+        server.should_exit = True
+        await serving
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def bring(stream: Stream, *deltas: ChoiceDelta) -> None:
+    """One step of the engine."""
+    if sum(stream.add(delta) for delta in deltas):
+        stream.tell()
+
+
+def events(answer: bytes) -> list[str]:
+    """The data of the events in a chunked answer."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    body = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body += rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+    return [line[6:].decode() for line in body.splitlines() if line.startswith(b"data: ")]
+
+
+def text_of(told: list[str]) -> str:
+    return "".join(json.loads(event)["choices"][0]["text"] for event in told)
+
+
+async def test_each_step_is_on_the_wire_before_the_next_one(door, tokenizer):
+    ids = tokenizer.encode("one two three four", add_special_tokens=False)
+    reader, writer = await door.ask()
+    [stream] = door.engine.streams
+    async with asyncio.timeout(DEADLINE_S):
+        for token in ids:
+            bring(stream, ChoiceDelta(0, [token]))
+            await reader.readuntil(b"\n\n")
+        bring(stream, ChoiceDelta(0, [], FinishReason.LENGTH))
+        assert b'"finish_reason":"length"' in await reader.readuntil(b"\n\n")
+        assert b"[DONE]" in await reader.readuntil(b"\n\n")
+    assert door.engine.num_closed == 1
+    writer.close()
+
+
+async def test_a_slow_client_gets_every_token_in_fewer_events(door, tokenizer):
+    ids = tokenizer.encode("and so on ", add_special_tokens=False) * 2000
+    reader, writer = await door.ask()
+    [stream] = door.engine.streams
+    for token in ids:
+        bring(stream, ChoiceDelta(0, [token]))
+        await asyncio.sleep(0)
+    bring(stream, ChoiceDelta(0, [], FinishReason.LENGTH))
+    async with asyncio.timeout(DEADLINE_S):
+        *told, done = events(await reader.read(-1))
+    assert done == "[DONE]"
+    assert text_of(told) == tokenizer.decode(ids)
+    assert 10 < len(told) < len(ids) / 2
+    writer.close()
+
+
+async def test_a_client_that_hangs_up_ends_its_request_alone(door, tokenizer):
+    [token] = tokenizer.encode("a", add_special_tokens=False)
+    (_, leaver), (reader, writer) = await door.ask(), await door.ask()
+    left, kept = door.engine.streams
+    for stream in (left, kept):
+        bring(stream, ChoiceDelta(0, [token]))
+    await reader.readuntil(b"\n\n")
+    leaver.transport.abort()
+    await until(lambda: door.engine.num_closed == 1)
+    bring(left, ChoiceDelta(0, [token]))
+    bring(kept, ChoiceDelta(0, [token], FinishReason.LENGTH))
+    assert b"[DONE]" in await asyncio.wait_for(reader.read(-1), DEADLINE_S)
+    assert door.engine.num_closed == 2
+    writer.close()
+
+
+async def test_what_came_before_a_death_is_told_before_it(door, tokenizer):
+    first, second = tokenizer.encode("ab", add_special_tokens=False)
+    reader, writer = await door.ask()
+    [stream] = door.engine.streams
+    bring(stream, ChoiceDelta(0, [first]))
+    await asyncio.sleep(0.1)
+    stream.add(ChoiceDelta(0, [second]))
+    stream.fail(EngineDied("gone"))
+    *told, error, done = events(await asyncio.wait_for(reader.read(-1), DEADLINE_S))
+    assert (text_of(told), done) == ("ab", "[DONE]")
+    assert json.loads(error)["error"]["message"] == "gone"
+    writer.close()
+
+
+async def test_a_fault_of_ours_in_a_stream_breaks_its_connection_and_no_other(door, tokenizer, caplog):
+    caplog.set_level(logging.CRITICAL, logger="uvicorn.error")
+    [token] = tokenizer.encode("a", add_special_tokens=False)
+    (broken, _), (reader, writer) = await door.ask(), await door.ask()
+    ours, theirs = door.engine.streams
+    for stream in (ours, theirs):
+        bring(stream, ChoiceDelta(0, [token]))
+    await asyncio.gather(broken.readuntil(b"\n\n"), reader.readuntil(b"\n\n"))
+    bring(ours, ChoiceDelta(7, [token]))  # a choice that nobody asked for
+    bring(theirs, ChoiceDelta(0, [token], FinishReason.LENGTH))
+    assert b"[DONE]" not in await asyncio.wait_for(broken.read(-1), DEADLINE_S)
+    assert b"[DONE]" in await asyncio.wait_for(reader.read(-1), DEADLINE_S)
+    await until(lambda: door.engine.num_closed == 2)
+    writer.close()
+
+
+async def test_a_prompt_that_has_ended_is_closed_before_the_others(door, tokenizer):
+    [token] = tokenizer.encode("a", add_special_tokens=False)
+    reader, writer = await door.ask(prompt=["x", "y"], stop="a")
+    await until(lambda: len(door.engine.streams) == 2)
+    first, second = door.engine.streams
+    bring(first, ChoiceDelta(0, [token]))
+    await until(lambda: door.engine.num_closed == 1)
+    bring(second, ChoiceDelta(0, [token]))
+    *told, done = events(await asyncio.wait_for(reader.read(-1), DEADLINE_S))
+    assert done == "[DONE]"
+    assert {json.loads(event)["choices"][0]["index"] for event in told} == {0, 1}
+    assert door.engine.num_closed == 2
+    writer.close()
