@@ -2,10 +2,11 @@
 
 The decision is what the gateway does between a tokenised, hashed prompt and a replica: the candidates, the match in the
 index, the costs, the pick. A novel prompt is nobody's, a warm one is wholly held by three replicas, and of a known one
-every replica holds another part, which is the most that a match can have to do. Hashing the prompt's blocks, and
-entering its blocks into the index for the prompts that follow, are stated apart, and so is a full collection of
-Python's garbage collector, which stops the gateway for as long. Times are CPU time of this thread: a neighbour's work
-on the machine is no part of them.
+every replica holds another part: with loads as they come, with loads that are all alike, and, which is the most that a
+choice can have to do, with loads that outweigh what is held, so that each replica may be the cheapest. Hashing the
+prompt's blocks, and entering its blocks into the index for the prompts that follow, are stated apart, and so is a full
+collection of Python's garbage collector, which stops the gateway for as long. Times are CPU time of this thread: a
+neighbour's work on the machine is no part of them.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from typing import Any
 
 from quire_api import blocks, wire
 from quire_gateway.choose import Chain, Choice
+from quire_gateway.cost import QUEUE_WEIGHT
 from quire_gateway.fleet import DeploymentState, ReplicaState
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
@@ -77,6 +79,8 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         "decision_novel_us": _time(deployment, novel, rounds, _decide),
         "decision_warm_us": _time(deployment, warm, rounds, _decide),
         "decision_known_us": _time(deployment, shared, rounds, _decide),
+        "decision_known_alike_us": _time(deployment, shared, rounds, _decide, _load_alike),
+        "decision_known_outweighed_us": _time(deployment, shared, rounds, _decide, _outweighed()),
         "hashing_us": _time(deployment, novel, rounds // 4, _hash),
         "expect_us": _time(deployment, novel, rounds // 4, _expect),
         "index_entries": entries,
@@ -103,8 +107,14 @@ def _info(blocks_each: int) -> wire.ModelInfo:
 Act = Callable[[DeploymentState, Prompt, Chain], None]
 
 
-def _time(deployment: DeploymentState, prompts: Sequence[Any], rounds: int, act: Act) -> dict[str, float]:
-    """Microseconds of `act` on one prompt after the other."""
+def _nothing(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+    pass
+
+
+def _time(
+    deployment: DeploymentState, prompts: Sequence[Any], rounds: int, act: Act, before: Act = _nothing
+) -> dict[str, float]:
+    """Microseconds of `act` on one prompt after the other, each time after `before`."""
     hashed = []
     for tokens in prompts:
         chain = Chain(blocks.root_key(*FACTS), tokens, BLOCK_SIZE)
@@ -113,6 +123,7 @@ def _time(deployment: DeploymentState, prompts: Sequence[Any], rounds: int, act:
     taken = []
     for turn in range(rounds):
         prompt, chain = hashed[turn % len(hashed)]
+        before(deployment, prompt, chain)
         began = thread_time_ns()
         act(deployment, prompt, chain)
         taken.append((thread_time_ns() - began) / 1e3)
@@ -122,6 +133,26 @@ def _time(deployment: DeploymentState, prompts: Sequence[Any], rounds: int, act:
 
 def _decide(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
     Choice(deployment, prompt, {FACTS: chain}).pick(deployment.candidates(set()))
+
+
+def _load_alike(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+    for replica in deployment.replicas.values():
+        replica.in_flight, replica.queued_tokens = 20, 10_000
+
+
+def _outweighed() -> Act:
+    held: dict[bytes, list[int]] = {}
+
+    def outweigh(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
+        replicas = list(deployment.replicas.values())
+        if chain[0] not in held:
+            # Once, for it brings what is looked up into the processor's cache.
+            held[chain[0]] = list(deployment.index.match(chain, [replica.id for replica in replicas]))
+        for replica, blocks_held in zip(replicas, held[chain[0]], strict=True):
+            replica.in_flight = 20
+            replica.queued_tokens = blocks_held * BLOCK_SIZE * (replica.in_flight + 1) // QUEUE_WEIGHT
+
+    return outweigh
 
 
 def _hash(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:

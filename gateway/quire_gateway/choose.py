@@ -1,15 +1,16 @@
 """From a prompt and the replicas to a pick: hashing, matching, cost, and the speculative insert."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from quire_api import blocks
 from quire_api.wire import ModelInfo
-from quire_gateway.cost import Pick
+from quire_gateway.cost import CachedTokens, Known, Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candidates
 from quire_gateway.index import Expectation
 from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
+from quire_gateway.prefix_match import Match
 from quire_gateway.sessions import keep_session
 
 
@@ -41,8 +42,34 @@ class Chain:
         return self._known
 
 
-Chains = dict[tuple[str, int], Chain]
-"""A prompt's chains by model revision and block size."""
+Facts = tuple[str, int]
+"""Model revision and block size."""
+Chains = dict[Facts, Chain]
+"""A prompt's chains."""
+
+
+class Matched:
+    """`cost.CachedTokens` of a match of blocks of `block_size` tokens."""
+
+    def __init__(self, match: Match, block_size: int) -> None:
+        self._match = match
+        self._block_size = block_size
+
+    def __len__(self) -> int:
+        return len(self._match)
+
+    def __getitem__(self, number: int) -> int:
+        return self._match[number] * self._block_size
+
+    def at_most(self) -> list[int]:
+        size = self._block_size
+        return [length * size for length in self._match.at_most()]
+
+    def settle(self, numbers: Iterable[int]) -> bool:
+        return self._match.settle(numbers)
+
+    def is_any_below(self, tokens: int) -> bool:
+        return self._match.is_any_below(tokens // self._block_size)
 
 
 class Choice:
@@ -56,6 +83,8 @@ class Choice:
         self._deployment = deployment
         self._prompt = prompt
         self._chains: Chains = {} if chains is None else chains
+        self._matches: dict[Facts, Match] = {}
+        """Of the latest pick."""
 
     def pick(self, replicas: list[ReplicaState]) -> Pick:
         """The policy's choice among `replicas` (at least one); changes nothing."""
@@ -66,7 +95,7 @@ class Choice:
         return keep_session(pick, self._session) if self._session else pick
 
     def miss(self, pick: Pick) -> str:
-        """Why `pick`'s replica has no more of the prompt's full blocks cached; empty if it has them all.
+        """Why the replica of `pick`, the latest, has no more of the prompt's full blocks cached; empty: it has all.
 
         `elsewhere` (another replica of the same model has more), `evicted` (lately, at some replica), `other_salt`,
         `other_model`, `other_block_size` (it was sent, but they may not share), `unknown` (not tokenised), or `novel`.
@@ -76,15 +105,12 @@ class Choice:
         chain = self._chain(replica)
         if chain is None or replica.info is None:
             return "unknown" if self._prompt.count else ""
-        missing = chain.at(pick.cached_tokens // replica.info.block_size)
+        depth = pick.cached_tokens // replica.info.block_size
+        missing = chain.at(depth)
         if missing is None:
             return ""
-        candidates = pick.candidates
-        if max(candidates.cached_tokens) > pick.cached_tokens:
-            told = zip(candidates.replicas, candidates.cached_tokens, strict=True)
-            warmer = [name for name, cached in told if cached > pick.cached_tokens]
-            if any(self._chain(deployment.replicas[name]) is chain for name in warmer):
-                return "elsewhere"
+        if self._matches[_facts(replica.info)].is_any_beyond(depth):
+            return "elsewhere"
         if missing in deployment.index.removed:
             return "evicted"
         if pick.cached_tokens:
@@ -105,30 +131,37 @@ class Choice:
     def _namespace(self, info: ModelInfo) -> Namespace:
         return Namespace(info.model_revision, info.block_size, self._prompt.salt)
 
-    def _cached_tokens(self, roster: Roster) -> list[int]:
+    def _cached_tokens(self, roster: Roster) -> CachedTokens:
         """Of each replica."""
+        self._matches.clear()
         if len(roster.groups) == 1:
             return self._matched(roster.ids)
         cached = dict.fromkeys(roster.ids, 0)
         for alike in roster.groups.values():
-            cached.update(zip(alike, self._matched(alike), strict=True))
-        return list(cached.values())
+            matched = self._matched(alike)
+            matched.settle(range(len(alike)))
+            cached.update(zip(alike, matched.at_most(), strict=True))
+        return Known(cached.values())
 
-    def _matched(self, alike: tuple[str, ...]) -> list[int]:
+    def _matched(self, alike: tuple[str, ...]) -> CachedTokens:
         """Of replicas that know blocks by the same keys."""
         first = self._deployment.replicas[alike[0]]
         chain = self._chain(first)
         if chain is None or first.info is None:
-            return [0] * len(alike)
-        size = first.info.block_size
-        lengths = self._deployment.index.match(chain, alike)
-        return [length * size for length in lengths] if any(lengths) else lengths
+            return Known([0] * len(alike))
+        match = self._deployment.index.match(chain, alike)
+        self._matches[_facts(first.info)] = match
+        return Matched(match, first.info.block_size)
 
     def _chain(self, replica: ReplicaState) -> Chain | None:
         info, tokens = replica.info, self._prompt.tokens
         if info is None or not tokens:
             return None
-        facts = info.model_revision, info.block_size
+        facts = _facts(info)
         if facts not in self._chains:
             self._chains[facts] = Chain(self._prompt.root(info), tokens, info.block_size)
         return self._chains[facts]
+
+
+def _facts(info: ModelInfo) -> Facts:
+    return info.model_revision, info.block_size

@@ -16,12 +16,16 @@ A replica far busier than the mean is no candidate however warm, so that one hot
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
 QUEUE_WEIGHT = 8
 """4 to 16 are alike in the simulations; 1 lengthens the queues of prompts that share nothing, by a tenth near
 saturation."""
+
+_FEW = 24
+"""Of more replicas than that it takes less time to compute all costs in one pass."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -37,6 +41,44 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """Number of the pick that chose it last; 0 for never."""
 
 
+class CachedTokens(Protocol):
+    """`Candidate.cached_tokens` of each candidate, found as closely as is asked, for to find them takes its time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> int:
+        """Of candidate `number`."""
+        ...
+
+    def at_most(self) -> list[int]:
+        """Of each a number that it does not exceed."""
+        ...
+
+    def settle(self, numbers: Iterable[int]) -> bool:
+        """Find those of the candidates of these numbers, all at once: from now on they are their own `at_most`.
+
+        False: they have been already.
+        """
+        ...
+
+    def is_any_below(self, tokens: int) -> bool:
+        """Whether any candidate has less."""
+        ...
+
+
+class Known(list[int]):
+    """Cached tokens that are at hand."""
+
+    def at_most(self) -> list[int]:
+        return self
+
+    def settle(self, numbers: Iterable[int]) -> bool:
+        return False
+
+    def is_any_below(self, tokens: int) -> bool:
+        return min(self) < tokens
+
+
 class Candidates(msgspec.Struct, frozen=True):
     """The routable replicas, field by field: number i of every list is of one replica.
 
@@ -46,7 +88,7 @@ class Candidates(msgspec.Struct, frozen=True):
     replicas: Sequence[str]
     in_flight: list[int]
     queued_tokens: list[int]
-    cached_tokens: list[int]
+    cached_tokens: CachedTokens
     last_used: list[int]
 
     @classmethod
@@ -57,7 +99,7 @@ class Candidates(msgspec.Struct, frozen=True):
             [row.replica for row in rows],
             [row.in_flight for row in rows],
             [row.queued_tokens for row in rows],
-            [row.cached_tokens for row in rows],
+            Known(row.cached_tokens for row in rows),
             [row.last_used for row in rows],
         )
 
@@ -65,8 +107,13 @@ class Candidates(msgspec.Struct, frozen=True):
         return len(self.replicas)
 
     def __iter__(self) -> Iterator[Candidate]:
-        fields = (self.replicas, self.in_flight, self.queued_tokens, self.cached_tokens, self.last_used)
+        fields = (self.replicas, self.in_flight, self.queued_tokens, self.settled_tokens(), self.last_used)
         return map(Candidate, *fields)
+
+    def settled_tokens(self) -> list[int]:
+        """`cached_tokens` of all."""
+        self.cached_tokens.settle(range(len(self)))
+        return self.cached_tokens.at_most()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,39 +177,57 @@ class Pick(msgspec.Struct, frozen=True):
 
 def costs_of(prompt_tokens: int, candidates: Candidates) -> list[int]:
     """The cost of sending a prompt of `prompt_tokens` to each candidate."""
+    return _costs(prompt_tokens, candidates, candidates.settled_tokens())
+
+
+def cost_of(prompt_tokens: int, candidates: Candidates, number: int) -> int:
+    """The cost of sending it to candidate `number`."""
+    uncached = _uncached(prompt_tokens, candidates.cached_tokens[number])
+    return QUEUE_WEIGHT * candidates.queued_tokens[number] + uncached * (candidates.in_flight[number] + 1)
+
+
+def _costs(prompt_tokens: int, candidates: Candidates, cached_tokens: list[int]) -> list[int]:
     last = prompt_tokens - 1
     return [
         QUEUE_WEIGHT * queued + (prompt_tokens - cached if cached < last else 1) * (in_flight + 1)
-        for queued, cached, in_flight in zip(
-            candidates.queued_tokens, candidates.cached_tokens, candidates.in_flight, strict=True
-        )
+        for queued, cached, in_flight in zip(candidates.queued_tokens, cached_tokens, candidates.in_flight, strict=True)
     ]
 
 
 def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBound) -> Pick:
-    """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used."""
-    in_flight, last_used = candidates.in_flight, candidates.last_used
+    """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used.
+
+    How much is cached is looked up for those only that may be the cheapest.
+    """
+    in_flight, last_used, cached_tokens = candidates.in_flight, candidates.last_used, candidates.cached_tokens
     limit = bound.limit(candidates)
-    costs = costs_of(prompt_tokens, candidates)
-    best = cheapest = min(costs)
     most = limit - 1
-    # If all are over the bound, it tells none from another.
-    is_bounded = max(in_flight) > most >= min(in_flight)
-    if is_bounded:
-        best = min([cost for cost, count in zip(costs, in_flight, strict=True) if count <= most])
-    chosen, alike = costs.index(best), costs.count(best)
-    if alike > 1:
-        equal = [number for number, cost in enumerate(costs) if cost == best]
-        if is_bounded:
-            equal = [number for number in equal if in_flight[number] <= most]
-        chosen, alike = min(equal, key=last_used.__getitem__), len(equal)
+    costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
+    first = costs.index(min(costs))
+    if in_flight[first] > most:
+        within = [number for number, count in enumerate(in_flight) if count <= most]
+        # If all are over the bound, it tells none from another.
+        first = min(within, key=costs.__getitem__, default=first)
+    # What is cached costs less, so these are the least costs that may be: who is above this one is not the cheapest.
+    ceiling = costs[first] = cost_of(prompt_tokens, candidates, first)
+    rivals = [number for number, cost in enumerate(costs) if cost <= ceiling]
+    if cached_tokens.settle(rivals):
+        if len(rivals) < _FEW:
+            for number in rivals:
+                costs[number] = cost_of(prompt_tokens, candidates, number)
+        else:
+            costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
+    allowed = [number for number in rivals if in_flight[number] <= most] or rivals
+    best = min([costs[number] for number in allowed])
+    equal = [number for number in allowed if costs[number] == best]
+    chosen = equal[0] if len(equal) == 1 else min(equal, key=last_used.__getitem__)
     if len(costs) == 1:
         reason = "only-replica"
-    elif best > cheapest:
+    elif best > min([costs[number] for number in rivals]):
         reason = "load-bound"
-    elif candidates.cached_tokens[chosen] > min(candidates.cached_tokens):
+    elif cached_tokens[chosen] and cached_tokens.is_any_below(cached_tokens[chosen]):
         reason = "prefix-hit"
-    elif alike > 1:
+    elif len(equal) > 1:
         reason = "least-recent"
     else:
         reason = "lowest-cost"

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Protocol
 
 from quire_api import wire
-from quire_gateway.cost import Candidates
+from quire_gateway.cost import CachedTokens, Candidates
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
 from quire_gateway.keys import Callers
@@ -298,7 +298,7 @@ class Roster:
 def as_candidates(
     replicas: Sequence[ReplicaState],
     ids: Sequence[str],
-    cached_tokens: list[int],
+    cached_tokens: CachedTokens,
     others: Mapping[str, tuple[int, int]],
 ) -> Candidates:
     """`replicas` as the policies see them; others: what other gateways have there, see `DeploymentState.others`."""

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from quire_gateway.misses import Removed
-from quire_gateway.prefix_match import Keys, bisect, walk
+from quire_gateway.prefix_match import Keys, Match
 
 _MOST_MASKS = 4096
 
@@ -304,26 +304,21 @@ class PrefixIndex:
         self._shrink(holder)
         self._judge(holder)
 
-    def match(self, keys: Keys, replicas: Sequence[str]) -> list[int]:
+    def match(self, keys: Keys, replicas: Sequence[str]) -> Match:
         """How many blocks of the chain `keys`, counted from its head without a gap, each of `replicas` holds.
 
-        One search for all of them. A tuple that was asked before need not be looked up again. Of `keys` it takes none
-        beyond twice the place of the first block that none of them holds.
+        One search for all of them. A tuple that was asked before need not be looked up again.
         """
+        asked = self._asked_for(replicas)
+        holders_of = self._holders.get
+        holding = holders_of(keys[0], 0) & asked.mask if len(keys) else 0
+        return Match(keys, holders_of, asked.places, holding & ~self._open, holding & self._open)
+
+    def _asked_for(self, replicas: Sequence[str]) -> _Asked:
         asked = replicas if isinstance(replicas, tuple) else tuple(replicas)
         if asked is not self._asked.replicas:
             self._asked = self._ask(asked)
-        places, mask = self._asked.places, self._asked.mask
-        holders_of = self._holders.get
-        holding = holders_of(keys[0], 0) & mask if len(keys) else 0
-        if not holding:
-            return [0] * len(places)
-        lengths = [0] * (mask.bit_length() + 1)
-        if are_open := holding & self._open:
-            walk(keys, holders_of, are_open, lengths)
-        if are_closed := holding & ~self._open:
-            bisect(keys, holders_of, are_closed, lengths)
-        return [lengths[place] for place in places]
+        return self._asked
 
     def _ask(self, replicas: tuple[str, ...]) -> _Asked:
         bits = [0 if (holder := self._replicas.get(replica)) is None else holder.bit for replica in replicas]

@@ -5,7 +5,7 @@ all gateways and workers agree on it, and replicas that come and go move only th
 more: a home that would answer much later than the replica chosen otherwise is passed by, this time.
 """
 
-from quire_gateway.cost import LoadBound, Pick, costs_of, pick_of
+from quire_gateway.cost import LoadBound, Pick, cost_of, pick_of
 from quire_gateway.policies import weight
 
 MOST_EXTRA_SHARE = 0.25
@@ -21,8 +21,7 @@ def keep_session(pick: Pick, session: bytes) -> Pick:
     home = weights.index(max(weights))
     if candidates.replicas[home] == pick.replica or candidates.in_flight[home] + 1 > _BOUND.limit(candidates):
         return pick
-    costs = costs_of(pick.prompt_tokens, candidates)
-    best = costs[candidates.replicas.index(pick.replica)]
-    if costs[home] > best + max(MOST_EXTRA_SHARE * best, MOST_EXTRA_COST):
+    best = cost_of(pick.prompt_tokens, candidates, candidates.replicas.index(pick.replica))
+    if cost_of(pick.prompt_tokens, candidates, home) > best + max(MOST_EXTRA_SHARE * best, MOST_EXTRA_COST):
         return pick
     return pick_of(home, "session", pick.prompt_tokens, candidates, pick.limit)

@@ -1,0 +1,111 @@
+"""What a choice is not told of the index because it cannot matter, against one that is told everything."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire_gateway.choose import Matched
+from quire_gateway.cost import Candidates, Known, LoadBound, pick_lowest_cost
+from quire_gateway.index import PrefixIndex
+from quire_gateway.sessions import keep_session
+
+CHAIN = [b"%d" % number for number in range(600)]
+NAMES = tuple(f"r{number}" for number in range(40))
+
+
+def index_of(depths, doubtful=()):
+    """Replicas that hold so much of the chain; `doubtful` ones may hold it with gaps, as far as the index knows."""
+    index = PrefixIndex()
+    for number, depth in enumerate(depths):
+        index.begin(NAMES[number], len(CHAIN))
+        index.store(NAMES[number], CHAIN[:depth])
+        index.finish(NAMES[number])
+        if number in doubtful:
+            index.lose(NAMES[number])
+    return index
+
+
+some_depths = st.lists(st.integers(0, len(CHAIN)), min_size=1, max_size=len(NAMES))
+some_numbers = st.sets(st.integers(0, len(NAMES) - 1))
+
+
+@given(some_depths, some_numbers, some_numbers, st.integers(1, len(CHAIN)))
+def test_lengths_are_bounded_before_they_are_settled_and_right_afterwards(depths, doubtful, settled, asked):
+    match = index_of(depths, doubtful).match(CHAIN[:asked], NAMES[: len(depths)])
+    held = [min(depth, asked) for depth in depths]
+    assert all(most >= length for most, length in zip(match.at_most(), held, strict=True))
+    settled = {number for number in settled if number < len(depths)}
+    match.settle(settled)
+    bounds = match.at_most()
+    assert all(bounds[number] == held[number] for number in settled)
+    assert all(most >= length for most, length in zip(bounds, held, strict=True))
+    assert not match.settle(settled)
+    assert list(match) == held
+
+
+@given(some_depths, some_numbers, some_numbers, st.integers(0, len(CHAIN)))
+def test_whether_any_holds_less_or_more_is_known_without_settling(depths, doubtful, settled, length):
+    match = index_of(depths, doubtful).match(CHAIN, NAMES[: len(depths)])
+    match.settle(number for number in settled if number < len(depths))
+    assert match.is_any_below(length) == any(depth < length for depth in depths)
+    assert match.is_any_beyond(length) == any(depth > length for depth in depths)
+    # At the lengths themselves, where a place more or less matters.
+    for depth in set(depths):
+        assert match.is_any_below(depth) == (min(depths) < depth)
+        assert match.is_any_beyond(depth) == (max(depths) > depth)
+
+
+loads = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3000)), min_size=len(NAMES), max_size=len(NAMES))
+
+
+@settings(max_examples=300)
+@given(some_depths, some_numbers, loads, st.booleans(), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_the_choice_is_that_of_one_that_is_told_every_length(depths, doubtful, loads, is_balanced, extra, rng):
+    """16 tokens a block. Balanced loads are such that the costs are nearly alike, so that all lengths matter."""
+    names = NAMES[: len(depths)]
+    prompt = 16 * len(CHAIN) + extra
+    in_flight = [count for count, _ in loads[: len(depths)]]
+    queued = [tokens for _, tokens in loads[: len(depths)]]
+    if is_balanced:
+        in_flight = [10] * len(depths)
+        queued = [depth * 16 * 11 // 8 + rng.randrange(3) for depth in depths]
+    last_used = rng.sample(range(1000), len(depths))
+
+    def candidates(cached):
+        return Candidates(names, in_flight, queued, cached, last_used)
+
+    told = pick_lowest_cost(prompt, candidates(Known(16 * depth for depth in depths)), LoadBound())
+    match = index_of(depths, doubtful).match(CHAIN, names)
+    pick = pick_lowest_cost(prompt, candidates(Matched(match, 16)), LoadBound())
+    assert (pick.replica, pick.reason, pick.cached_tokens) == (told.replica, told.reason, told.cached_tokens)
+    kept, told_kept = keep_session(pick, b"session"), keep_session(told, b"session")
+    assert (kept.replica, kept.reason) == (told_kept.replica, told_kept.reason)
+    assert pick.scores == told.scores
+
+
+def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_another_part():
+    rng = random.Random(0)
+    depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
+    index = index_of(depths)
+    taken = Counting(CHAIN)
+    match = Matched(index.match(taken, NAMES), 16)
+    in_flight = [rng.randrange(20) for _ in NAMES]
+    candidates = Candidates(NAMES, in_flight, [0] * len(NAMES), match, [0] * len(NAMES))
+    pick = pick_lowest_cost(16 * len(CHAIN), candidates, LoadBound())
+    assert pick.cached_tokens == 16 * depths[NAMES.index(pick.replica)]
+    assert taken.looks < 80  # Of 600 blocks; each of 40 replicas by bisection: 400.
+
+
+class Counting:
+    """A chain that counts how often it is asked for a block."""
+
+    def __init__(self, chain):
+        self.chain, self.looks = chain, 0
+
+    def __len__(self):
+        return len(self.chain)
+
+    def __getitem__(self, depth):
+        self.looks += 1
+        return self.chain[depth]
