@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.decoders import DecodeStream
 
 from quire_text.detokenize import Detokenizer
 from quire_text.tokenizer import Tokenizer
@@ -35,6 +36,13 @@ def test_any_tokens_join_to_their_decoding(byte_level_tokenizer: Tokenizer, ids:
 @given(ids=st.lists(st.integers(0, 290), max_size=30))
 def test_broken_byte_runs_do_not_end_a_stream(byte_fallback_tokenizer: Tokenizer, ids: list[int]):
     assert isinstance("".join(pieces(byte_fallback_tokenizer, ids)), str)
+
+
+@given(ids=st.lists(st.integers(0, 399), max_size=30), skip=st.booleans())
+def test_each_piece_comes_as_early_as_the_library_gives_it(byte_level_tokenizer: Tokenizer, ids: list[int], skip: bool):
+    stream = DecodeStream(skip_special_tokens=skip)
+    theirs = [stream.step(byte_level_tokenizer.backend, token) or "" for token in ids]
+    assert pieces(byte_level_tokenizer, ids, skip)[:-1] == theirs
 
 
 def test_a_character_appears_once_it_is_complete(tokenizer: Tokenizer):

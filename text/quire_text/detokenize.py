@@ -16,7 +16,7 @@ class Detokenizer:
     prompt_ids: with them the text continues the prompt's, so that a first word keeps its leading space.
     """
 
-    __slots__ = ("_backend", "_context", "_held", "_skip_special_tokens", "_stream", "_tokenizer")
+    __slots__ = ("_backend", "_context", "_held", "_skip_special_tokens", "_stream", "_tokenizer", "_whole")
 
     def __init__(
         self, tokenizer: Tokenizer, skip_special_tokens: bool = True, prompt_ids: Sequence[int] | None = None
@@ -24,7 +24,9 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend
         self._skip_special_tokens = skip_special_tokens
-        self._context = self._usable(list(prompt_ids[-_PRIMING_TOKENS:]) if prompt_ids else [])
+        self._whole = tokenizer.whole_texts(skip_special_tokens)
+        primes = list(prompt_ids[-_PRIMING_TOKENS:]) if prompt_ids and self._whole is None else []
+        self._context = self._usable(primes)
         self._held: list[int] = []
         self._stream = DecodeStream(ids=self._context or None, skip_special_tokens=skip_special_tokens)
 
@@ -32,6 +34,11 @@ class Detokenizer:
         """Text that `ids` complete; "" while a character is incomplete."""
         text = ""
         for token in ids:
+            if self._whole is not None and not self._held:
+                if (piece := self._whole[token]) is not None:
+                    text += piece
+                    continue
+                self._begin()
             self._held.append(token)
             try:
                 piece = self._stream.step(self._backend, token)
@@ -55,9 +62,13 @@ class Detokenizer:
 
     def _restart(self) -> str:
         text = self._decode(self._held)
+        self._begin()
+        return text
+
+    def _begin(self) -> None:
+        """Text from here on does not depend on what came before."""
         self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
         self._context, self._held = [], []
-        return text
 
     def _usable(self, ids: list[int]) -> list[int]:
         text = self._decode(ids)

@@ -37,7 +37,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._added = {token: entry.content for token, entry in added.items()}
-        self._spelling = _Spelling(json.loads(backend.to_str())["decoder"])
+        decoder = json.loads(backend.to_str())["decoder"]
+        self._spelling = _Spelling(decoder)
+        is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
+        self._whole = {skip: WholeTexts(backend, skip) for skip in (False, True)} if is_byte_level else None
         self._longest_piece = _longest_piece(backend)
         self._token_bytes = lru_cache(maxsize=1 << 16)(self._spell)
 
@@ -122,6 +125,10 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
+    def whole_texts(self, skip_special_tokens: bool = True) -> "WholeTexts | None":
+        """None: in this vocabulary a token's text depends on what stands beside it."""
+        return None if self._whole is None else self._whole[skip_special_tokens]
+
     def token_bytes(self, token: int) -> bytes:
         """What the token adds to the text, as UTF-8 bytes; it may be a part of a character."""
         return self._token_bytes(token)
@@ -160,6 +167,24 @@ class Tokenizer:
         ]
         if missing:
             self.backend.add_tokens(missing)
+
+
+class WholeTexts(dict[int, str | None]):
+    """The text of a token that is made of whole characters, by id; None where it has parts of some.
+
+    Of byte-level vocabularies, whose text is the bytes of its tokens one after the other: the text of such a token is
+    the same everywhere. Filled as tokens are asked for.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
+        super().__init__()
+        self._backend = backend
+        self._skip_special_tokens = skip_special_tokens
+
+    def __missing__(self, token: int) -> str | None:
+        text = self._backend.decode([token], skip_special_tokens=self._skip_special_tokens)
+        self[token] = whole = None if "\N{REPLACEMENT CHARACTER}" in text else text
+        return whole
 
 
 def _longest_piece(backend: tokenizers.Tokenizer) -> int | None:

@@ -7,12 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
-from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 import zmq
-import zmq.asyncio
 
 from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
@@ -47,7 +45,6 @@ LAST_WORDS_S = 0.5
 FINISH_REASONS = tuple(FinishReason)
 """By value; calling the enumeration for each token is slow."""
 ERROR = FinishReason.ERROR.value
-SocketT = TypeVar("SocketT", bound=zmq.Socket[Any])
 
 
 class AsyncEngineClient:
@@ -63,9 +60,9 @@ class AsyncEngineClient:
         self.info: EngineReady | None = None
         self._child = child or EngineChild()
         self._process = self._child.process
-        self._context = zmq.asyncio.Context()
-        self._inbound = self._bound(zmq.Socket(self._context, zmq.PULL), "from-engine")
-        self._outbound = self._bound(self._context.socket(zmq.PUSH), "to-engine")
+        self._context = zmq.Context()
+        self._inbound = self._bind(zmq.PULL, "from-engine")
+        self._outbound = self._bind(zmq.PUSH, "to-engine")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[int, Stream] = {}
@@ -74,7 +71,7 @@ class AsyncEngineClient:
         self._failure: Exception | None = None
         self._is_closing = False
         self._heard_at: float | None = None
-        self._kv = KVFanOut(lambda number: self._send_soon(WatchKV(number)))
+        self._kv = KVFanOut(lambda number: self._send(WatchKV(number)))
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_listening = False
@@ -139,7 +136,7 @@ class AsyncEngineClient:
             try:
                 packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
                 asked = (packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended))
-                self._send_soon(AddRequest(handle, *asked, is_warming))
+                self._send(AddRequest(handle, *asked, is_warming))
             except (OverflowError, ValueError):
                 failure = RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.")
         self._streams[handle] = stream
@@ -168,7 +165,7 @@ class AsyncEngineClient:
         number = next(self._handles)
         told = self._hot_lists[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(TellHot(number, max_prefixes, max_tokens))
+            self._send(TellHot(number, max_prefixes, max_tokens))
             return await told
         finally:
             del self._hot_lists[number]
@@ -176,7 +173,7 @@ class AsyncEngineClient:
     async def drain(self, timeout_s: float) -> bool:
         """Have the engine refuse new requests, wait for those that run; True if all of them ended in time."""
         if self._failure is None:
-            await self._send(Drain())
+            self._send(Drain())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         return not self._streams
@@ -195,7 +192,6 @@ class AsyncEngineClient:
             await self._has_exited.wait()
         self._fail(EngineDied("The engine was closed."))
         asyncio.get_running_loop().remove_reader(self._inbound.FD)
-        self._inbound.close(linger=0)
         self._context.destroy(linger=0)
         self._child.remove_directory()
 
@@ -224,7 +220,7 @@ class AsyncEngineClient:
         if not self._streams:
             self._idle.set()
         if stream.running and not stream.has_failed and not self._is_closing:
-            self._send_soon(AbortRequests([handle]))
+            self._send(AbortRequests([handle]))
 
     def _receive(self) -> None:
         """Take every message that has come, then tell the readers: one that is behind takes several steps at once.
@@ -314,15 +310,13 @@ class AsyncEngineClient:
         for stream in list(self._streams.values()):
             stream.fail(failure)
 
-    async def _send(self, message: ToEngine) -> None:
-        await self._outbound.send(self._encoder.encode(message))
-
-    def _send_soon(self, message: ToEngine) -> None:
-        """Without waiting: an iterator may be closed where nothing can be awaited. The socket has no bound."""
+    def _send(self, message: ToEngine) -> None:
+        """The socket has no bound; what an engine that has gone would be told is lost."""
         with contextlib.suppress(zmq.ZMQError):
-            self._outbound.send(self._encoder.encode(message))
+            self._outbound.send(self._encoder.encode(message), zmq.NOBLOCK)
 
-    def _bound(self, socket: SocketT, name: str) -> SocketT:
+    def _bind(self, kind: int, name: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
         socket.set_hwm(0)
         socket.bind(f"ipc://{self._child.directory}/{name}")
         return socket

@@ -102,6 +102,7 @@ class Answer:
             if ask.echo and choice.index not in begun
         }
         offsets = list(generation.offsets)
+        is_echo_only = ask.is_echo_only
         try:
             for touched in generation.steps():
                 events = b""
@@ -110,7 +111,7 @@ class Answer:
                         continue
                     text, ids, logprobs = choice.take()
                     events += comments.of(choice, ids, generation.cached_tokens)
-                    text = echoes.pop(choice.index, "") + ("" if ask.is_echo_only else text)
+                    text = echoes.pop(choice.index, "") + ("" if is_echo_only else text)
                     if is_plain and choice.finish_reason is None:
                         events += writer.plain(choice.index, text)
                         continue
@@ -126,7 +127,7 @@ class Answer:
                     offsets[choice.index] += len(text)
                 yield events
             if ask.include_usage:
-                yield comments.usage() + writer.usage(usage_of(generation, without_output=ask.is_echo_only))
+                yield comments.usage() + writer.usage(usage_of(generation, without_output=is_echo_only))
         except (RequestFailed, EngineDied) as error:
             failure = describe(error)
             yield comments.failure(failure.code or "error") + error_event(failure.body)

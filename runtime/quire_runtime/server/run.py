@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -136,6 +137,8 @@ async def _run_engine(
     clients.append(client)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
     tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)
+    gc.collect()
+    gc.freeze()
     info = await client.ready()
     service.attach(client, tokenizer, model_defaults=config.generation_config == "auto")
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in info.startup_s.items() if name != "total")
