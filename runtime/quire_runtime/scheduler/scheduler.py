@@ -126,13 +126,13 @@ class Scheduler:
         self._num_queued += 1
         self._families[request.handle] = family
         if not request.is_resumed:
-            self._waiting.push(family.sequences[0])
+            self._wait(family.sequences[0])
             return
         # As after a preemption: what was put out is known, and computed anew with the prompt.
         family.is_spawned = True
         for choice, sequence in family.sequences.items():
             sequence.tokens = np.concatenate((tokens, np.array(request.outputs[choice], np.int32)))
-            self._waiting.push(sequence)
+            self._wait(sequence)
 
     def abort(self, handle: int, choice: int | None = None) -> list[int]:
         """End a request, or one choice of it, wherever it stands; steps in flight no longer count for it.
@@ -333,7 +333,18 @@ class Scheduler:
 
     def _preempt(self, row: int) -> None:
         self._num_preemptions += 1
-        self._waiting.push(self._vacate(row))
+        self._wait(self._vacate(row))
+
+    def _wait(self, sequence: Sequence) -> None:
+        pending = self._uncached(sequence) if self.config.mixed_step_tokens else len(sequence.tokens)
+        self._waiting.push(sequence, pending)
+
+    def _uncached(self, sequence: Sequence) -> int:
+        """Tokens that it is to compute: what is in the prefix cache now is not, nor a prompt that a sibling computes."""
+        family = sequence.family
+        if len(sequence.tokens) == family.prompt_len and sequence.choice > min(family.sequences):
+            return 1
+        return len(sequence.tokens) - len(self._lookup(sequence)) * self.config.block_size
 
     def _admit(self, draft: StepDraft, budget: int) -> None:
         """Give waiting sequences rows and what is left of the budget, in order, until one does not fit."""
@@ -420,7 +431,7 @@ class Scheduler:
         family.is_spawned = True
         for sequence in family.sequences.values():
             if sequence.choice:
-                self._waiting.push(sequence)
+                self._wait(sequence)
 
     def _register(self, rows: Ints, computed: Ints) -> None:
         """Tell the prefix index which blocks are full: tokens known, K and V stored up to `computed` or planned."""

@@ -16,10 +16,10 @@ class Sequence:
 
     rank orders service: priority, then arrival, then choice; the lowest is served first and preempted last.
     tokens int32: the prompt, and after a preemption the output so far. While it runs, its row has the tokens.
-    first_step: the number of the step that gave it its row.
+    first_step: the number of the step that gave it its row. pending: while it waits, the tokens it is to compute.
     """
 
-    __slots__ = ("chain", "choice", "family", "first_step", "is_waiting", "rank", "row", "tokens")
+    __slots__ = ("chain", "choice", "family", "first_step", "is_waiting", "pending", "rank", "row", "tokens")
 
     def __init__(self, family: "Family", choice: int, rank: int, tokens: Ints, chain: PrefixChain) -> None:
         self.family = family
@@ -30,6 +30,7 @@ class Sequence:
         self.row = -1
         self.first_step = -1
         self.is_waiting = False
+        self.pending = 0
 
 
 class Family:

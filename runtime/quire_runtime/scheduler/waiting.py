@@ -12,16 +12,17 @@ class WaitingQueue:
         self._heap: list[tuple[int, Sequence]] = []
         self._count = 0
         self.num_tokens = 0
-        """Tokens that the sequences know, together."""
+        """Tokens that the sequences were to compute when they came, together."""
 
     def __len__(self) -> int:
         return self._count
 
-    def push(self, sequence: Sequence) -> None:
-        sequence.is_waiting = True
+    def push(self, sequence: Sequence, pending: int) -> None:
+        """pending: tokens that it is to compute once it is served."""
+        sequence.is_waiting, sequence.pending = True, pending
         heappush(self._heap, (sequence.rank, sequence))
         self._count += 1
-        self.num_tokens += len(sequence.tokens)
+        self.num_tokens += pending
 
     def first(self) -> Sequence:
         """The sequence to be served next; it stays in the queue, which must not be empty."""
@@ -33,7 +34,7 @@ class WaitingQueue:
         """Take a waiting sequence out, wherever it stands."""
         sequence.is_waiting = False
         self._count -= 1
-        self.num_tokens -= len(sequence.tokens)
+        self.num_tokens -= sequence.pending
         if self._heap[0][1] is sequence:
             heappop(self._heap)
         elif len(self._heap) > 2 * self._count + 16:

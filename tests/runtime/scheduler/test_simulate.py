@@ -4,9 +4,13 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from quire_api.sampling import SamplingParams
 from quire_runtime.scheduler.config import SchedulerConfig
+from quire_runtime.scheduler.request import Request
+from quire_runtime.scheduler.scheduler import Scheduler
 from quire_runtime.scheduler.simulate import Arrival, StepCost, simulate
 
 ROOT = Path(__file__).parents[3]
@@ -108,3 +112,33 @@ def test_w1_with_memory_for_a_third_of_it_still_flows(workloads: ModuleType) -> 
     assert roomy.stats.num_preemptions == 0
     assert 0 < tight.stats.num_preemptions < len(w1) / 4
     assert tight.output_tokens_per_s > 0.5 * roomy.output_tokens_per_s
+
+
+def test_what_need_not_be_computed_does_not_make_mixed_steps_longer() -> None:
+    """4,000 more tokens wait by their number, but of each prompt of 1,000 tokens 992 are cached."""
+    prompt = [9] * 1000
+    talkers = [Arrival([i] * 8, 200) for i in range(8)]
+    first = Arrival(prompt, 2, at_s=0.1)
+    newcomer = Arrival([7] * 900, 2, at_s=0.3)
+    cost = StepCost(base_ms=5.0, per_token_ms=0.05)
+    again = [Arrival(prompt, 2, at_s=0.3) for _ in range(4)]
+    run = simulate(config(mixed_step_tokens=512), [*talkers, first, newcomer, *again], cost)
+    assert run.itl_s.max() == pytest.approx((5 + 0.05 * 512) / 1000)
+
+
+def test_choices_wait_with_one_token_each_beside_the_one_that_computes_their_prompt() -> None:
+    scheduler = Scheduler(config(mixed_step_tokens=512, max_num_seqs=2), "simulated")
+
+    def step() -> int:
+        plan = scheduler.plan()
+        assert plan is not None
+        scheduler.update(plan, np.zeros(len(plan.rows), np.int32))
+        return int(plan.query_lens.sum())
+
+    scheduler.add(Request(0, [1] * 8, SamplingParams(), seed=0, max_tokens=100))
+    assert step() == 8
+    scheduler.add(Request(1, [2] * 600, SamplingParams(n=20), seed=0, max_tokens=3))
+    assert [step(), step()] == [512, 90]  # one decode beside 511 and 89 tokens of the prompt
+    scheduler.add(Request(2, [3] * 900, SamplingParams(), seed=0, max_tokens=1, priority=-1))
+    # Both rows are taken until choice 0 ends; then the newcomer comes first, beside 19 choices that wait.
+    assert [step(), step(), step()] == [2, 2, 512]
