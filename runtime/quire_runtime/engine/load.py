@@ -18,6 +18,7 @@ from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.memory import MemoryPlan, plan_memory, require_room
 from quire_runtime.execute.rows import Rows
 from quire_runtime.execute.runner import Runner
+from quire_runtime.execute.workspace import decode_sums, padded_prompts
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.fingerprint import model_revision
 from quire_runtime.model.loader import load_weights
@@ -185,7 +186,10 @@ def pick_dtype(config: EngineConfig, facts: ModelConfig, device: torch.device) -
 def measure_workspace(
     config: EngineConfig, facts: ModelConfig, model: Model, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Bytes of activations at the largest step: measured on a GPU by running one, estimated on a CPU."""
+    """Bytes of activations at the largest step: measured on a GPU by running one, estimated on a CPU.
+
+    What that one has not, of padded prompts and of decodes beside it, is counted.
+    """
     tokens, draws = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
     logits = 3 * draws * facts.vocab_size * 4
     if device.type != "cuda":
@@ -220,4 +224,7 @@ def measure_workspace(
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
-    return peak + logits
+    if config.deterministic:
+        graphs = not config.enforce_eager
+        return peak + logits + decode_sums(facts, config.max_num_seqs, window, config.block_size, graphs=graphs)
+    return max(peak, padded_prompts(facts, dtype, tokens)) + logits

@@ -44,6 +44,11 @@ Forward = Callable[[MixedSlots, Tensor, int, bool], Tensor]
 """(padded batch, token buffers int32 [turns, >= n], padded number of tokens, are there decodes) -> logits [n, V]"""
 
 
+def sequence_sizes(most: int) -> list[int]:
+    """Numbers of sequences that a batch is padded to, where at most `most` run."""
+    return [*(n for n in SEQUENCES if n < most), most]
+
+
 class MixedGraphs:
     """Replays a captured step where one fits; one of a new shape is captured the second time it is asked for.
 
@@ -54,7 +59,7 @@ class MixedGraphs:
         self._forward = forward
         self._tables = tables
         most = min(max_num_seqs, SEQUENCES[-1])
-        self.sequences = [*(n for n in SEQUENCES if n < most), most]
+        self.sequences = sequence_sizes(most)
         words = HEADER + 5 * self.sequences[-1] + 1
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]

@@ -340,7 +340,7 @@ class Scheduler:
         self._waiting.push(sequence, pending)
 
     def _uncached(self, sequence: Sequence) -> int:
-        """Tokens that it is to compute: what is in the prefix cache now is not, nor a prompt that a sibling computes."""
+        """Tokens that it is to compute: not what is in the prefix cache now, nor a prompt that a sibling computes."""
         family = sequence.family
         if len(sequence.tokens) == family.prompt_len and sequence.choice > min(family.sequences):
             return 1
