@@ -198,6 +198,10 @@ class DeploymentLoad(msgspec.Struct, kw_only=True):
     itl_p50_s: float | None = None
     """Mean time between a stream's events, over each second of it."""
     itl_p90_s: float | None = None
+    arrivals_per_s: float | None = None
+    """Requests admitted, over the latest 10 s; None: an older gateway."""
+    service_s: float | None = None
+    """Mean time from a request's sending to a replica to its end there; None: none ended in the window."""
 
 
 class GatewayLoad(msgspec.Struct, kw_only=True):

@@ -116,9 +116,10 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
             "drains included.",
             "",
             "Against us: a burst from zero waits for the first replica, which then gets what it can work on while the "
-            "rest waits for the next ones, in the order of coming: so later requests miss the target too. And what "
-            "piles up meanwhile is taken for demand that will last, so that more replicas start than the rate needs "
-            "(12 where 4 do).",
+            "rest waits for the next ones, in the order of coming: so later requests miss the target too. As many "
+            "start as serve what piled up meanwhile, 12 where the rate needs 4; the surplus leaves a minute after the "
+            "backlog has gone, or, where nobody has measured yet how long a request takes, after scaleDownDelay. So "
+            "there are more changes than before.",
         ],
         "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
     }

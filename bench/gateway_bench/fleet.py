@@ -102,7 +102,7 @@ class SimulatedFleet:
 
     def send(self, job: Job, on_end: Callable[[], None] = lambda: None) -> None:
         """Route `job` now; its moments and its replica are recorded in it."""
-        job.arrived_s = self._loop.time()
+        job.arrived_s = sent_s = self._loop.time()
         ticket = self._route(job)
         job.replica = int(ticket.replica.id[1:])
         meter = self.deployment.load
@@ -113,6 +113,7 @@ class SimulatedFleet:
 
         def ended() -> None:
             ticket.release()
+            meter.service.add(job.ended_s - sent_s, job.ended_s)
             if job.output_tokens > 1:
                 meter.itl.add((job.ended_s - job.first_s) / (job.output_tokens - 1), job.ended_s)
             on_end()

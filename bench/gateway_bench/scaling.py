@@ -8,6 +8,7 @@ held, and it counts.
 ramp           1 to 30 requests/s in 10 minutes, 3 minutes there, back in 5
 spike          4 requests/s, and for 90 s 25
 day            24 hours in one: a night of 1, two peaks of 22 and 29 requests/s
+bursts         4 requests/s, and every 3 minutes for 30 s 25: shorter than it takes to serve what piles up at the first
 zero-to-burst  nothing, then 15 requests/s for 2 minutes; again after 10 minutes of nothing; minReplicas 0
 """
 
@@ -65,9 +66,14 @@ def _burst(t: float) -> float:
     return 15.0 if 60 <= t < 180 or 780 <= t < 900 else 0.0
 
 
+def _bursts(t: float) -> float:
+    return 25.0 if t >= 120 and (t - 120) % 180 < 30 else 4.0
+
+
 SHAPES = (
     Shape("ramp", 1200, 30, _ramp),
     Shape("spike", 900, 25, _spike),
+    Shape("bursts", 1200, 25, _bursts),
     Shape("day", 3600, 30, _day),
     Shape("zero-to-burst", 1200, 15, _burst, min_replicas=0),
 )
@@ -199,6 +205,8 @@ class ScaledFleet:
             wanted=self.wanted,
             ttft_s=told.ttft_p90_s,
             itl_s=told.itl_p90_s,
+            arrivals_per_s=told.arrivals_per_s,
+            service_s=told.service_s,
             idle_s=told.idle_s,
         )
         decided = self._decide(seen, self.wanted, now)

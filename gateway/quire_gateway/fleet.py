@@ -334,6 +334,8 @@ def load_of(deployment: DeploymentState, now: float) -> wire.DeploymentLoad:
         ttft_p90_s=ttft_p90_s,
         itl_p50_s=itl_p50_s,
         itl_p90_s=itl_p90_s,
+        arrivals_per_s=meter.arrivals.per_second(now),
+        service_s=meter.service.mean(now),
     )
 
 

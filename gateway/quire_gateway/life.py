@@ -246,6 +246,8 @@ class Life:
         if outcome.failure is None:
             if relay is not None and relay.status < 500:
                 replica.health.answered()
+                now = self._loop.time()
+                self._deployment.load.service.add(now - ticket.sent_at, now)
             return True
         is_lost = outcome.failure.cause not in _NOT_LOST
         self._blame(replica, generation, str(outcome.failure), is_lost=is_lost)

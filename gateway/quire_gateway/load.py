@@ -10,6 +10,7 @@ from math import ceil
 WINDOW_S = 30.0
 _MOST_SAMPLES = 2048
 _PACE_EVERY_S = 1.0
+_ARRIVALS_S = 10
 _HALF_LIFE_S = 600.0
 
 
@@ -26,9 +27,38 @@ class Window:
 
     def quantiles(self, shares: Iterable[float], now: float) -> list[float | None]:
         """For each share the smallest sample that so much of the window does not exceed; None in an empty window."""
+        return quantiles(self._alive(now), shares)
+
+    def mean(self, now: float) -> float | None:
+        """None in an empty window."""
+        values = self._alive(now)
+        return sum(values) / len(values) if values else None
+
+    def _alive(self, now: float) -> list[float]:
         while self._samples and now - self._samples[0][0] > WINDOW_S:
             self._samples.popleft()
-        return quantiles([value for _, value in self._samples], shares)
+        return [value for _, value in self._samples]
+
+
+class Arrivals:
+    """How many came a second, over the latest ten whole ones."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: deque[list[int]] = deque(maxlen=_ARRIVALS_S + 1)
+        """Seconds in which any came, and how many; the running one last."""
+
+    def add(self, now: float) -> None:
+        second = int(now)
+        if self._counts and self._counts[-1][0] == second:
+            self._counts[-1][1] += 1
+        else:
+            self._counts.append([second, 1])
+
+    def per_second(self, now: float) -> float:
+        running = int(now)
+        return sum(count for second, count in self._counts if 0 < running - second <= _ARRIVALS_S) / _ARRIVALS_S
 
 
 def quantiles(values: Sequence[float], shares: Iterable[float]) -> list[float | None]:
@@ -59,7 +89,7 @@ class Fading:
 class LoadMeter:
     """What is measured of one deployment, beside the counts that its replicas carry."""
 
-    __slots__ = ("_active", "_last_active_at", "itl", "requests", "ttft")
+    __slots__ = ("_active", "_last_active_at", "arrivals", "itl", "requests", "service", "ttft")
 
     def __init__(self, now: float) -> None:
         self.requests = 0
@@ -67,12 +97,16 @@ class LoadMeter:
         """From the choice of a replica to the first byte of a stream: what a request waited for a replica to exist is
         no sign that more are needed beside it."""
         self.itl = Window()
+        self.arrivals = Arrivals()
+        self.service = Window()
+        """From a request's sending to a replica to its end there."""
         self._active = 0
         self._last_active_at = now
 
     def began(self, now: float) -> None:
         """A request was admitted."""
         self.requests += 1
+        self.arrivals.add(now)
         self._active += 1
         self._last_active_at = now
 

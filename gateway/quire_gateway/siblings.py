@@ -99,6 +99,10 @@ def _both(one: wire.DeploymentLoad, other: wire.DeploymentLoad) -> wire.Deployme
         ttft_p90_s=_slower(one.ttft_p90_s, other.ttft_p90_s),
         itl_p50_s=_slower(one.itl_p50_s, other.itl_p50_s),
         itl_p90_s=_slower(one.itl_p90_s, other.itl_p90_s),
+        arrivals_per_s=None
+        if one.arrivals_per_s is None or other.arrivals_per_s is None
+        else one.arrivals_per_s + other.arrivals_per_s,
+        service_s=_slower(one.service_s, other.service_s),
     )
 
 

@@ -6,14 +6,20 @@
     demand        the larger of the two, within minReplicas .. maxReplicas
     up            to the least demand of the last seconds, so that one odd moment starts nothing
     down          to the largest demand within scaleDownDelay, so that what goes has not been needed for long
+    backlog       more requests than the ready replicas are meant to have, for a while: they came while too few served.
+                  It asks for replicas until it is gone, and is no demand that lasts. What lasts is what arrived:
+                  arrivals a second x time at a replica (Little's law) / inFlightPerReplica / 0.7, at most what the
+                  backlog asked for: that is kept for scaleDownDelay, the rest for a minute
     to zero       from one replica, after idleTimeout without a request; one request brings the first replica back
 
 Replicas on their way are part of the current number, so they are credited before more are started. Latency adds
-nothing while they start, nor until a whole window has been measured with them.
+nothing while they start, nor until a whole window has been measured with them; after a backlog, whose requests are slow
+however many replicas there are now, it says nothing for a minute.
 """
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar
 
 from quire_api.v1alpha1 import AutoscalingSpec
 from quire_api.v1alpha1_values import duration_seconds
@@ -22,6 +28,10 @@ STEEPEST = 2.0
 """Latency alone at most doubles the replicas at a time."""
 HEADROOM = 0.8
 """Fewer replicas must be expected to stay below this share of the latency targets."""
+FULLER = 0.7
+"""Time at a replica is mostly measured where fewer requests than the target share one: with as many it is longer."""
+BACKLOG_FADES_S = 60.0
+"""How long a backlog that is gone shows in latencies, and what it needed is kept."""
 RIVALRY_WRITES = 3
 RIVALRY_WINDOW_S = 600.0
 _ROUNDING = 1e-9
@@ -43,6 +53,10 @@ class Load:
     ttft_s: float | None = None
     """90th percentile over the latest window; None: not measured."""
     itl_s: float | None = None
+    arrivals_per_s: float | None = None
+    """Requests, over the latest seconds; None: not every gateway tells, and no backlog is told from demand."""
+    service_s: float | None = None
+    """Mean time at a replica of those that ended in the latest window; None: none did."""
     idle_s: float = 0.0
     """Time since the last request ended."""
     is_complete: bool = True
@@ -89,6 +103,9 @@ class ScalingLaw:
 
 Past = tuple[tuple[float, int], ...]
 """Moments and the replicas that were in demand then, oldest first."""
+Rates = tuple[tuple[float, float], ...]
+"""Moments and requests a second."""
+_Number = TypeVar("_Number", bound=float)
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,20 @@ class History:
     lows: Past = ()
     """Demand of the last scale-up delay; of equals and larger ones before it, the latest alone."""
     highs: Past = ()
-    """Demand of the last scale-down delay; of equals and smaller ones before it, the latest alone."""
+    """Demand of the last scale-down delay, that of backlogs left out; of equals and smaller ones before it, the latest
+    alone."""
+    peaks: Past = ()
+    """Demand of the last minute, in the same way."""
+    arrivals: Rates = ()
+    """Requests a second in backlogs of the last scale-down delay, in the same way."""
+    asked: Past = ()
+    """What backlogs of the last scale-down delay asked for, in the same way."""
+    relieved_at: float | None = None
+    """When the ready replicas had no more than they are meant to have last."""
+    backlog_at: float | None = None
+    """When there was a backlog last."""
+    service_s: float | None = None
+    """Mean time at a replica, measured when no backlog showed in it."""
     ready: int = 0
     ready_changed_at: float | None = None
     """When the number of ready replicas changed last."""
@@ -139,26 +169,28 @@ def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> 
         )
         return Decision(kept, reason, replace(history, wrote=kept), is_contested=True)
 
-    demand, why = _demand(seen, law, history, now)
+    demand, why = _demand(seen, law, history, now, is_slowed=_backlog_shows(past, now))
     # What was not seen, before the first look or behind a silent gateway, may have needed all that there is; and who
     # sets the number by hand has a reason.
     is_blind = not seen.is_complete or not past.highs or now in history.rival_writes
     remembered = max(demand, current) if is_blind else demand
     lows = _remember(history.lows, demand, now, law.scale_up_delay_s, is_low=True)
-    highs = _remember(history.highs, remembered, now, law.scale_down_delay_s, is_low=False)
+    history = _remembered(history, remembered, seen.arrivals_per_s, law, now, is_backlog=not is_blind)
     # At zero there is nobody to bridge the delay.
-    least, most = lows[0][1] if current else demand, highs[0][1]
+    least, most = lows[0][1] if current else demand, max(_lasting(history, law), history.peaks[0][1])
 
     replicas = _within(min(max(current, least), most), law)
     if replicas == 1 and _is_idle(seen, law, history, now):
         replicas, why = 0, f"no request for {_time(law.idle_timeout_s)}"
+    elif replicas < current and history.asked[0][1] > replicas:
+        why += ", and the backlog that needed more is gone"
     elif replicas < current:
         why += f", and no more were needed for {_time(law.scale_down_delay_s)}"
     if replicas == current:
         reason = _why_it_stays(seen, law, current, demand, why)
     else:
         reason = f"{current} -> {replicas}: {why}"
-    return Decision(replicas, reason, replace(history, lows=lows, highs=highs, wrote=replicas))
+    return Decision(replicas, reason, replace(history, lows=lows, wrote=replicas))
 
 
 def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History:
@@ -166,16 +198,23 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
     # New bounds move the number too, and are nobody's writing.
     if past.wrote is not None and seen.wanted is not None and seen.wanted != _within(past.wrote, law):
         rivals += (now,)
+    is_crowded = seen.requests > law.in_flight_per_replica * seen.ready
+    relieved_at = past.relieved_at if is_crowded and past.relieved_at is not None else now
+    has_backlog = seen.arrivals_per_s is not None and now - relieved_at >= law.scale_up_delay_s
+    is_measured = seen.service_s is not None and not _backlog_shows(past, now)
     has_changed = seen.ready != past.ready or past.ready_changed_at is None
     return replace(
         past,
         rival_writes=rivals,
         ready=seen.ready,
         ready_changed_at=now if has_changed else past.ready_changed_at,
+        relieved_at=relieved_at,
+        backlog_at=now if has_backlog else past.backlog_at,
+        service_s=seen.service_s if is_measured else past.service_s,
     )
 
 
-def _demand(seen: Load, law: ScalingLaw, history: History, now: float) -> tuple[int, str]:
+def _demand(seen: Load, law: ScalingLaw, history: History, now: float, *, is_slowed: bool) -> tuple[int, str]:
     """Replicas that the load asks for at this moment, within the bounds, and in words why."""
     replicas = ceil(seen.requests / law.in_flight_per_replica)
     if seen.held and not seen.ready:
@@ -184,7 +223,8 @@ def _demand(seen: Load, law: ScalingLaw, history: History, now: float) -> tuple[
         why = f"{_requests(seen.requests)} in flight or held, {law.in_flight_per_replica} to a replica"
     else:
         why = "no request in flight"
-    for_latency, why_latency = _demand_of_latency(seen, law, history, now)
+    # That there is a backlog now is no reason to ask for less than without it.
+    for_latency, why_latency = (0, "") if is_slowed else _demand_of_latency(seen, law, history, now)
     if for_latency > replicas:
         replicas, why = for_latency, why_latency
     # Without a request the last replica stays until idleTimeout, and none is started.
@@ -218,10 +258,41 @@ def _demand_of_latency(seen: Load, law: ScalingLaw, history: History, now: float
     return min(replicas, seen.requests), why
 
 
-def _remember(past: Past, demand: int, now: float, span_s: float, *, is_low: bool) -> Past:
+def _backlog_shows(history: History, now: float) -> bool:
+    return history.backlog_at is not None and now - history.backlog_at < BACKLOG_FADES_S
+
+
+def _remembered(
+    history: History, demand: int, rate: float | None, law: ScalingLaw, now: float, *, is_backlog: bool
+) -> History:
+    """`history` with the demand of this moment: as one that lasts, or, of a backlog, with what arrives meanwhile."""
+    is_crowded = history.relieved_at != now or _backlog_shows(history, now)
+    is_backlog = is_backlog and rate is not None and is_crowded
+    span = law.scale_down_delay_s
+    return replace(
+        history,
+        peaks=_remember(history.peaks, demand, now, min(BACKLOG_FADES_S, span), is_low=False),
+        highs=_remember(history.highs, 0 if is_backlog else demand, now, span, is_low=False),
+        arrivals=_remember(history.arrivals, rate or 0.0 if is_backlog else 0.0, now, span, is_low=False),
+        asked=_remember(history.asked, demand if is_backlog else 0, now, span, is_low=False),
+    )
+
+
+def _lasting(history: History, law: ScalingLaw) -> int:
+    """The largest demand within scaleDownDelay that lasts. A backlog's is all of it until times have been measured."""
+    of_backlogs = history.asked[0][1]
+    if history.service_s is not None:
+        needed = history.arrivals[0][1] * history.service_s / law.in_flight_per_replica / FULLER
+        of_backlogs = min(of_backlogs, ceil(needed - _ROUNDING))
+    return max(history.highs[0][1], of_backlogs)
+
+
+def _remember(
+    past: tuple[tuple[float, _Number], ...], demand: _Number, now: float, span_s: float, *, is_low: bool
+) -> tuple[tuple[float, _Number], ...]:
     """`past` and the newest demand, without what is older than `span_s` or can never be the extreme again."""
-    alive = ((at, was) for at, was in past if now - at <= span_s and (was < demand if is_low else was > demand))
-    return (*alive, (now, demand))
+    kept = [(at, was) for at, was in past if now - at <= span_s and (was < demand if is_low else was > demand)]
+    return (*kept, (now, demand))
 
 
 def _is_idle(seen: Load, law: ScalingLaw, history: History, now: float) -> bool:

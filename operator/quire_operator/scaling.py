@@ -25,6 +25,7 @@ def load_of(
         if replica.key == key and not replica.is_draining and replica.phase is not Phase.STOPPING
     ]
     ready = sum(replica.is_available for replica in mine)
+    arrivals = [entry.arrivals_per_s for entry in told if entry.arrivals_per_s is not None]
     return Load(
         in_flight=sum(entry.in_flight for entry in told),
         held=sum(entry.held for entry in told),
@@ -33,6 +34,8 @@ def load_of(
         wanted=wanted_replicas(deployment),
         ttft_s=max((entry.ttft_p90_s for entry in told if entry.ttft_p90_s is not None), default=None),
         itl_s=max((entry.itl_p90_s for entry in told if entry.itl_p90_s is not None), default=None),
+        arrivals_per_s=sum(arrivals) if arrivals and len(arrivals) == len(told) else None,
+        service_s=max((entry.service_s for entry in told if entry.service_s is not None), default=None),
         idle_s=min((entry.idle_s for entry in told), default=0.0),
         is_complete=bool(reports) and len(told) == len(reports),
     )

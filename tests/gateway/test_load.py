@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from quire_api import wire
-from quire_gateway.load import Fading, LoadMeter, Pace, Window, quantiles
+from quire_gateway.load import Arrivals, Fading, LoadMeter, Pace, Window, quantiles
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
 
@@ -60,6 +60,16 @@ class TestLoad:
         load = await load_of(world)
         assert load.ttft_p90_s is None
         assert load.itl_p90_s is None
+        assert load.service_s is not None
+
+    async def test_arrivals_and_time_at_a_replica(self, world):
+        for engine in world.engines.values():
+            engine.first_delay_s = 1.5
+        assert (await load_of(world)).service_s is None
+        await world.client().chat.completions.create(**ASK)
+        load = await load_of(world)
+        assert load.arrivals_per_s == 0.1  # One, more than a second ago.
+        assert load.service_s >= 1.5
 
     async def test_it_needs_the_internal_key(self, make_world):
         world = await make_world(1, internal_key="inner")
@@ -172,6 +182,27 @@ def test_a_fading_sum_halves_in_ten_minutes():
     warmth.add(100.0, 0.0)
     warmth.add(100.0, 600.0)
     assert warmth.value(1200.0) == pytest.approx(75.0)
+
+
+def test_arrivals_are_those_of_the_latest_ten_whole_seconds():
+    arrivals = Arrivals()
+    for number in range(200):
+        arrivals.add(number / 10)  # 10 a second until 20
+    assert arrivals.per_second(20.5) == 10.0
+    assert arrivals.per_second(25.0) == 5.0  # Those from 15 to 20.
+    assert arrivals.per_second(30.0) == 0.0
+    arrivals.add(100.2)
+    assert arrivals.per_second(100.9) == 0.0  # Its second is not over.
+    assert arrivals.per_second(101.0) == 0.1
+
+
+def test_a_window_means_what_is_in_it():
+    window = Window()
+    assert window.mean(0.0) is None
+    window.add(1.0, 0.0)
+    window.add(3.0, 20.0)
+    assert window.mean(25.0) == 2.0
+    assert window.mean(40.0) == 3.0
 
 
 def test_idle_time_begins_when_the_last_request_ends():

@@ -37,6 +37,14 @@ def test_a_whole_load_adds_counts_and_takes_the_slowest_latency():
     assert (entry.idle_s, entry.ttft_p90_s, entry.itl_p90_s) == (0.5, 3.0, None)
 
 
+def test_a_whole_load_adds_arrivals_if_every_worker_tells_them():
+    told = [load("a", arrivals_per_s=1.5, service_s=2.0), load("b", arrivals_per_s=2.0)]
+    (entry,) = whole_load(told).deployments
+    assert (entry.arrivals_per_s, entry.service_s) == (3.5, 2.0)
+    (entry,) = whole_load([*told, load("c")]).deployments
+    assert entry.arrivals_per_s is None
+
+
 def test_a_replica_drains_once_every_worker_says_so_and_is_routable_if_one_does():
     def said(routable, reason, in_flight=1):
         entry = wire.ReplicaReport(

@@ -311,6 +311,8 @@ loads = st.builds(
     starting=st.integers(0, 10),
     wanted=st.none() | st.integers(0, 40),
     ttft_s=st.none() | st.floats(0, 20),
+    arrivals_per_s=st.none() | st.floats(0, 1000),
+    service_s=st.none() | st.floats(0, 100),
     idle_s=st.floats(0, 1000),
     is_complete=st.booleans(),
 )
@@ -359,6 +361,60 @@ def test_asking_twice_at_one_moment_changes_nothing(law, walk, seen):
     again = desired_replicas(seen, law, once.history, now)
     if seen.wanted is None:
         assert again.replicas == once.replicas or once.history.highs != again.history.highs
+
+
+BACKLOG = ScalingLaw(in_flight_per_replica=10, max_replicas=20, scale_down_delay_s=300, scale_up_delay_s=3)
+
+
+def lived(law: ScalingLaw, *phases: tuple[Load, float]) -> list[int]:
+    """The numbers after each of the phases, replicas as many as are wanted from the phase's first second on."""
+    past, now, numbers = History.empty(), 0.0, []
+    for seen, seconds in phases:
+        for _ in range(int(seconds)):
+            decision = desired_replicas(replace(seen, wanted=past.wrote), law, past, now)
+            past, now = decision.history, now + 1.0
+        numbers.append(decision.replicas)
+    return numbers
+
+
+class TestBacklog:
+    calm = Load(in_flight=8, ready=1, arrivals_per_s=2.0, service_s=4.0)
+    few = Load(in_flight=150, ready=1, arrivals_per_s=5.0, service_s=20.0)
+    enough = Load(in_flight=20, ready=15, arrivals_per_s=5.0, service_s=20.0)
+    after = Load(in_flight=8, ready=15, arrivals_per_s=2.0, service_s=4.0)
+
+    def test_what_piled_up_is_served_by_many_and_what_arrives_keeps_the_rest(self):
+        # 150 / 10 -> 15. Of them last 5 a second x 4 s / 10 / 0.7 -> 3, for five minutes; then 8 / 10 -> 1.
+        phases = (self.calm, 60), (self.few, 30), (self.enough, 50), (self.after, 60), (self.after, 300)
+        assert lived(BACKLOG, *phases) == [1, 15, 15, 3, 1]
+
+    def test_a_gateway_that_does_not_tell_arrivals_leaves_it_all_as_demand(self):
+        phases = [(self.calm, 60), (self.few, 30), (self.enough, 50), (self.after, 60), (self.after, 300)]
+        old = [(replace(seen, arrivals_per_s=None), seconds) for seen, seconds in phases]
+        assert lived(BACKLOG, *old) == [1, 15, 15, 15, 1]
+
+    def test_while_no_time_at_a_replica_is_known_all_of_a_backlog_lasts(self):
+        first = replace(self.few, ready=0, in_flight=0, held=150, service_s=None)
+        unknown = replace(self.after, service_s=None)
+        none = Load(arrivals_per_s=0.0)
+        assert lived(BACKLOG, (none, 5), (first, 30), (unknown, 120), (self.after, 10)) == [1, 15, 15, 3]
+
+    def test_slow_answers_of_a_backlog_ask_for_nothing_until_a_minute_after_it(self):
+        law = replace(BACKLOG, ttft_s=0.5, max_replicas=40)
+        slow = replace(self.enough, ttft_s=5.0, starting=0)
+        assert lived(law, (self.calm, 60), (self.few, 30), (slow, 58)) == [1, 15, 15]
+        # 15 x min(10, 2) -> 30, no more than the 20 requests.
+        assert lived(law, (self.calm, 60), (self.few, 30), (slow, 70)) == [1, 15, 20]
+
+    def test_a_moment_above_the_target_is_no_backlog(self):
+        crowd = replace(self.calm, in_flight=25)
+        # 3 replicas for two seconds that no delay bridges; then they are enough.
+        assert lived(BACKLOG, (self.calm, 60), (crowd, 2), (self.calm, 30)) == [1, 1, 1]
+
+    def test_what_came_with_room_for_it_lasts_in_full(self):
+        # 90 / 10 -> 9 are there and needed: no backlog, so they stay five minutes whatever arrived.
+        roomy = Load(in_flight=90, ready=9, arrivals_per_s=1.0, service_s=4.0)
+        assert lived(BACKLOG, (roomy, 60), (replace(roomy, in_flight=5), 120)) == [9, 9]
 
 
 class Fleet:

@@ -28,12 +28,25 @@ class TestLoad:
     def test_gateways_add_up(self, make):
         deployment = make(replicas=2, autoscaling={"maxReplicas": 4})
         reports = [
-            told(in_flight=3, held=1, idle_s=9.0, ttft_p90_s=0.2, itl_p90_s=0.05),
-            told(in_flight=4, idle_s=5.0, ttft_p90_s=0.4),
+            told(in_flight=3, held=1, idle_s=9.0, ttft_p90_s=0.2, itl_p90_s=0.05, arrivals_per_s=1.5),
+            told(in_flight=4, idle_s=5.0, ttft_p90_s=0.4, arrivals_per_s=2.0, service_s=3.0),
         ]
         assert load_of(deployment, reports, [replica("a"), replica("b")]) == Load(
-            in_flight=7, held=1, ready=2, starting=0, wanted=2, ttft_s=0.4, itl_s=0.05, idle_s=5.0
+            in_flight=7,
+            held=1,
+            ready=2,
+            starting=0,
+            wanted=2,
+            ttft_s=0.4,
+            itl_s=0.05,
+            arrivals_per_s=3.5,
+            service_s=3.0,
+            idle_s=5.0,
         )
+
+    def test_arrivals_are_not_known_while_an_older_gateway_does_not_tell_them(self, make):
+        reports = [told(arrivals_per_s=1.5), told()]
+        assert load_of(make(autoscaling={"maxReplicas": 4}), reports, []).arrivals_per_s is None
 
     @pytest.mark.parametrize("reports", [[], [None], [told(), None], [told("another")], [told(), told("another")]])
     def test_it_is_incomplete_while_a_gateway_has_not_told(self, make, reports):
