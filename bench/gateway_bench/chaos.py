@@ -56,6 +56,8 @@ class Fleet:
     ports: dict[str, int] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
     running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    """Requests that clients have at each gateway now."""
 
     def build(self) -> None:
         names = [f"{what}{number}" for what in ("engine", "network") for number in range(ENGINES)]
@@ -106,6 +108,8 @@ class Tally:
 
     strikes: int = 0
     requests: int = 0
+    orphaned: int = 0
+    """Requests that a gateway had when it was killed: their connections died with it."""
     ends: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
 
@@ -144,7 +148,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
             until = time.monotonic() + seconds / len(kinds)
             while time.monotonic() < until:
                 tallies[kind].strikes += kind != "none"
-                await _strike(fleet, kind, rng)
+                await _strike(fleet, kind, tallies[kind], rng)
         is_over = True
         await asyncio.gather(*clients)
     async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
@@ -164,6 +168,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
                 "refused": tally.ends["refused"],
                 "broken": tally.ends["broken"] + tally.ends["wrong"],
                 "cut": tally.ends["cut"],
+                "orphaned": tally.orphaned,
                 "words": dict(tally.words.most_common(5)),
             }
             for kind, tally in tallies.items()
@@ -172,11 +177,12 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
     }
 
 
-async def _strike(fleet: Fleet, kind: str, rng: random.Random) -> None:
+async def _strike(fleet: Fleet, kind: str, tally: Tally, rng: random.Random) -> None:
     """One piece of trouble, and the rest until the next."""
     engine = rng.randrange(ENGINES)
     if kind in ("kill", "gateway"):
         name = f"engine{engine}" if kind == "kill" else f"gateway{rng.randrange(2)}"
+        tally.orphaned += fleet.asked[name]
         fleet.kill(name)
         await asyncio.sleep(0.5)
         fleet.start(name)
@@ -199,7 +205,10 @@ async def _ask(fleet: Fleet, http: httpx.AsyncClient, rng: random.Random, expect
     rng.shuffle(gateways)
     end = "cut"
     for gateway in gateways if may_move else gateways[:1]:
-        end = await _ask_one(fleet.url(f"gateway{gateway}"), http, expected)
+        name = f"gateway{gateway}"
+        fleet.asked[name] += 1
+        end = await _ask_one(fleet.url(name), http, expected)
+        fleet.asked[name] -= 1
         # A connection that was never made is anybody's to make anew, as a Service would.
         if not end.startswith("cut: ConnectError"):
             break
