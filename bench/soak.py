@@ -6,7 +6,9 @@
 Prompts of all lengths, some of which begin alike, several choices, sampled and greedy, with stops and priorities; one
 in five is cancelled; the KV cache is small enough for preemptions. Each 1,000 steps, and at the end, the books must
 balance: every block is free, cached or held, held blocks are those of the running sequences, and every answer had its
-length. A greedy request before and after all of it, each alone, must have the same tokens. Exit code 1 otherwise.
+length. All requests are finished: none is added once those in flight take what is left of --seconds at the pace so far,
+and none is longer. A greedy request before and after all of it, each alone, must have the same tokens. Exit code 1
+otherwise.
 """
 
 import argparse
@@ -44,11 +46,12 @@ class Soak:
     def _ids(self, count: int) -> list[int]:
         return [self.rng.randrange(self.vocab) for _ in range(count)]
 
-    def add(self) -> None:
+    def add(self, most_tokens: int) -> None:
+        """A request of at most so many tokens."""
         rng = self.rng
         prompt = rng.choice(self.prefixes)[: rng.randrange(1, 4000)] if rng.random() < 0.4 else []
         prompt = prompt + self._ids(rng.choice([1, 5, 17, rng.randrange(1, 200), rng.randrange(1, self.longest // 2)]))
-        count = rng.randrange(1, min(400, self.longest - len(prompt)))
+        count = rng.randrange(1, min(400, self.longest - len(prompt), max(most_tokens, 2)))
         is_greedy = rng.random() < 0.5
         self.handle += 1
         self.params[self.handle] = params = SamplingParams(
@@ -69,6 +72,17 @@ class Soak:
         self.engine.abort(handle)
         self.cancelled += 1
         del self.running[handle]
+
+    def owed(self) -> int:
+        """Tokens that the longest request in flight may still bring, at one a step."""
+        return max(
+            (
+                (self.params[handle].max_tokens or 0) - self.counts.get((handle, choice), 0)
+                for handle, choices in self.running.items()
+                for choice in choices
+            ),
+            default=0,
+        )
 
     def step(self) -> None:
         outputs = self.engine.step()
@@ -126,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random requests for minutes.")
     parser.add_argument("--model", choices=list(CONFIGS), default="m-small")
     parser.add_argument("--directory", type=Path, help="a model instead, with its weights")
-    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--seconds", type=float, default=480, help="until all requests are finished")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, default=Path("/tmp/quire-bench-models"), help="where configs are put")
     parser.add_argument("--option", action="append", default=[], help="name=value for the engine")
@@ -141,9 +155,14 @@ def main() -> int:
     before = [alone(llm, prompt) for _ in range(3)][-1]
     soak = Soak(llm, options.seed)
     started = time.monotonic()
-    while (left := options.seconds - (time.monotonic() - started)) > 0:
+    while True:
+        passed = time.monotonic() - started
+        left = options.seconds - passed
+        steps_left = int(left * soak.steps / passed) if soak.steps else int(left)
+        if steps_left <= soak.owed():
+            break
         if len(soak.running) < MOST_ALIVE * (0.2 + 0.8 * (soak.steps // 500 % 2)) and soak.rng.random() < 0.5:
-            soak.add()
+            soak.add(steps_left)
             if soak.rng.random() < 0.2:
                 soak.cancel()
         elif soak.engine.has_work:
