@@ -281,11 +281,15 @@ def _overhead(result: dict[str, Any]) -> list[str]:
 
 def _chaos(result: dict[str, Any]) -> list[str]:
     lines = ["## Chaos", "", *result["notes"], ""]
-    lines += _table(
-        ["kind", "strikes", "requests", "failed", "of them before a byte", "in mid-stream", "connection lost"],
-        [
-            [row[name] for name in ("kind", "strikes", "requests", "failed", "refused", "broken", "cut")]
-            for row in result["kinds"]
-        ],
-    )
+    columns = {
+        "kind": "kind",
+        "strikes": "strikes",
+        "requests": "requests",
+        "failed": "failed",
+        "refused": "of them before a byte",
+        "broken": "in mid-stream",
+        "cut": "connection lost",
+        "orphaned": "were at a killed gateway",
+    }
+    lines += _table(list(columns.values()), [[row.get(name, "") for name in columns] for row in result["kinds"]])
     return lines + _table(["what", "before", "after"], result["leaks"])
