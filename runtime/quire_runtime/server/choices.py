@@ -35,14 +35,12 @@ class Choice:
         "logprobs",
         "num_tokens",
         "stop_reason",
-        "text_length",
         "token_ids",
     )
 
     def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, prompt: Sequence[int]) -> None:
         self.index = index
         self.num_tokens = 0
-        self.text_length = 0
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.token_ids: list[int] = []
@@ -102,7 +100,6 @@ class Choice:
         else:
             text = self._end(delta)
         self._fresh += text
-        self.text_length += len(text)
 
     def _end(self, delta: ChoiceDelta) -> str:
         ids = delta.token_ids

@@ -101,7 +101,10 @@ class Answer:
             for choice in generation.choices
             if ask.echo and choice.index not in begun
         }
-        offsets = list(generation.offsets)
+        offsets = [
+            self._names.lengths(generation.replay.before(choice.index).output_token_ids)
+            for choice in generation.choices
+        ]
         is_echo_only = ask.is_echo_only
         try:
             for touched in generation.steps():
@@ -124,7 +127,7 @@ class Answer:
                         token_ids=ids if ask.return_token_ids else None,
                         usage=usage_of(generation) if ask.continuous_usage else None,
                     )
-                    offsets[choice.index] += len(text)
+                    offsets[choice.index] += self._names.lengths(position.token_ids[0] for position in logprobs)
                 yield events
             if ask.include_usage:
                 yield comments.usage() + writer.usage(usage_of(generation, without_output=is_echo_only))

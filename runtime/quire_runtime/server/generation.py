@@ -27,7 +27,6 @@ class Generation:
     is_over: nothing more comes, because every choice has ended or one has failed.
     cached_tokens: prompt tokens found in the prefix cache, over all prompts.
     replay: what of it another engine has made; choices that have ended there do not run.
-    offsets: characters that the client has of each choice from there.
     """
 
     def __init__(
@@ -182,7 +181,6 @@ class Generation:
             raise InvalidRequest(f"{RESUME_FIELD} has more choices than the request.", RESUME_FIELD)
         for choice, before in zip(self.choices, so_far.choices, strict=False):
             choice.restore(before.output_token_ids, has_ended=before.has_ended)
-        self.offsets = [choice.text_length for choice in self.choices]
 
     def _seeded(self, prompt: int) -> SamplingParams:
         seed = self.replay.seed_of(prompt)
@@ -230,7 +228,8 @@ class Generation:
 
     def _push(self, prompt: int, deltas: list[ChoiceDelta]) -> list[Choice]:
         self._observe(prompt, deltas)
-        touched: list[Choice] = []
+        # Deltas of several steps may come at once: each choice is then told of once.
+        touched: dict[int, Choice] = {}
         for delta in deltas:
             choice = self.choices[prompt * self._n + delta.choice]
             if choice.finish_reason is not None:
@@ -239,12 +238,11 @@ class Generation:
             if choice.finish_reason is not None:
                 self._running[prompt] -= 1
                 self._left -= 1
-            if not touched or touched[-1] is not choice:
-                touched.append(choice)
+            touched[delta.choice] = choice
         if not self._running[prompt]:
             self._streams[prompt].close()
             self.is_over = not self._left
-        return touched
+        return list(touched.values())
 
     def _observe(self, prompt: int, deltas: list[ChoiceDelta]) -> None:
         now = time.monotonic()

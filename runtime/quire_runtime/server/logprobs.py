@@ -40,6 +40,10 @@ class TokenNames:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
+    def lengths(self, tokens: Iterable[int]) -> int:
+        """Characters of the tokens' own texts, which is how `text_offset` counts."""
+        return sum(len(self._tokenizer.token_text(token)) for token in tokens)
+
     def bytes(self, token: int) -> list[int]:
         return list(self._tokenizer.token_bytes(token))
 
@@ -51,8 +55,12 @@ def chat_logprobs(positions: Iterable[TokenLogprobs], names: TokenNames) -> Chat
 def completion_logprobs(
     positions: Sequence[TokenLogprobs | None], names: TokenNames, offset: int, first_token: int | None = None
 ) -> CompletionLogprobs:
-    """offset: characters of the text before these tokens. first_token: the token of a position without logprobs, which
-    only a prompt's first can be."""
+    """offset: characters of the tokens before these. first_token: the token of a position without logprobs, which only
+    a prompt's first can be.
+
+    `text_offset` adds up the texts of single tokens, in which each part of a character is one: so it does not depend
+    on how the tokens lay in events.
+    """
     offsets: list[int] = []
     tokens: list[str] = []
     chosen: list[float | None] = []
@@ -61,7 +69,7 @@ def completion_logprobs(
         token = first_token if position is None else position.token_ids[0]
         offsets.append(offset)
         tokens.append("" if token is None else names.key(token))
-        offset += 0 if token is None else len(names.text(token))
+        offset += 0 if token is None else names.lengths([token])
         chosen.append(None if position is None else finite(position.logprobs[0]))
         tops.append(None if position is None else _by_name(position, names))
     return CompletionLogprobs(offsets, chosen, tokens, tops)

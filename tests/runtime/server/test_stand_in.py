@@ -10,7 +10,7 @@ import pytest
 
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.errors import EngineDied, RequestRefused
-from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.messages import EngineReady, EngineStats, TokenLogprobs
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
@@ -191,6 +191,45 @@ async def test_the_token_that_ends_an_answer_shows_only_where_asked(talk, tokeni
             "choices"
         ]
         assert choice["text"] == "abz"
+
+
+async def test_how_tokens_lie_in_events_changes_nothing_that_a_client_knows(talk, tokenizer):
+    """A server that falls behind takes the deltas of several steps at once."""
+    texts = ["one é", "two ü"]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    steps = [
+        [
+            ChoiceDelta(
+                choice,
+                [token],
+                FinishReason.LENGTH if at == len(tokens) - 1 else FinishReason.NONE,
+                [TokenLogprobs([token], [-1.0], 1)],
+            )
+            for choice, tokens in enumerate(ids)
+            for token in tokens[at : at + 1]
+        ]
+        for at in range(max(map(len, ids)))
+    ]
+    body = {"model": "m", "prompt": "p", "n": 2, "logprobs": 0, "max_tokens": 9, "stream": True}
+    known = []
+    for played in (steps, [[delta for step in steps for delta in step]]):
+        async with talk(StandIn(played)) as http:
+            answer = await http.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        seen = [{"text": "", "offsets": [], "ends": []} for _ in ids]
+        for line in answer.text.splitlines():
+            if not line.startswith("data: {"):
+                continue
+            for choice in json.loads(line[6:])["choices"]:
+                mine = seen[choice["index"]]
+                assert not mine["ends"], "nothing comes after the end"
+                mine["text"] += choice["text"]
+                mine["offsets"] += choice["logprobs"]["text_offset"]
+                mine["ends"] += [choice["finish_reason"]] if choice["finish_reason"] else []
+        assert [choice["text"] for choice in seen] == texts
+        assert all(choice["ends"] == ["length"] and choice["offsets"][0] == 0 for choice in seen)
+        known.append(seen)
+    assert known[0] == known[1]
 
 
 async def test_several_prompts_end_together_when_one_fails(talk, tokenizer):
