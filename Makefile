@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
+# `make test WORKERS=2` tests in two processes.
 # `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
 # IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
 # SCENARIOS="e2e/test_serving.py ..." runs only these.
@@ -16,6 +17,7 @@ CLUSTER ?= own
 IMAGES ?=
 SCENARIOS ?= e2e
 VALUES ?=
+WORKERS ?=
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -37,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt | $(UV)
 demo: $(STAMP) ## quire-tiny on two replicas, asked through the gateway
 	$(BIN)/quire demo
 
-test: $(STAMP) ## every test
-	$(BIN)/pytest
+test: $(STAMP) ## every test; WORKERS=2 takes two processes and half the time
+	$(BIN)/pytest $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder)
 
 lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
 	$(BIN)/ruff check .

@@ -216,7 +216,9 @@ def _cluster(name: str, folder: Path) -> Iterator[Cluster]:
         cluster.kubectl("apply", "-f", "-", given=FAKE_NODE)
         cluster.kubectl("create", "namespace", SYSTEM)
         cluster.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev")
+        # kubectl does not wait for conditions that are not there at all yet.
+        established = ("wait", "--for=condition=Established", "crd/llmdeployments.quire.dev")
+        eventually(lambda: cluster.try_kubectl(*established).returncode == 0, "the CRD")
         eventually(
             lambda: cluster.try_kubectl("get", "sa", "default", "-n", SYSTEM).returncode == 0, "service accounts"
         )
