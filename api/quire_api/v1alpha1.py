@@ -232,7 +232,7 @@ class AutoscalingSpec(WireModel):
     targets: ScalingTargets = Field(default_factory=ScalingTargets)
     """What the scaling law steers by."""
     scale_down_delay: Duration = "5m"
-    """How long fewer replicas must have sufficed before one is taken away."""
+    """How long fewer replicas must have sufficed before one goes; what only a backlog needed goes after a minute."""
     idle_timeout: Duration = "10m"
     """With minReplicas 0: time without a request after which the last replica goes."""
 
