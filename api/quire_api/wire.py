@@ -201,7 +201,8 @@ class DeploymentLoad(msgspec.Struct, kw_only=True):
     arrivals_per_s: float | None = None
     """Requests admitted, over the latest 10 s; None: an older gateway."""
     service_s: float | None = None
-    """Mean time from a request's sending to a replica to its end there; None: none ended in the window."""
+    """Mean time from a request's sending to a replica to its end there, of the worker where it is longest; None: none
+    ended in the window."""
 
 
 class GatewayLoad(msgspec.Struct, kw_only=True):

@@ -13,8 +13,9 @@
     to zero       from one replica, after idleTimeout without a request; one request brings the first replica back
 
 Replicas on their way are part of the current number, so they are credited before more are started. Latency adds
-nothing while they start, nor until a whole window has been measured with them; after a backlog, whose requests are slow
-however many replicas there are now, it says nothing for a minute.
+nothing while they start, nor until a whole window has been measured with them. In a backlog, from its second look on,
+and for a minute after it (scaleDownDelay, where that is shorter) it says nothing: these requests are slow however many
+replicas there are now.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +57,8 @@ class Load:
     arrivals_per_s: float | None = None
     """Requests, over the latest seconds; None: not every gateway tells, and no backlog is told from demand."""
     service_s: float | None = None
-    """Mean time at a replica of those that ended in the latest window; None: none did."""
+    """Mean time at a replica of those that ended in the latest window, at the gateway where it is longest; None: none
+    did."""
     idle_s: float = 0.0
     """Time since the last request ended."""
     is_complete: bool = True
@@ -169,7 +171,7 @@ def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> 
         )
         return Decision(kept, reason, replace(history, wrote=kept), is_contested=True)
 
-    demand, why = _demand(seen, law, history, now, is_slowed=_backlog_shows(past, now))
+    demand, why = _demand(seen, law, history, now, is_slowed=_backlog_shows(past, law, now))
     # What was not seen, before the first look or behind a silent gateway, may have needed all that there is; and who
     # sets the number by hand has a reason.
     is_blind = not seen.is_complete or not past.highs or now in history.rival_writes
@@ -201,7 +203,7 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
     is_crowded = seen.requests > law.in_flight_per_replica * seen.ready
     relieved_at = past.relieved_at if is_crowded and past.relieved_at is not None else now
     has_backlog = seen.arrivals_per_s is not None and now - relieved_at >= law.scale_up_delay_s
-    is_measured = seen.service_s is not None and not _backlog_shows(past, now)
+    is_measured = seen.service_s is not None and not _backlog_shows(past, law, now)
     has_changed = seen.ready != past.ready or past.ready_changed_at is None
     return replace(
         past,
@@ -223,7 +225,7 @@ def _demand(seen: Load, law: ScalingLaw, history: History, now: float, *, is_slo
         why = f"{_requests(seen.requests)} in flight or held, {law.in_flight_per_replica} to a replica"
     else:
         why = "no request in flight"
-    # That there is a backlog now is no reason to ask for less than without it.
+    # Not at a backlog's first look: that may be the moment in which latency asks for more already.
     for_latency, why_latency = (0, "") if is_slowed else _demand_of_latency(seen, law, history, now)
     if for_latency > replicas:
         replicas, why = for_latency, why_latency
@@ -258,20 +260,25 @@ def _demand_of_latency(seen: Load, law: ScalingLaw, history: History, now: float
     return min(replicas, seen.requests), why
 
 
-def _backlog_shows(history: History, now: float) -> bool:
-    return history.backlog_at is not None and now - history.backlog_at < BACKLOG_FADES_S
+def _backlog_shows(history: History, law: ScalingLaw, now: float) -> bool:
+    return history.backlog_at is not None and now - history.backlog_at < _fade_s(law)
+
+
+def _fade_s(law: ScalingLaw) -> float:
+    """No longer than demand is remembered: in between nothing would speak for replicas that latency needs."""
+    return min(BACKLOG_FADES_S, law.scale_down_delay_s)
 
 
 def _remembered(
     history: History, demand: int, rate: float | None, law: ScalingLaw, now: float, *, is_backlog: bool
 ) -> History:
     """`history` with the demand of this moment: as one that lasts, or, of a backlog, with what arrives meanwhile."""
-    is_crowded = history.relieved_at != now or _backlog_shows(history, now)
+    is_crowded = history.relieved_at != now or _backlog_shows(history, law, now)
     is_backlog = is_backlog and rate is not None and is_crowded
     span = law.scale_down_delay_s
     return replace(
         history,
-        peaks=_remember(history.peaks, demand, now, min(BACKLOG_FADES_S, span), is_low=False),
+        peaks=_remember(history.peaks, demand, now, _fade_s(law), is_low=False),
         highs=_remember(history.highs, 0 if is_backlog else demand, now, span, is_low=False),
         arrivals=_remember(history.arrivals, rate or 0.0 if is_backlog else 0.0, now, span, is_low=False),
         asked=_remember(history.asked, demand if is_backlog else 0, now, span, is_low=False),

@@ -406,6 +406,26 @@ class TestBacklog:
         # 15 x min(10, 2) -> 30, no more than the 20 requests.
         assert lived(law, (self.calm, 60), (self.few, 30), (slow, 70)) == [1, 15, 20]
 
+    @pytest.mark.parametrize("delay", [10, 30, 45, 300])
+    def test_what_latency_needs_outlives_a_short_backlog(self, delay):
+        """ITL is 1 ms for each request at a replica: 100 requests need 7 replicas for 15 ms, and 300 make a backlog."""
+        law = ScalingLaw(in_flight_per_replica=32, max_replicas=40, itl_s=0.015, scale_down_delay_s=delay)
+        past, replicas, numbers = History.empty(), 8, []
+        for second in range(400):
+            requests = 300 if 150 <= second < 162 else 100
+            seen = Load(
+                in_flight=requests,
+                ready=replicas,
+                wanted=replicas,
+                itl_s=requests / replicas / 1000,
+                arrivals_per_s=requests / 4.0,
+                service_s=4.0,
+            )
+            decision = desired_replicas(seen, law, past, float(second))
+            past, replicas = decision.history, decision.replicas
+            numbers.append(replicas)
+        assert min(numbers) >= 7
+
     def test_a_moment_above_the_target_is_no_backlog(self):
         crowd = replace(self.calm, in_flight=25)
         # 3 replicas for two seconds that no delay bridges; then they are enough.

@@ -135,10 +135,11 @@ class AsyncEngineClient:
         if failure is None:
             try:
                 packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
-                asked = (packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended))
-                self._send(AddRequest(handle, *asked, is_warming))
             except (OverflowError, ValueError):
                 failure = RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.")
+            else:
+                asked = (packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended))
+                self._send(AddRequest(handle, *asked, is_warming))
         self._streams[handle] = stream
         self._idle.clear()
         if failure is not None:
@@ -228,14 +229,19 @@ class AsyncEngineClient:
         The socket says only once that it has become readable, so that nothing may be left in it.
         """
         news: list[Stream] = []
-        while True:
-            try:
-                data = self._inbound.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            self._hear(self._decoder.decode(data), news)
-        for stream in news:
-            stream.tell()
+        try:
+            while True:
+                try:
+                    data = self._inbound.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._hear(self._decoder.decode(data), news)
+        except Exception as error:
+            self._fail(EngineDied(f"What the engine said could not be read: {error}"))
+            raise
+        finally:
+            for stream in news:
+                stream.tell()
 
     def _hear(self, message: FromEngine, news: list[Stream]) -> None:
         if not (isinstance(message, KVFrames) and message.is_pulse):

@@ -45,7 +45,8 @@ Forward = Callable[[MixedSlots, Tensor, int, bool], Tensor]
 
 
 def sequence_sizes(most: int) -> list[int]:
-    """Numbers of sequences that a batch is padded to, where at most `most` run."""
+    """Numbers of sequences that a batch is padded to, where at most `most` run; none is above the last of SEQUENCES."""
+    most = min(most, SEQUENCES[-1])
     return [*(n for n in SEQUENCES if n < most), most]
 
 
@@ -58,8 +59,7 @@ class MixedGraphs:
     def __init__(self, forward: Forward, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
         self._forward = forward
         self._tables = tables
-        most = min(max_num_seqs, SEQUENCES[-1])
-        self.sequences = sequence_sizes(most)
+        self.sequences = sequence_sizes(max_num_seqs)
         words = HEADER + 5 * self.sequences[-1] + 1
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]

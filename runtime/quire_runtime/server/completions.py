@@ -102,7 +102,7 @@ class Answer:
             if ask.echo and choice.index not in begun
         }
         offsets = [
-            self._names.lengths(generation.replay.before(choice.index).output_token_ids)
+            0 if ask.logprobs is None else self._names.lengths(generation.replay.before(choice.index).output_token_ids)
             for choice in generation.choices
         ]
         is_echo_only = ask.is_echo_only

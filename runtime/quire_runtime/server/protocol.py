@@ -36,8 +36,8 @@ class Body:
 
 
 def body_of(scope: Scope) -> Body | None:
-    """That of the answer to this request; None under another HTTP server than `Http`."""
-    return scope.get(_BODY)
+    """That of the answer to this request, for its one writer; None under another HTTP server than `Http`."""
+    return scope.pop(_BODY, None)
 
 
 class HeadTooLarge(Exception):

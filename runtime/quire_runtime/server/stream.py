@@ -117,12 +117,15 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send, body: Body | None) -> None:
         generation = self._generation
+        write = None if body is None else partial(self._write, body)
+        has_begun = False
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         while not generation.is_over:
             if events := next(self._events):
                 await send({"type": "http.response.body", "body": events, "more_body": True})
+                has_begun = True
             if not (generation.has_news or generation.is_over):
-                await generation.news(None if body is None else partial(self._write, body))
+                await generation.news(write if has_begun else None)
         await send({"type": "http.response.body", "body": b"".join(self._events), "more_body": False})
 
     def _write(self, body: Body) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.types import Message, Receive, Scope, Send
 
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.errors import EngineDied
@@ -48,8 +49,11 @@ class Engine:
 
 @dataclass
 class Door:
+    """passed: bodies of messages that a middleware around the application sees, the head's empty one first."""
+
     engine: Engine
     port: int
+    passed: list[bytes]
 
     async def ask(self, **fields: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A streamed request over a connection that holds little; it is in the engine's hands on return."""
@@ -75,7 +79,18 @@ def tokenizer(model_directory) -> Tokenizer:
 async def door(tokenizer) -> AsyncIterator[Door]:
     engine = Engine()
     app = create_app(engine, tokenizer, ServerConfig.of(served_model_name=["m"]))
-    config = uvicorn.Config(app, loop="none", http=Http, ws="none", lifespan="off", log_config=None, access_log=False)
+    passed: list[bytes] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch(message: Message) -> None:
+            passed.append(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, watch)
+
+    config = uvicorn.Config(
+        watched, loop="none", http=Http, ws="none", lifespan="off", log_config=None, access_log=False
+    )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     with socket.socket() as listener:
@@ -84,7 +99,7 @@ async def door(tokenizer) -> AsyncIterator[Door]:
         listener.listen()
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)
-        yield Door(engine, listener.getsockname()[1])
+        yield Door(engine, listener.getsockname()[1], passed)
         server.should_exit = True
         await serving
 
@@ -130,6 +145,21 @@ async def test_each_step_is_on_the_wire_before_the_next_one(door, tokenizer):
         assert b"[DONE]" in await reader.readuntil(b"\n\n")
     assert door.engine.num_closed == 1
     writer.close()
+
+
+async def test_the_first_event_is_seen_by_middlewares_also_after_half_a_character(door, tokenizer):
+    head, *tail = tokenizer.encode("é", add_special_tokens=False)
+    assert tail, "é is to be of several tokens"
+    reader, _ = await door.ask()
+    [stream] = door.engine.streams
+    async with asyncio.timeout(DEADLINE_S):
+        bring(stream, ChoiceDelta(0, [head]))
+        await until(lambda: bool(door.passed))
+        bring(stream, ChoiceDelta(0, tail))
+        await reader.readuntil(b"\n\n")
+        assert "é" in b"".join(door.passed).decode()
+        bring(stream, ChoiceDelta(0, [], FinishReason.LENGTH))
+        await reader.readuntil(b"[DONE]")
 
 
 async def test_a_slow_client_gets_every_token_in_fewer_events(door, tokenizer):
