@@ -1,5 +1,6 @@
 """Compiles kernels side by side: what a start would otherwise wait for one after the other."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from triton import AsyncCompileMode
-from triton.runtime._async_compile import FutureKernel
+from triton.runtime._async_compile import FutureKernel, active_mode
 from triton.runtime.jit import JITFunction
 
 from quire_kernels import inputs_triton
@@ -32,6 +33,7 @@ def compiled_together(device: torch.device) -> Iterator[None]:
 
     threads = len(os.sched_getaffinity(0))
     with (
+        _no_garbage_collection(),
         _Compilers(threads, "compile", initializer=torch.cuda.set_device, initargs=(device,)) as compilers,
         _Once(compilers),
     ):
@@ -40,6 +42,19 @@ def compiled_together(device: torch.device) -> Iterator[None]:
             yield
         finally:
             JITFunction.run = run
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection may let another thread run in the middle of `ast.parse`, of which Python can do only one at a time
+    before 3.11.8 and 3.12.2 (python/cpython#106905)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Compilers(ThreadPoolExecutor):
@@ -55,7 +70,7 @@ class _Compilers(ThreadPoolExecutor):
 
 
 class _Once(AsyncCompileMode):
-    """Lets a kernel's next launches find the one that is being compiled."""
+    """Lets a kernel's next launches find the one that is being compiled; ends also when one does not compile."""
 
     def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> FutureKernel:
         known = key in self.future_kernels
@@ -63,3 +78,9 @@ class _Once(AsyncCompileMode):
         if not known:
             finalize_fn(future)
         return future
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            super().__exit__(*raised)
+        finally:
+            active_mode.set(None)

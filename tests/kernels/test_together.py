@@ -1,5 +1,6 @@
 """Compiling side by side, for a GPU that need not be here: a driver that only counts launches stands in for it."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,33 @@ def test_a_kernel_that_does_not_compile_ends_the_pass(counting: Counting, monkey
     with pytest.raises(RuntimeError, match="no such instruction"):
         compile_one()
     assert JITFunction.run is run
+    assert gc.isenabled()
+    with compiled_together(torch.device("cpu")):
+        pass
+
+
+def test_nothing_is_collected_while_sources_are_parsed_side_by_side(counting: Counting):
+    """Of two that are parsed at once one fails where a collection lets the other go on."""
+    names = ["norms 4096 float32", "rope_and_store 4/2x32 bfloat16"]
+    launchers = aot.launchers()
+    collections: list[str] = []
+
+    def note(phase: str, _: dict[str, Any]) -> None:
+        collections.append(phase)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(50)
+    try:
+        with compiled_together(torch.device("cpu")):
+            collections.clear()
+            for name in names:
+                launchers[name]()
+            in_pass = len(collections)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(note)
+    assert (in_pass, gc.isenabled()) == (0, True)
+    for name in names:
+        launchers[name]()
+    assert counting.launched
