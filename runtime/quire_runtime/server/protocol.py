@@ -12,8 +12,6 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 300.0
 LINGER_S = 2.0
-
-
 _BODY = "quire.body"
 
 
