@@ -291,5 +291,7 @@ def _chaos(result: dict[str, Any]) -> list[str]:
         "cut": "connection lost",
         "orphaned": "were at a killed gateway",
     }
-    lines += _table(list(columns.values()), [[row.get(name, "") for name in columns] for row in result["kinds"]])
+    # Older results do not count the last one.
+    names = [name for name in columns if name in result["kinds"][0]]
+    lines += _table([columns[name] for name in names], [[row[name] for name in names] for row in result["kinds"]])
     return lines + _table(["what", "before", "after"], result["leaks"])
