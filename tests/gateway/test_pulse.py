@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 
 from quire_gateway.pulse import LOST_AFTER_S, TURN_S, Pulse
 
-ASK = [{"role": "user", "content": "w1 w2 w3"}]
 WHOLE = "".join(f"w{number} " for number in range(12))
 
 
-async def read(world):
-    stream = await world.client().chat.completions.create(model="m", messages=ASK, stream=True)
+def ask(number):
+    """Prompts of different numbers share no block, so no replica draws more than one of them by its cache."""
+    return [{"role": "user", "content": " ".join(f"w{10 * number + word}" for word in range(3))}]
+
+
+async def read(world, number=0):
+    stream = await world.client().chat.completions.create(model="m", messages=ask(number), stream=True)
     return "".join([chunk.choices[0].delta.content async for chunk in stream])
 
 
@@ -25,7 +29,7 @@ async def beating(make_world, make_engine):
 
 async def begun(world):
     """Two streams, one a replica, in their midst; the frozen one of the replicas."""
-    reading = [asyncio.ensure_future(read(world)) for _ in "ab"]
+    reading = [asyncio.ensure_future(read(world, number)) for number in range(2)]
     await world.until(lambda: all(engine.written >= 3 for engine in world.engines.values()))
     return reading, world.engines["r0"]
 
@@ -46,7 +50,8 @@ async def test_requests_that_wait_for_a_frozen_replica_are_asked_elsewhere(beati
     frozen = beating.engines["r0"]
     frozen.first_delay_s = 0.05
     asking = [
-        asyncio.ensure_future(beating.client().chat.completions.create(model="m", messages=ASK)) for _ in range(4)
+        asyncio.ensure_future(beating.client().chat.completions.create(model="m", messages=ask(number)))
+        for number in range(4)
     ]
     await beating.until(lambda: frozen.seen)
     frozen.is_frozen = True
@@ -77,7 +82,7 @@ async def test_an_engine_that_never_sent_a_heartbeat_may_be_silent(world):
 
 
 async def read_plain(world):
-    return await world.client().chat.completions.create(model="m", messages=ASK)
+    return await world.client().chat.completions.create(model="m", messages=ask(0))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=60))
