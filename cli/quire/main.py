@@ -256,9 +256,18 @@ def bench(
 )
 def serve(context: typer.Context) -> None:
     """Serve one model over the OpenAI API; flags as `vllm serve` (see `quire serve --help`)."""
-    from quire.serve import main as serve_main
+    if {"-h", "--help", "--explain"}.intersection(context.args):
+        from quire.serve import main as serve_main
 
-    serve_main(context.args)
+        serve_main(context.args)
+        return
+    from quire_runtime.engine.child import early_child
+
+    # The engine's process imports for seconds: it begins before its settings are read here.
+    with early_child() as child:
+        from quire.serve import main as serve_main
+
+        serve_main(context.args, child)
 
 
 @app.command(

@@ -1,5 +1,6 @@
 """`quire serve MODEL`: its flags are the fields of EngineConfig and ServerConfig, so that each setting has one home."""
 
+import contextlib
 import inspect
 import json
 import logging
@@ -21,6 +22,7 @@ from pydantic.fields import FieldInfo
 from quire_api.errors import UserError
 from quire_runtime.agent.source import check_source
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.child import EngineChild, early_child
 from quire_runtime.engine.errors import EngineDied, EngineStartFailed
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.start import start
@@ -50,8 +52,8 @@ class Setting:
         return f"{self.name:<32} {shown:<28} {self.source}"
 
 
-def main(arguments: list[str]) -> None:
-    """Parse the command line behind `quire serve` and serve.
+def main(arguments: list[str], child: EngineChild | None = None) -> None:
+    """Parse the command line behind `quire serve` and serve, with the engine of `child` where there is one already.
 
     Raises:
         UserError
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> None:
 
     def serve(**given: Any) -> None:
         model, explain, config = given.pop("model"), given.pop("explain"), given.pop("config")
-        run_serve(model, explain=explain, config_file=config, flags=given)
+        run_serve(model, explain=explain, config_file=config, flags=given, child=child)
 
     parameters = list(_parameters())
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -90,7 +92,14 @@ class _Command(typer.core.TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-def run_serve(model: str | None, *, explain: bool, config_file: Path | None, flags: Mapping[str, Any]) -> None:
+def run_serve(
+    model: str | None,
+    *,
+    explain: bool,
+    config_file: Path | None,
+    flags: Mapping[str, Any],
+    child: EngineChild | None = None,
+) -> None:
     """Resolve every setting, then serve, or with `explain` print them and return.
 
     Raises:
@@ -108,7 +117,8 @@ def run_serve(model: str | None, *, explain: bool, config_file: Path | None, fla
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         check_source(engine.model, engine.revision)
-        start(engine, server)
+        with contextlib.ExitStack() as held:
+            start(engine, server, child or held.enter_context(early_child()))
     except UserError as error:
         _leave_word(error.reason if isinstance(error, EngineStartFailed) else type(error).__name__, error)
         raise

@@ -1,4 +1,7 @@
-"""An engine process as its parent holds it, without sockets: it can be spawned before its parent can speak to it."""
+"""An engine process as its parent holds it, without sockets: it can be spawned before its parent can speak to it.
+
+Nothing that takes long is imported here, so that the child's imports and those of its parent go on side by side.
+"""
 
 import contextlib
 import os
@@ -7,9 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from quire_runtime.config import EngineConfig
+if TYPE_CHECKING:
+    from quire_runtime.config import EngineConfig
 
 CLOSE_S = 5.0
 PROGRAM = ("-m", "quire_runtime.engine.process")
@@ -23,6 +29,7 @@ class EngineChild:
     """
 
     def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self._is_configured = False
         self.directory = tempfile.mkdtemp(prefix="quire-engine-")
         # Ctrl-C reaches the whole group of a terminal, and what it means is the parent's to say; a mask is inherited.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -37,8 +44,9 @@ class EngineChild:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def configure(self, config: EngineConfig) -> None:
+    def configure(self, config: "EngineConfig") -> None:
         """Say once what is to be loaded."""
+        self._is_configured = True
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(config.model_dump_json().encode() + b"\n")
@@ -53,6 +61,9 @@ class EngineChild:
     def close(self) -> None:
         """End it, and wait until it has ended. May be called again."""
         self.hang_up()
+        if not self._is_configured:
+            # It holds nothing yet, and hears nothing in the midst of an import.
+            self.process.kill()
         try:
             self.process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
@@ -62,6 +73,23 @@ class EngineChild:
 
     def remove_directory(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def early_child() -> Iterator[EngineChild]:
+    """A child that ends with the block. Until somebody else handles SIGTERM and SIGINT, they end both processes.
+
+    Not by an exception, which an import under way may swallow. To be entered in the main thread.
+    """
+    with contextlib.ExitStack() as held:
+
+        def end(_number: int, _frame: FrameType | None) -> None:
+            held.close()
+            os._exit(0)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        yield held.enter_context(contextlib.closing(EngineChild()))
 
 
 def _has_descriptor(stream: object) -> bool:

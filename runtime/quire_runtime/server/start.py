@@ -1,14 +1,8 @@
-"""The first moment of `quire serve`: what can be refused is refused, then the engine's process is on its way.
-
-Both processes import for seconds, the engine's the longer: nothing slow may be imported here before it is spawned.
-"""
+"""What `quire serve` does before it imports the server: what can be refused is refused, and the port is taken."""
 
 import contextlib
 import errno
-import os
-import signal
 import socket
-from types import FrameType
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
@@ -22,8 +16,8 @@ class CannotListen(UserError):
     """The address is in use or not this machine's."""
 
 
-def start(engine: EngineConfig, server: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; a signal while modules are imported ends both processes.
+def start(engine: EngineConfig, server: ServerConfig, child: EngineChild) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. `child`, which its owner closes, loads the model.
 
     The port is taken at once; /health is 200 and /ready 503 while the model loads.
 
@@ -35,10 +29,7 @@ def start(engine: EngineConfig, server: ServerConfig) -> None:
         raise UserError("quire serve needs the tokenizer. Leave --skip-tokenizer-init out.")
     if not server.served_model_name:
         server = server.model_copy(update={"served_model_name": [engine.model]})
-    with contextlib.ExitStack() as held:
-        _end_on_signals(held)
-        listener = held.enter_context(contextlib.closing(listen(server.host, server.port)))
-        child = held.enter_context(contextlib.closing(EngineChild()))
+    with contextlib.closing(listen(server.host, server.port)) as listener:
         from quire_runtime.server.run import serve
 
         serve(engine, server, listener, child)
@@ -64,14 +55,3 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}. Check --host and --port.") from None
     listener.setblocking(False)
     return listener
-
-
-def _end_on_signals(held: contextlib.ExitStack) -> None:
-    """Until the server handles them itself. Not by an exception, which an import under way may swallow."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        held.close()
-        os._exit(0)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)

@@ -263,10 +263,12 @@ def test_a_certificate_that_is_not_there_is_one_line(model_directory, tmp_path):
     ]
 
 
-def test_a_path_that_no_file_can_have_is_one_line(tmp_path):
+def test_a_path_that_no_file_can_have_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     ended = start_and_wait("/x" * 3000, "--host", "127.0.0.1", "--port", "0", log=tmp_path / "why")
     assert ended.returncode == 2, ended.stderr[-2000:]
     assert ended.stderr.strip().splitlines()[-1].startswith("quire: The model directory /x")
+    assert [path.name for path in tmp_path.iterdir()] == ["why"]
 
 
 @pytest.mark.parametrize(
