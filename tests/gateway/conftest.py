@@ -228,6 +228,8 @@ class StubEngine:
                 await asyncio.sleep(0.05)
                 writer.transport.abort()
                 return False
+            while self.stalls_after_tokens == number:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             await self._thaw()
             if self.ends_after_tokens == number:
                 writer.write(b"0\r\n\r\n")
@@ -237,8 +239,6 @@ class StubEngine:
                 self._chunk(writer, b"data: [DONE]\n\n")
                 writer.write(b"0\r\n\r\n")
                 return True
-            while self.stalls_after_tokens == number:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
             comment = b"" if given is None else replay.token_comment(number + 1, 0, [number])
             delta = {"index": 0, "delta": {"content": WORDS[number % 200] + " "}, "finish_reason": None}
             created = terms["created"]

@@ -148,7 +148,7 @@ class TestTurns:
             1, {"api_keys": [key("greedy"), key("modest"), key("urgent", priority=-1)]}, max_in_flight_per_replica=1
         )
         engine, deployment = world.engines["r0"], world.gateway.fleet.serving("m")
-        engine.first_delay_s = 0.05
+        engine.gate = asyncio.Event()
         order = []
 
         async def one(who):
@@ -156,12 +156,10 @@ class TestTurns:
             order.append(who)
 
         asking = []
-        for who in ["greedy"] * 6 + ["modest", "urgent"]:
-            waiting = len(deployment.turns)
+        for number, who in enumerate(["greedy"] * 6 + ["modest", "urgent"]):
             asking.append(asyncio.ensure_future(one(who)))
-            await world.until(lambda waiting=waiting: len(deployment.turns) > waiting or deployment.in_flight)
-            if len(asking) == 1:
-                engine.first_delay_s = 0.3
+            await world.until(lambda number=number: deployment.in_flight and len(deployment.turns) == number)
+        engine.gate.set()
         await asyncio.gather(*asking)
         assert order.index("urgent") < 6
         assert order.index("modest") < 6

@@ -205,7 +205,7 @@ async def test_a_request_that_fails_everywhere_ejects_nobody(make_world, at_once
 
 async def test_a_replica_whose_first_tokens_are_late_is_left_alone(make_world, at_once):
     world = await make_world(3, {"policy": "roundRobin"}, outlier_base_ejection_s=1000.0)
-    world.engines["r2"].first_delay_s = 1.0
+    world.engines["r2"].first_delay_s = 3.0
     client = world.client()
 
     async def stream():

@@ -28,15 +28,20 @@ async def beating(make_world, make_engine):
 
 
 async def begun(world):
-    """Two streams, one a replica, in their midst; the frozen one of the replicas."""
+    """Two streams, one a replica, in their midst; the one of the replicas that is frozen now."""
+    for engine in world.engines.values():
+        engine.stalls_after_tokens = 3
     reading = [asyncio.ensure_future(read(world, number)) for number in range(2)]
     await world.until(lambda: all(engine.written >= 3 for engine in world.engines.values()))
-    return reading, world.engines["r0"]
+    frozen = world.engines["r0"]
+    frozen.is_frozen = True
+    for engine in world.engines.values():
+        engine.stalls_after_tokens = None
+    return reading, frozen
 
 
 async def test_a_frozen_replicas_streams_go_on_elsewhere_and_its_late_bytes_are_dropped(beating):
     reading, frozen = await begun(beating)
-    frozen.is_frozen = True
     assert await asyncio.gather(*reading) == [WHOLE, WHOLE]
     assert beating.routable() == {"r1"}
     await beating.until(lambda: frozen.hung_up >= 1)
@@ -48,15 +53,17 @@ async def test_a_frozen_replicas_streams_go_on_elsewhere_and_its_late_bytes_are_
 
 async def test_requests_that_wait_for_a_frozen_replica_are_asked_elsewhere(beating):
     frozen = beating.engines["r0"]
-    frozen.first_delay_s = 0.05
+    frozen.gate = asyncio.Event()
     asking = [
         asyncio.ensure_future(beating.client().chat.completions.create(model="m", messages=ask(number)))
         for number in range(4)
     ]
     await beating.until(lambda: frozen.seen)
     frozen.is_frozen = True
+    frozen.gate.set()
     answers = await asyncio.gather(*asking)
     assert {answer.choices[0].message.content for answer in answers} == {WHOLE.strip()}
+    await beating.until(lambda: frozen.hung_up)
 
 
 async def test_a_lone_replica_that_was_frozen_goes_on_itself(make_world, make_engine):

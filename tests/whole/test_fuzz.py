@@ -52,8 +52,7 @@ class Target:
         with socket.create_connection((parts.hostname, parts.port), DEADLINE_S) as connection:
             with contextlib.suppress(OSError):
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(0.3)
+            connection.settimeout(1.0)
             with contextlib.suppress(OSError):
                 while piece := connection.recv(65536):
                     got += piece
@@ -245,8 +244,8 @@ def test_wrong_bodies_are_the_clients_error_with_a_sentence(body, target) -> Non
         answer = httpx.post(
             f"{target.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=DEADLINE_S
         )
-        # To /tokenize many a field means nothing; of a name given twice the last one counts, as everywhere.
-        is_lenient = not path.startswith("/v1/") or b'"model": 5' in body
+        # To /tokenize many a field means nothing. Of a name given twice the last one counts.
+        is_lenient = not path.startswith("/v1/")
         assert 400 <= answer.status_code < 500 or (answer.status_code == 200 and is_lenient), answer.text
         if answer.status_code != 200:
             assert answer.json()["error"]["message"]

@@ -114,16 +114,17 @@ def under_streams(up, breaks: Callable[[], None]) -> list[tuple[str, Told]]:
     problems: list[str] = []
     begun = [threading.Semaphore(0) for _ in range(COPIES * len(ASKS))]
 
-    def one(name: str, progress: threading.Semaphore) -> None:
+    def one(name: str, client: Any, progress: threading.Semaphore) -> None:
         try:
-            told.append((name, read(up.client(), ASKS[name], progress)))
+            told.append((name, read(client, ASKS[name], progress)))
         except Exception as error:
             problems.append(f"{name}: {error!r}")
         finally:
             progress.release(1000)
 
     threads = [
-        threading.Thread(target=one, args=(name, begun[place * COPIES + copy]))
+        # A client takes its time to make: streams that are to run side by side must not wait for it.
+        threading.Thread(target=one, args=(name, up.client(), begun[place * COPIES + copy]))
         for place, name in enumerate(ASKS)
         for copy in range(COPIES)
     ]
@@ -228,7 +229,9 @@ def test_the_replica_that_went_on_dies_too(up, undisturbed):
     def one_after_the_other() -> None:
         before = moves(up)
         first.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 240
         while moves(up) < before + 3:
+            assert time.monotonic() < deadline, "no streams move"
             time.sleep(0.02)
         second.send_signal(signal.SIGKILL)
 
