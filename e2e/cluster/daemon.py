@@ -78,9 +78,10 @@ def search_path(layout: Layout) -> str:
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie counts as gone: an init process may reap slowly."""
+    """A zombie counts as gone, for an init process may reap slowly, but not while other threads hold its sockets."""
+    proc = Path(f"/proc/{pid}")
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in (proc / "status").read_text() or len(list((proc / "task").iterdir())) > 1
     except FileNotFoundError:
         return False
 
