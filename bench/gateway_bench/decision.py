@@ -5,8 +5,9 @@ index, the costs, the pick. A novel prompt is nobody's, a warm one is wholly hel
 every replica holds another part: with loads as they come, with loads that are all alike, and, which is the most that a
 choice can have to do, with loads that outweigh what is held, so that each replica may be the cheapest. Hashing the
 prompt's blocks, and entering its blocks into the index for the prompts that follow, are stated apart, and so is a full
-collection of Python's garbage collector, which stops the gateway for as long. Times are CPU time of this thread: a
-neighbour's work on the machine is no part of them.
+collection of Python's garbage collector, which stops the gateway for as long. What a block weighs is said of exact
+replicas, and of those that tell nothing, whose blocks are guessed from what was sent there. Times are CPU time of this
+thread: a neighbour's work on the machine is no part of them.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from quire_api import blocks, wire
 from quire_gateway.choose import Chain, Choice
 from quire_gateway.cost import QUEUE_WEIGHT
 from quire_gateway.fleet import DeploymentState, ReplicaState
+from quire_gateway.index import PrefixIndex
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
 
@@ -86,6 +88,7 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         "index_entries": entries,
         "index_distinct_blocks": len(deployment.index),
         "bytes_per_entry": round(grown / entries, 1),
+        "bytes_per_guessed_entry": round(guessed_bytes(replicas // 5, blocks_each), 1),
         "full_collection_ms": round(collection_ms, 1),
     }
 
@@ -164,6 +167,20 @@ def _expect(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
     expectation = Choice(deployment, prompt, {FACTS: chain}).expect(replica)
     if expectation is not None:
         deployment.index.settle(expectation)
+
+
+def guessed_bytes(replicas: int, blocks_each: int) -> float:
+    """Of each block of replicas that tell nothing, once what was sent to them has filled them twice."""
+    gc.collect()
+    before = resident_bytes()
+    index = PrefixIndex()
+    names = [f"replica-{replica}" for replica in range(replicas)]
+    for name in names:
+        index.add_replica(name, blocks_each)
+    for first in range(0, 2 * replicas * blocks_each, 500):
+        index.insert(names[first // 500 % replicas], [b"%016d" % key for key in range(first, first + 500)])
+    gc.collect()
+    return (resident_bytes() - before) / sum(map(index.blocks_of, names))
 
 
 def resident_bytes() -> int:
