@@ -5,6 +5,7 @@ import logging
 import time
 
 from quire_api.v1alpha1 import API_VERSION, KIND
+from quire_operator.events import Happening, event_of
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
 from quire_operator.pods import replicas_of
@@ -17,7 +18,9 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0
 
 
-async def autoscale_for_ever(kube: Kube, store: Store, gateways: Gateways, is_leading: asyncio.Event) -> None:
+async def autoscale_for_ever(
+    kube: Kube, store: Store, gateways: Gateways, is_leading: asyncio.Event, identity: str
+) -> None:
     """Apply the law to every deployment that has `autoscaling`, while we lead; a new leader begins with no memory."""
     scaler = Scaler()
     while True:
@@ -27,6 +30,7 @@ async def autoscale_for_ever(kube: Kube, store: Store, gateways: Gateways, is_le
             continue
         try:
             await _step(kube, store, gateways, scaler)
+            await _object(kube, store, scaler, identity)
         except (ApiError, ApiUnavailable, NotLeading) as error:
             log.warning("scaling: %s", error)
 
@@ -61,3 +65,11 @@ async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) ->
             store.put(KIND, after)
         scaler.wrote(key, decision.replicas)
         log.info("%s scales %s", key, decision.reason)
+
+
+async def _object(kube: Kube, store: Store, scaler: Scaler, identity: str) -> None:
+    """Say once that somebody else writes what the law would."""
+    for key, reason in scaler.take_objections().items():
+        log.warning("%s %s", key, reason)
+        if (owner := store.raw(key)) is not None:
+            await kube.create(event_of(Happening("Warning", "AutoscalingContested", reason), owner, identity))

@@ -46,6 +46,8 @@ class Scaler:
 
     def __init__(self) -> None:
         self._histories: dict[Key, History] = {}
+        self._contested: Mapping[Key, str] = {}
+        self._objections: dict[Key, str] = {}
 
     def decide(
         self,
@@ -64,7 +66,15 @@ class Scaler:
             seen = load_of(deployment, reports, replicas)
             decisions[key] = desired_replicas(seen, law, self._histories.get(key, History.empty()), now)
         self._histories = {key: decision.history for key, decision in decisions.items()}
+        contested = {key: decision.reason for key, decision in decisions.items() if decision.is_contested}
+        self._objections |= {key: reason for key, reason in contested.items() if key not in self._contested}
+        self._contested = contested
         return decisions
+
+    def take_objections(self) -> Mapping[Key, str]:
+        """What is still to be said, once, of deployments whose number somebody else has begun to write."""
+        taken, self._objections = self._objections, {}
+        return taken
 
     def wrote(self, key: Key, replicas: int | None) -> None:
         """What was written of the last decision; None where nobody knows, so that the next number is no rival's."""

@@ -6,7 +6,7 @@ import pytest
 
 from quire_api import wire
 from quire_operator import autoscaling
-from quire_operator.autoscaling import _step
+from quire_operator.autoscaling import _object, _step
 from quire_operator.kube import ApiError, ApiUnavailable
 from quire_operator.scaling import Scaler
 from quire_operator.store import Store
@@ -33,6 +33,7 @@ class World:
         self.in_flight = dict.fromkeys(names, 1)
         self.replicas = dict.fromkeys(names, 1)
         self.failures = {}
+        self.events = []
         self.version = 0
         for name in names:
             self.store.put("LLMDeployment", resource(name, 1, 0))
@@ -69,11 +70,16 @@ class World:
     async def get(self, api_version, kind, namespace, name):
         return resource(name, self.replicas[name], self.version)
 
+    async def create(self, manifest):
+        self.events.append((manifest["type"], manifest["reason"], manifest["message"]))
+        return manifest
+
     async def seconds(self, count):
         for _ in range(count):
             self.now += 1
             with contextlib.suppress(ApiUnavailable):  # as `autoscale_for_ever`
                 await _step(self, self.store, self, self.scaler)
+                await _object(self, self.store, self.scaler, "operator-0")
 
 
 async def test_writes_that_failed_are_no_rivals(monkeypatch):
@@ -105,3 +111,17 @@ async def test_one_that_is_refused_holds_up_no_other(monkeypatch, order):
     world.failures["a"] = ApiError(403, "Forbidden", "a webhook says no")
     await world.seconds(30)
     assert world.replicas == {"a": 1, "b": 5}
+
+
+async def test_another_autoscaler_is_told_of_once_and_left_its_way(monkeypatch):
+    world = World(monkeypatch, "a", "b")
+    world.in_flight |= {"a": 5, "b": 5}
+    for _ in range(10):
+        await world.seconds(30)
+        world.version += 1
+        world.replicas["a"] = 1
+        world.store.put("LLMDeployment", resource("a", 1, world.version))
+    assert world.replicas == {"a": 1, "b": 5}
+    [(kind, reason, message)] = world.events
+    assert (kind, reason) == ("Warning", "AutoscalingContested")
+    assert "remove that autoscaler, or spec.autoscaling" in message

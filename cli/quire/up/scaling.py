@@ -44,6 +44,8 @@ class Scaling:
         load = await self._world.ask_load()
         observed = await self._world.observe()
         decisions = self._scaler.decide(deployments.values(), [load], observed.replicas, time.monotonic())
+        for key, reason in self._scaler.take_objections().items():
+            self._announce(f"{key.name} {reason}")
         has_changed = False
         for key, decision in decisions.items():
             if decision.replicas != deployments[key].spec.replicas:
