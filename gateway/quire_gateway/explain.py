@@ -27,7 +27,9 @@ class Explainer:
     async def explain(
         self, body: dict[str, Any], size: int, token: str | None, session: bytes = b""
     ) -> wire.RouteExplanation:
-        """The choice for the chat or completion request `body`, `size` bytes of JSON; `token` None may use any model.
+        """The choice for the chat or completion request `body`, `size` bytes of JSON, by whoever shows `token`.
+
+        token: None may use any model, as a caller whose cached prefixes no key has.
 
         Raises:
             Refusal: the model is not served, or not for this key.
@@ -37,14 +39,12 @@ class Explainer:
         if deployment is None:
             names = ", ".join(list(self._fleet.names())[:20]) or "nothing"
             raise Refusal(404, "model_not_found", f"Name a `model` that is served here: {names}.", param="model")
-        if token is not None:
-            deployment.callers.authorize(token)
+        caller = deployment.callers.everybody if token is None else deployment.callers.authorize(token)
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         replicas = deployment.candidates(set())
         info = next((replica.info for replica in replicas if replica.info is not None), None)
         prompt = await self._models.prompt(path, body, size, info)
-        caller = deployment.callers.find(token or "")
-        prompt = msgspec.structs.replace(prompt, salt="" if caller is None else caller.salt(body))
+        prompt = msgspec.structs.replace(prompt, salt=caller.salt(body))
         told = wire.RouteExplanation(
             model=str(model),
             deployment=deployment.table.name,

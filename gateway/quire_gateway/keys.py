@@ -38,14 +38,15 @@ class Callers:
     def __init__(self) -> None:
         self._by_digest: dict[bytes, Caller] = {}
         self._by_name: dict[str, Caller] = {}
-        self._everybody = Caller(wire.ApiKey(name="", key=""))
+        self.everybody = Caller(wire.ApiKey(name="", key=""))
+        """Who asks where there are no keys."""
         self.is_open = True
         """There are no keys: everybody may ask."""
 
     def apply(self, table: wire.Deployment) -> None:
         """Take over the keys of `table`."""
         self.is_open = not table.api_keys
-        self._everybody.key = wire.ApiKey(name="", key="", limits=table.limits)
+        self.everybody.key = wire.ApiKey(name="", key="", limits=table.limits)
         by_name = {}
         self._by_digest = {}
         for entry in table.api_keys:
@@ -64,16 +65,16 @@ class Callers:
     def find(self, token: str) -> Caller | None:
         """Who shows `token`; by its digest, so that the time it takes tells nothing of how much of it was right."""
         if self.is_open:
-            return self._everybody
+            return self.everybody
         return self._by_digest.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
 
     def named(self, name: str) -> Caller | None:
         """The caller of that name; empty: everybody, where there are no keys."""
-        return self._by_name.get(name) if name else self._everybody
+        return self._by_name.get(name) if name else self.everybody
 
     def everyone(self) -> list[Caller]:
         """All callers that there are."""
-        return [self._everybody] if self.is_open else list(self._by_name.values())
+        return [self.everybody] if self.is_open else list(self._by_name.values())
 
     def may_use(self, token: str) -> bool:
         """Whether `token` opens this deployment now."""

@@ -99,6 +99,36 @@ async def test_the_internal_key_guards_it(make_world):
         told(await http.post("/debug/route", json=CHAT, headers={wire.HEADER_INTERNAL_KEY: "inner"}))
 
 
+async def test_beside_the_internal_key_a_clients_key_tells_what_that_client_gets(make_world):
+    keys = [wire.ApiKey(name="alice", key="alice-key"), wire.ApiKey(name="bob", key="bob-key")]
+    world = await make_world(2, {"api_keys": keys}, internal_key="inner")
+    inner = {wire.HEADER_INTERNAL_KEY: "inner"}
+    async with world.http() as http:
+        for key in ("alice-key", "alice-key", "bob-key", "alice-key"):
+            headers = inner | {"authorization": f"Bearer {key}"}
+            expected = told(await http.post("/debug/route", json=CHAT, headers=headers))
+            answer = await world.client(key).chat.completions.with_raw_response.create(**CHAT)
+            scores = {score.replica: score for score in expected.replicas}
+            assert answer.headers[wire.HEADER_REPLICA] == expected.chosen
+            assert answer.headers[wire.HEADER_REASON] == expected.reason
+            assert int(answer.headers[wire.HEADER_CACHED_TOKENS]) == scores[expected.chosen].cached_tokens
+        assert (expected.reason, expected.miss) == ("prefix-hit", "")
+        unknown = inner | {"authorization": "Bearer guessed"}
+        assert (await http.post("/debug/route", json=CHAT, headers=unknown)).status_code == 401
+        nobodys = told(await http.post("/debug/route", json=CHAT, headers=inner))
+    assert all(score.cached_tokens == 0 for score in nobodys.replicas)
+
+
+async def test_where_keys_share_their_prefixes_the_internal_key_alone_finds_them(make_world):
+    world = await make_world(2, {"api_keys": ["secret"], "shares_cache": True}, internal_key="inner")
+    body = {**CHAT, "cache_salt": "s"}
+    client = world.client("secret").chat.completions.with_raw_response
+    asked = await client.create(**CHAT, extra_body={"cache_salt": "s"})
+    async with world.http() as http:
+        explanation = told(await http.post("/debug/route", json=body, headers={wire.HEADER_INTERNAL_KEY: "inner"}))
+    assert (explanation.chosen, explanation.reason) == (asked.headers[wire.HEADER_REPLICA], "prefix-hit")
+
+
 async def test_without_one_the_models_keys_do(make_world):
     world = await make_world(1, {"api_keys": ["secret"]})
     async with world.http() as http:
