@@ -347,8 +347,9 @@ class Life:
             finally:
                 replica.answers.discard(relay)
             # A server may close an idle connection just when we use it; that says nothing of its health.
-            is_stale = connection.is_reused and not relay.status
-            if outcome.end is not End.FAILED or not is_stale or is_fresh:
+            is_stale = connection.is_reused and not connection.has_spoken
+            was_closed = outcome.failure is not None and outcome.failure.cause == "reset"
+            if outcome.end is not End.FAILED or not (is_stale and was_closed) or is_fresh:
                 return relay, outcome
             is_fresh = True
 

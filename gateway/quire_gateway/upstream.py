@@ -53,10 +53,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self.is_paused = False
         self.is_reused = False
+        self.has_spoken = False
+        """A byte has come since it was asked last."""
 
     def ask(self, data: bytes, sink: Sink) -> None:
         """Send a whole request; its answer goes to `sink`."""
         self._sink = sink
+        self.has_spoken = False
         self._parser = httptools.HttpResponseParser(self)
         self._headers: Headers = []
         self._is_head_complete = False
@@ -100,6 +103,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._sink is None:
             self._transport.abort()  # an idle connection has nothing to say
             return
+        self.has_spoken = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:

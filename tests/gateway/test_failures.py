@@ -201,6 +201,26 @@ async def test_a_silent_replica_counts_as_failed(make_world, make_engine):
     await world.until(lambda: frozen.hung_up == len(frozen.seen))
 
 
+@pytest.mark.parametrize("knobs", [{"first_delay_s": 1000.0}, {"garbage": b"SSH-2.0-OpenSSH\r\n\r\n"}])
+async def test_a_replica_that_fails_on_a_reused_connection_is_not_asked_again(make_world, knobs):
+    world = await make_world(2, upstream_silence_s=2.0)
+    bad, good = world.engines.values()
+    for engine in (bad, good):
+        engine.gate = asyncio.Event()
+    asking = [world.client().chat.completions.create(model="m", messages=ASK) for _ in range(2)]
+    asking = [asyncio.ensure_future(each) for each in asking]
+    await world.until(lambda: bad.seen and good.seen)
+    for engine in (bad, good):
+        engine.gate.set()
+    await asyncio.gather(*asking)
+    for knob, value in knobs.items():
+        setattr(bad, knob, value)
+    answers = [await world.client().chat.completions.with_raw_response.create(model="m", messages=ASK) for _ in "ab"]
+    failed = sum(int(answer.headers["x-quire-attempts"]) - 1 for answer in answers)
+    assert failed >= 1
+    assert len(bad.seen) == 1 + failed
+
+
 async def test_requests_wait_for_the_first_replica(make_world, make_engine):
     world = await make_world({})
     asking = asyncio.ensure_future(world.client().chat.completions.create(model="m", messages=ASK))
