@@ -11,7 +11,7 @@ from quire_api import wire
 from quire_gateway.cost import CachedTokens, Candidates
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
-from quire_gateway.keys import Callers
+from quire_gateway.keys import Callers, digest_of
 from quire_gateway.kv_feed import Feed
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
@@ -346,6 +346,9 @@ class Fleet:
         self._bounds = bounds or Bounds()
         self.deployments: dict[tuple[str, str], DeploymentState] = {}
         self._by_name: dict[str, DeploymentState] = {}
+        self._by_key: dict[bytes, list[Callers]] = {}
+        self._closed: Callers | None = None
+        """Any deployment's, where all have keys."""
         self.id = uuid.uuid4().hex
         self.others: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
         """By deployment and replica: requests in flight and tokens queued there by other gateways."""
@@ -384,7 +387,27 @@ class Fleet:
             for name in deployment.table.served_names:
                 self._by_name.setdefault(name, deployment)
             deployment.notify()
+        self._by_key = {}
+        self._closed = None
+        for deployment in kept.values():
+            self._closed = deployment.callers
+            for digest in deployment.callers.digests():
+                self._by_key.setdefault(digest, []).append(deployment.callers)
+        if any(deployment.callers.is_open for deployment in kept.values()):
+            self._closed = None
         return added
+
+    def check_token(self, token: str) -> None:
+        """Turn away who may use no model, whatever the request says; what it costs does not grow with the deployments.
+
+        Raises:
+            Refusal: 401, `token` is missing, no deployment's key, or has expired everywhere.
+        """
+        if self._closed is None:
+            return
+        holders = self._by_key.get(digest_of(token), [])
+        if not any(callers.may_use(token) for callers in holders):
+            (holders[0] if holders else self._closed).authorize(token)
 
     def serving(self, model: str) -> DeploymentState | None:
         """The deployment that serves `model`; the first of the table where two claim the name."""

@@ -196,6 +196,8 @@ class Gateway:
     async def _explain(self, request: Request) -> bytes:
         self._pages.check_internal(request)
         is_post = request.method == "POST"
+        if not self._config.internal_key:
+            self.fleet.check_token(request.bearer_token())
         body, size = (parse_body(request.body), len(request.body)) if is_post else asked(request)
         # Who holds the internal key may look at every model, and with a client's key beside it sees what that one gets.
         token = request.bearer_token() or (None if self._config.internal_key else "")

@@ -1,7 +1,7 @@
 """Who asks: API keys, what each may do, and what it has used. Names go into logs and metrics, keys never do."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -36,7 +36,7 @@ class Callers:
     """The callers of one deployment. A key that is exchanged under its name keeps what it has used."""
 
     def __init__(self) -> None:
-        self._by_digest: dict[bytes, Caller] = {}
+        self._by_digest: Mapping[bytes, Caller] = {}
         self._by_name: dict[str, Caller] = {}
         self.everybody = Caller(wire.ApiKey(name="", key=""))
         """Who asks where there are no keys."""
@@ -48,9 +48,9 @@ class Callers:
         self.is_open = not table.api_keys
         self.everybody.key = wire.ApiKey(name="", key="", limits=table.limits)
         by_name = {}
-        self._by_digest = {}
+        by_digest: dict[bytes, Caller] = {}
         for entry in table.api_keys:
-            digest = sha256((entry if isinstance(entry, str) else entry.key).encode()).digest()
+            digest = digest_of(entry if isinstance(entry, str) else entry.key)
             key = wire.ApiKey(name=digest.hex()[:8], key=entry) if isinstance(entry, str) else entry
             seed = digest
             if key.cache_group:
@@ -59,14 +59,18 @@ class Callers:
             caller = Caller(key, None if table.shares_cache else seed, Usage() if known is None else known.usage)
             by_name[key.name] = caller
             # Two keys that are alike are one key, with the first one's rights.
-            self._by_digest.setdefault(digest, caller)
-        self._by_name = by_name
+            by_digest.setdefault(digest, caller)
+        self._by_name, self._by_digest = by_name, by_digest
 
     def find(self, token: str) -> Caller | None:
         """Who shows `token`; by its digest, so that the time it takes tells nothing of how much of it was right."""
         if self.is_open:
             return self.everybody
-        return self._by_digest.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
+        return self._by_digest.get(digest_of(token))
+
+    def digests(self) -> Iterable[bytes]:
+        """Of all keys."""
+        return self._by_digest
 
     def named(self, name: str) -> Caller | None:
         """The caller of that name; empty: everybody, where there are no keys."""
@@ -96,6 +100,11 @@ class Callers:
             message = f"The API key {caller.name} has expired. Ask whoever gave it to you for a new one."
             raise Refusal(401, "expired_api_key", message)
         return caller
+
+
+def digest_of(token: str) -> bytes:
+    """What a key is known by."""
+    return sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _has_expired(caller: Caller) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from quire_api.body_limits import TOO_MANY_VALUES, holds_too_much
 from quire_api.tracing import Span, Tracing
 from quire_gateway.access_log import Exchange
 from quire_gateway.admission import RetryBudget, begin
@@ -44,8 +45,9 @@ class Proxy:
         Raises:
             Refusal: nothing has been sent to the client yet, and no replica will be asked (again).
         """
-        body = parse_body(request.body)
         token = request.bearer_token()
+        self._fleet.check_token(token)
+        body = parse_body(request.body)
         deployment = self._find(route, body, token, exchange)
         caller = deployment.callers.authorize(token)
         exchange.key = caller.name
@@ -92,8 +94,10 @@ class Proxy:
 def parse_body(body: bytes) -> dict[str, Any]:
     """
     Raises:
-        Refusal: 400, not a JSON object.
+        Refusal: 400, not a JSON object, or one of more values than an engine would take.
     """
+    if holds_too_much(body):
+        raise Refusal(400, "too_many_values", TOO_MANY_VALUES)
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -6,6 +6,8 @@ import json
 import openai
 import pytest
 
+from quire_api import wire
+
 ASK = [{"role": "user", "content": "w1 w2 w3"}]
 
 
@@ -153,7 +155,65 @@ async def test_keys_open_only_their_own_deployment(make_world):
         assert nobody.headers["www-authenticate"] == "Bearer"
         assert (await http.get("/v1/models")).status_code == 401
         hidden = await http.post("/v1/completions", json={"model": "other", "prompt": "w1"})
-        assert "Served here: nothing" in hidden.json()["error"]["message"]
+        assert (hidden.status_code, hidden.json()["error"]["code"]) == (401, "missing_api_key")
+        assert "Served here" not in hidden.text
+
+
+async def test_who_holds_one_deployments_key_learns_no_other_names(make_world):
+    world = await make_world(1, {"api_keys": ["right"]})
+    world.table.deployments.append(
+        wire.Deployment(name="e", namespace="n", served_names=["s"], api_keys=["o"], replicas=[])
+    )
+    world.publish()
+    await world.until(lambda: len(world.gateway.fleet.deployments) == 2)
+    with pytest.raises(openai.NotFoundError, match="Served here: m"):
+        await world.client("right").chat.completions.create(model="other", messages=ASK)
+    with pytest.raises(openai.AuthenticationError):
+        await world.client("right").chat.completions.create(model="s", messages=ASK)
+
+
+@pytest.mark.parametrize(("token", "code"), [("", "missing_api_key"), ("wrong", "invalid_api_key")])
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/debug/route"])
+async def test_the_body_of_who_may_use_no_model_is_not_looked_at(make_world, token, code, path):
+    world = await make_world(1, {"api_keys": ["right"]})
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with world.http() as http:
+        answer = await http.post(path, content=b"{" * 100_000, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
+        answer = await http.post(path, content=b"{", headers={"authorization": "Bearer right"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+async def test_a_key_that_has_expired_everywhere_opens_nothing(make_world):
+    keys = [wire.ApiKey(name="old", key="old", expires_at=1.0), wire.ApiKey(name="good", key="good")]
+    world = await make_world(1, {"api_keys": keys})
+    async with world.http() as http:
+        answer = await http.post("/v1/completions", content=b"{", headers={"authorization": "Bearer old"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "expired_api_key")
+
+
+async def test_a_key_that_left_the_table_opens_nothing_and_a_deployment_without_keys_everything(make_world):
+    world = await make_world(1, {"api_keys": ["right"]})
+    async with world.http() as http:
+
+        async def refusal():
+            answer = await http.post("/v1/completions", content=b"{", headers={"authorization": "Bearer right"})
+            return answer.json()["error"]["code"]
+
+        for keys, code in ([["other"], "invalid_api_key"], [[], "invalid_json"]):
+            world.table.deployments[0].api_keys = keys
+            world.publish()
+            (deployment,) = world.gateway.fleet.deployments.values()
+            await world.until(lambda deployment=deployment, keys=keys: deployment.table.api_keys == keys)
+            assert await refusal() == code
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/debug/route"])
+async def test_more_values_than_an_engine_would_take_are_refused_unread(world, path):
+    async with world.http() as http:
+        answer = await http.post(path, content=b'{"model": "m", "prompt": "w1", "x": [' + b"[[]]," * 40_000 + b"1]}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_values")
+    assert not any(engine.seen for engine in world.engines.values())
 
 
 async def test_tokenize_is_forwarded_and_needs_no_model_where_there_is_one(world):

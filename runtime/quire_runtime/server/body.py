@@ -3,22 +3,18 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
 from starlette.types import Receive
 
+from quire_api.body_limits import TOO_MANY_VALUES, holds_too_much
 from quire_api.openai import InvalidRequest
 from quire_runtime.server.errors import BodyTooLarge, ClientGone
 
 T = TypeVar("T")
-
-# What one body may hold. While it is parsed and checked nothing else runs, so it must not be long: a number takes up to
-# 1 us, an object or a list up to 10.
-MAX_VALUES = 1 << 20
-MAX_CONTAINERS = 1 << 16
 
 
 async def read_json(request: Request, limit: int) -> Any:
@@ -64,12 +60,8 @@ def parse_json(data: bytes) -> Any:
     """
     if not data:
         raise InvalidRequest("The body is empty. Send a JSON object.")
-    if _holds_too_much(data):
-        raise InvalidRequest(
-            f"The body holds more than {MAX_VALUES} values, or {MAX_CONTAINERS} objects and lists. "
-            "Send several requests.",
-            code="too_many_values",
-        )
+    if holds_too_much(data):
+        raise InvalidRequest(TOO_MANY_VALUES, code="too_many_values")
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -105,20 +97,6 @@ async def hang_up(receive: Receive) -> None:
     """Return once the client is gone (or the answer complete)."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _holds_too_much(data: bytes) -> bool:
-    """By its commas and brackets; those inside of strings are told apart only where all together are too many."""
-    if _is_within([data]):
-        return False
-    unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
-    return unescaped.count(b'"') > 4 * MAX_VALUES or not _is_within(unescaped.split(b'"')[::2])
-
-
-def _is_within(parts: Sequence[bytes]) -> bool:
-    values = sum(part.count(b",") for part in parts)
-    containers = sum(part.count(b"{") + part.count(b"[") for part in parts)
-    return values <= MAX_VALUES and containers <= MAX_CONTAINERS
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from quire_api.body_limits import MAX_CONTAINERS, MAX_VALUES
 from quire_api.openai import ChatCompletionRequest, CompletionRequest, InvalidRequest
-from quire_runtime.server.body import MAX_CONTAINERS, MAX_VALUES, parse_json
+from quire_runtime.server.body import parse_json
 
 
 @pytest.mark.parametrize(
