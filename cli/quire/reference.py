@@ -43,7 +43,11 @@ counts once a prompt. `num_requests_waiting_by_reason` has `reason`: all wait fo
 
 ## Gateway
 
-Labels `namespace` and `deployment`, and those named: `code`, `reason` or `cause`.
+Labels `namespace` and `deployment`, and those named: `code`, `reason` or `cause`. Both are empty for requests that were
+refused before it was known whose they are. Of `quire_gateway_refusals_total` the `reason` is `malformed_http` (400),
+`request_timeout` (408), `body_too_large` (413) or `headers_too_large` (431) for what was no whole HTTP request, else
+the [code of the error](http-api.md#errors). Of `quire_gateway_index_losses_total` the `cause` is what happened to the
+stream of events: `cut`, `silent` for 3 s, a `gap`, or `malformed`.
 
 {gateway}
 

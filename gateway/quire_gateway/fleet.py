@@ -12,7 +12,7 @@ from quire_gateway.cost import CachedTokens, Candidates
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
 from quire_gateway.keys import Callers, digest_of
-from quire_gateway.kv_feed import Feed
+from quire_gateway.kv_feed import Feed, FeedCounts
 from quire_gateway.load import WINDOW_S, Fading, LoadMeter
 from quire_gateway.misses import Beginnings
 from quire_gateway.outliers import Ejection, Observed, OutlierRules, find_outliers
@@ -118,7 +118,7 @@ class ReplicaState:
     """Its KV events are being followed."""
 
     def __post_init__(self) -> None:
-        self.feed = Feed(self.deployment.index, self.id)
+        self.feed = Feed(self.deployment.index, self.id, self.deployment.feed_counts)
 
     @property
     def index_mode(self) -> wire.IndexMode:
@@ -181,6 +181,7 @@ class DeploymentState:
         self.serve(table)
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
+        self.feed_counts = FeedCounts()
         self.beginnings = Beginnings()
         self.policy: Policy = POLICIES[table.policy]()
         self.load = LoadMeter(asyncio.get_running_loop().time())

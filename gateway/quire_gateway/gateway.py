@@ -94,7 +94,7 @@ class Gateway:
         others = [] if worker is None else [each for each in worker.inner if each != worker.inner[worker.number]]
         self.peers = Peers(self.fleet, others or _peer_names(config), config.internal_key)
         self._siblings = Siblings(others, config.internal_key)
-        self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes))
+        self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes), self._unread)
         self._certificate = _certificate_of(config)
         self._renewal: asyncio.Task[None] | None = None
         self._in_flight = 0
@@ -223,6 +223,11 @@ class Gateway:
             self._in_flight -= 1
             if not self._in_flight:
                 self._is_idle.set()
+
+    def _unread(self, refusal: Refusal) -> None:
+        """A request was not HTTP, or did not arrive whole; whose it would have been is not known."""
+        self._metrics.refused(("", ""), refusal.code, "")
+        self._metrics.answered(("", ""), refusal.status)
 
     def _record(self, request: Request, reply: Reply, exchange: Exchange) -> None:
         took = asyncio.get_running_loop().time() - request.arrived_at

@@ -7,6 +7,7 @@ Times are seconds on any one clock.
 """
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 from quire_api import kv_events
 from quire_api.blocks import FORMAT_VERSION
@@ -14,18 +15,27 @@ from quire_api.kv_events import Batch, Cleared, Frame, Heartbeat, Keys, Removed,
 from quire_api.wire import IndexMode
 from quire_gateway.index import OutOfStep, PrefixIndex
 
+LOSS_CAUSES = ("cut", "silent", "gap", "malformed")
 SILENCE_S = 3.0
 """A stream that brought nothing for so long is given up."""
 PATIENCE_S = 3.0
 
 
+@dataclass(slots=True)
+class FeedCounts:
+    """What the feeds of one deployment have counted, those of replicas that are gone included."""
+
+    losses: Counter[str] = field(default_factory=Counter)
+    """Ends of exactness, by one of `LOSS_CAUSES`."""
+    blocks_told: int = 0
+    """Blocks stored and removed, snapshots included."""
+
+
 class Feed:
-    """Applies frames to `index`; `problem` says why they do not come, or what was wrong with the last ones.
+    """Applies frames to `index`; `problem` says why they do not come, or what was wrong with the last ones."""
 
-    losses counts ends of exactness by cause: `cut`, `silent`, `gap`, `malformed`.
-    """
-
-    def __init__(self, index: PrefixIndex, replica: str) -> None:
+    def __init__(self, index: PrefixIndex, replica: str, counts: FeedCounts | None = None) -> None:
+        self.counts = FeedCounts() if counts is None else counts
         self._index = index
         self._replica = replica
         self._sequence = 0
@@ -33,9 +43,6 @@ class Feed:
         self._patience_ends = float("-inf")
         self.epoch = ""
         self.problem = "no stream yet"
-        self.blocks_told = 0
-        """Blocks stored and removed since the gateway started, snapshots included."""
-        self.losses: Counter[str] = Counter()
 
     def mode(self, now: float) -> IndexMode:
         if self._index.is_exact(self._replica):
@@ -50,7 +57,7 @@ class Feed:
     def lost(self, now: float, cause: str, why: str) -> None:
         """The stream has ended, or is of no more use."""
         if self._index.is_exact(self._replica):
-            self.losses[cause] += 1
+            self.counts.losses[cause] += 1
             self._patience_ends = now + PATIENCE_S
         self._index.lose(self._replica)
         self.problem = why
@@ -97,7 +104,7 @@ class Feed:
         if self._missing < 0:
             raise OutOfStep("a snapshot has more keys than it said")
         self._index.store(self._replica, keys)
-        self.blocks_told += len(keys)
+        self.counts.blocks_told += len(keys)
         if not self._missing:
             self._index.finish(self._replica)
             self.problem = ""
@@ -114,10 +121,10 @@ class Feed:
             case Stored():
                 keys = split_keys(operation.keys)
                 self._index.store(self._replica, keys)
-                self.blocks_told += len(keys)
+                self.counts.blocks_told += len(keys)
             case Removed():
                 keys = split_keys(operation.keys)
                 self._index.remove(self._replica, keys)
-                self.blocks_told += len(keys)
+                self.counts.blocks_told += len(keys)
             case Cleared():
                 self._index.clear(self._replica)

@@ -1,14 +1,17 @@
 """What the gateway measures, as Prometheus metrics in a registry of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from quire_api.wire import IndexMode
 from quire_gateway.fleet import Fleet
+from quire_gateway.kv_feed import LOSS_CAUSES
 from quire_gateway.warm import Warming
 from quire_gateway.workers import RestartCause
 
@@ -38,6 +41,31 @@ class _ChildrenByLabels(dict[tuple[str, ...], Counter]):
     def __missing__(self, labels: tuple[str, ...]) -> Counter:
         child = self[labels] = self._counter.labels(*labels)
         return child
+
+
+class _FeedCounters(Collector):
+    """What the feeds of `fleet` have counted."""
+
+    def __init__(self) -> None:
+        self.fleet: Fleet | None = None
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        losses = CounterMetricFamily(
+            "quire_gateway_index_losses",
+            "Times that a replica's cache ceased to be known exactly, by cause.",
+            labels=(*_WHO, "cause"),
+        )
+        told = CounterMetricFamily(
+            "quire_gateway_index_blocks_told",
+            "Blocks that replicas' event streams told of as stored or removed, snapshots included.",
+            labels=_WHO,
+        )
+        for who, deployment in self.fleet.deployments.items() if self.fleet is not None else ():
+            for cause in LOSS_CAUSES:
+                losses.add_metric((*who, cause), deployment.feed_counts.losses[cause])
+            told.add_metric(who, deployment.feed_counts.blocks_told)
+        yield losses
+        yield told
 
 
 class Metrics:
@@ -98,6 +126,8 @@ class Metrics:
             (*_WHO, "replica"),
             registry=self._registry,
         )
+        self._feeds = _FeedCounters()
+        self._registry.register(self._feeds)
         self._stale = Gauge(
             "quire_gateway_routing_table_stale",
             "1 while the newest routing table cannot be used.",
@@ -183,6 +213,7 @@ class Metrics:
                 for mode in _MODES:
                     self._index_mode.labels(*who, replica.id, mode).set(replica.index_mode == mode)
                 self._replica_blocks.labels(*who, replica.id).set(deployment.index.blocks_of(replica.id))
+        self._feeds.fleet = fleet
         self._stale.set(is_table_stale)
         return generate_latest(self._registry)
 

@@ -20,6 +20,8 @@ from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, Request
 
 Handler = Callable[[Request, Reply], Awaitable[None]]
+OnRefused = Callable[[Refusal], None]
+"""Hears of requests that no handler has seen."""
 
 _MAX_PIPELINED = 8
 _LINGER_S = 2.0
@@ -323,6 +325,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport, is_old=False, is_head=False, keeps_alive=False, is_paused=False, on_end=lambda: None
         )
         reply.send(refusal.status, [(b"content-type", JSON), *refusal.headers()], refusal.body())
+        self._server.on_refused(refusal)
         # Closing with unread input would reset the connection before the client has read why.
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -376,8 +379,9 @@ class ClientConnection(asyncio.Protocol):
 class Server:
     """Listens, and knows its connections."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, on_refused: OnRefused = lambda _: None) -> None:
         self._handler = handler
+        self.on_refused = on_refused
         self._limits = limits
         self._connections: set[ClientConnection] = set()
         self._listeners: list[asyncio.Server] = []

@@ -212,14 +212,35 @@ def test_writing_to_a_client_that_has_just_gone_does_nothing():
     assert ended == ["streamed", "whole", "all"]
 
 
-async def served(limits, takes_s=0.0):
+@pytest.mark.parametrize(
+    ("data", "code", "reason"),
+    [
+        (b"HELO x\r\n", 400, "malformed_http"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed_http"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nlong: " + b"v" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (post(b"x" * 200), 413, "body_too_large"),
+        (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", 405, "method_not_allowed"),
+    ],
+)
+async def test_what_was_no_whole_request_is_counted_by_reason(make_world, data, code, reason):
+    world = await make_world(0, max_header_bytes=8192, max_body_bytes=100)
+    for _ in range(2):
+        assert statuses(await talk(world, data)) == [code]
+    async with world.http() as http:
+        lines = (await http.get("/metrics")).text.splitlines()
+    nobody = 'deployment="",namespace=""'
+    assert f'quire_gateway_refusals_total{{{nobody},reason="{reason}"}} 2.0' in lines
+    assert f'quire_gateway_requests_total{{code="{code}",{nobody}}} 2.0' in lines
+
+
+async def served(limits, takes_s=0.0, on_refused=lambda _: None):
     """A server of these limits whose answers take so long, and a connection to it."""
 
     async def handler(request, reply):
         await asyncio.sleep(takes_s)
         reply.send(200, [], b"ok")
 
-    server = Server(handler, limits)
+    server = Server(handler, limits, on_refused)
     port = await server.start("127.0.0.1", 0)
     return server, *await asyncio.open_connection("127.0.0.1", port)
 
@@ -227,10 +248,13 @@ async def served(limits, takes_s=0.0):
 @pytest.mark.parametrize("before", [0, 3])
 @pytest.mark.parametrize("part", [GET[:9], post()[:-5]], ids=["head", "body"])
 async def test_a_request_that_stops_half_way_is_told_so_whatever_came_before(before, part):
-    server, reader, writer = await served(Limits(header_timeout_s=2.0, body_timeout_s=2.0, keep_alive_s=1000.0))
+    limits = Limits(header_timeout_s=2.0, body_timeout_s=2.0, keep_alive_s=1000.0)
+    refused = []
+    server, reader, writer = await served(limits, on_refused=refused.append)
     writer.write(GET * before + part)
     async with asyncio.timeout(60):
         assert statuses(await reader.read()) == [200] * before + [408]
+    assert [refusal.code for refusal in refused] == ["request_timeout"]
     writer.close()
     server.close_when_idle()
 

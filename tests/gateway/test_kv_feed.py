@@ -249,7 +249,7 @@ def test_the_mode_tells_how_far_the_index_can_be_trusted(feed):
     assert (feed.mode(1000.0), feed.mode(1000.0 + PATIENCE_S)) == ("DEGRADED", "FALLBACK")
     feed.lost(1002.0, "cut", "still nobody there")
     assert feed.mode(1000.0 + PATIENCE_S) == "FALLBACK", "failing again does not prolong the wait"
-    assert (feed.losses, feed.problem) == ({"cut": 1}, "still nobody there")
+    assert (feed.counts.losses, feed.problem) == ({"cut": 1}, "still nobody there")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from quire_api import kv_events, wire
 from quire_api.kv_events import Batch, Stored
 from quire_gateway.fleet import Fleet
 from quire_gateway.kv_follow import follow_events
+from quire_gateway.metrics import Metrics
 
 DEADLINE_S = 60.0
 CAPACITY = 100
@@ -78,6 +79,27 @@ async def test_what_a_replica_tells_after_it_has_left_is_not_the_next_ones_of_it
         assert index.stored_at("r0") == {key(2)}
         assert index.is_exact("r0")
         going_on.cancel()
+
+
+async def test_what_was_told_and_lost_is_shown_also_of_replicas_that_are_gone():
+    async with asyncio.timeout(DEADLINE_S), Engine.run() as engine:
+        fleet, metrics = Fleet(), Metrics()
+
+        def shown():
+            return metrics.render(fleet, False).decode().splitlines()
+
+        who = 'deployment="d",namespace="n"'
+        index, following = await follow(fleet, engine)
+        assert f'quire_gateway_index_losses_total{{cause="gap",{who}}} 0.0' in shown()
+        engine.snapshot(key(1), key(2))
+        await known(index)
+        engine.writer.write(kv_events.pack(Batch(engine.url, 5, [Stored(b"", key(9))])))
+        while index.is_exact("r0"):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        following.cancel()
+        fleet.apply(table())
+        assert f'quire_gateway_index_losses_total{{cause="gap",{who}}} 1.0' in shown()
+        assert f"quire_gateway_index_blocks_told_total{{{who}}} 2.0" in shown()
 
 
 async def test_what_comes_for_a_replica_that_is_gone_is_kept_nowhere():
