@@ -110,14 +110,18 @@ def _over(over: OverLimit, caller: Caller, deployment: str, now: float) -> Refus
     return Refusal(429, f"{over.limit}_limit", message, retry_after_s=after_s, extra_headers=headers)
 
 
-async def hold(deployment: DeploymentState, excluded: Excluded, bounds: Bounds, wait: Wait) -> None:
+async def hold(
+    deployment: DeploymentState, excluded: Excluded, bounds: Bounds, wait: Wait, *, has_begun: bool = False
+) -> None:
     """Keep a request until the deployment has a replica that is not excluded; `wait` records how long.
+
+    has_begun: its client has the beginning of the answer, so it is held whoever waits already.
 
     Raises:
         Refusal: 503, none came in time, or too many wait already.
     """
     name = deployment.table.name
-    if deployment.held >= bounds.held:
+    if deployment.held >= bounds.held and not has_begun:
         message = f"{name} has no replica and {bounds.held} requests wait for one already. Try again later."
         raise Refusal(503, "too_many_held", message, retry_after_s=5)
     deployment.held += 1
@@ -142,25 +146,3 @@ def _why_none(deployment: DeploymentState) -> str:
     reasons = [f"{replica.id}: {replica.reason}" for replica in deployment.replicas.values() if replica.reason]
     state = "; ".join(reasons[:3]) or "it has no replicas"
     return f"No replica of {deployment.table.name} became ready in time ({state}). Try again later."
-
-
-class RetryBudget:
-    """Retries follow the requests at a fixed ratio, so that a failing fleet is not asked many times over.
-
-    The first retry after a replica was lost is not charged: it cannot become a storm, and the request is innocent.
-    """
-
-    def __init__(self, ratio: float = 0.2, floor: float = 10.0) -> None:
-        self._ratio = ratio
-        self._floor = floor
-        self._left = floor
-
-    def request_came(self) -> None:
-        self._left = min(self._floor, self._left + self._ratio)
-
-    def take(self) -> bool:
-        """Whether one more retry is allowed; it is charged if so."""
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True

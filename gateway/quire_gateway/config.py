@@ -74,7 +74,7 @@ class GatewayConfig(BaseSettings):
     max_moves: int = Field(
         8, ge=0, description="Times that a stream whose replica broke is continued on another one; 0 is never."
     )
-    retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request, in the long run.")
+    retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request of a deployment, in the long run.")
     upstream_silence_s: Seconds = Field(600.0, description="A replica that sends nothing for so long has failed.")
     outlier_base_ejection_s: Seconds = Field(
         15.0, description="How long a replica gets nothing that answers far worse than the others; longer each time."

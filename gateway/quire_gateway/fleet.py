@@ -19,6 +19,7 @@ from quire_gateway.outliers import Ejection, Observed, OutlierRules, find_outlie
 from quire_gateway.pacing import paced_room
 from quire_gateway.policies import POLICIES, Policy
 from quire_gateway.pulse import Pulse
+from quire_gateway.retries import RetryBudget
 from quire_gateway.turns import Turns
 from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 
@@ -42,13 +43,14 @@ class Bounds:
     """What one deployment may have in the gateway at a time; counts and seconds.
 
     saturation: requests that a replica may have for each sequence that it can work on at a time, so that it never waits
-    for the next; the others wait at the gateway.
+    for the next; the others wait at the gateway. retry_ratio: charged retries for each request, in the long run.
     """
 
     in_flight_per_replica: int = 512
     held: int = 1024
     hold_timeout_s: float = 60.0
     saturation: float = 1.25
+    retry_ratio: float = 0.2
 
 
 class Ticket:
@@ -182,6 +184,7 @@ class DeploymentState:
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
         self.feed_counts = FeedCounts()
+        self.retries = RetryBudget(bounds.retry_ratio)
         self.beginnings = Beginnings()
         self.policy: Policy = POLICIES[table.policy]()
         self.load = LoadMeter(asyncio.get_running_loop().time())

@@ -10,7 +10,6 @@ from quire_api.errors import UserError
 from quire_api.tracing import make_tracing
 from quire_api.wire import HEADER_REQUEST_ID
 from quire_gateway.access_log import AccessLog, Exchange
-from quire_gateway.admission import RetryBudget
 from quire_gateway.config import BadConfig, GatewayConfig
 from quire_gateway.discovery import Discovery, FileDiscovery
 from quire_gateway.errors import JSON, Refusal
@@ -60,7 +59,13 @@ class Gateway:
         self._metrics = Metrics() if worker is None else Metrics(worker.restarts)
         self._access_log = AccessLog(config.access_log)
         self._models = ModelStore(config.tokenizer_threads)
-        bounds = Bounds(config.max_in_flight_per_replica, config.max_held, config.hold_timeout_s, config.saturation)
+        bounds = Bounds(
+            config.max_in_flight_per_replica,
+            config.max_held,
+            config.hold_timeout_s,
+            config.saturation,
+            config.retry_ratio,
+        )
         self.fleet = Fleet(bounds)
         rules = OutlierRules(
             base_ejection_time_s=config.outlier_base_ejection_s,
@@ -84,7 +89,6 @@ class Gateway:
             self._metrics,
             bounds,
             ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s),
-            RetryBudget(config.retry_ratio),
             self._follower.watch,
             self._tracing,
         )

@@ -12,7 +12,7 @@ from quire_api import wire
 from quire_api.replay import HEADER_REPLAY, MalformedReplay, Resume
 from quire_api.tracing import Span, without_context
 from quire_gateway.access_log import Exchange
-from quire_gateway.admission import RetryBudget, hold, rate_limit_headers, take_tokens
+from quire_gateway.admission import hold, rate_limit_headers, take_tokens
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Pick
 from quire_gateway.errors import Refusal
@@ -60,7 +60,6 @@ class Means:
     metrics: Metrics
     bounds: Bounds
     rules: ForwardRules
-    budget: RetryBudget
     on_ejected: Callable[[ReplicaState], None]
 
 
@@ -180,7 +179,13 @@ class Life:
 
     async def _replicas(self) -> list[ReplicaState]:
         while not (replicas := self._candidates()):
-            await hold(self._deployment, self._excluded, self._means.bounds, self._wait)
+            await hold(
+                self._deployment,
+                self._excluded,
+                self._means.bounds,
+                self._wait,
+                has_begun=self._so_far is not None,
+            )
             if not self._is_woken and not self._exchange.attempts:
                 self._is_woken = True
                 self._deployment.woken += 1
@@ -284,7 +289,7 @@ class Life:
         # Replicas that give nothing, one after the other, may fail because of this very request.
         is_free = self._barren <= 1 and failure.cause not in _NOT_LOST
         moves = self._exchange.moves
-        if moves >= self._means.rules.max_moves or not (is_free or self._means.budget.take()):
+        if moves >= self._means.rules.max_moves or not (is_free or self._deployment.retries.take()):
             return self._break_off(relay, failure.cause, f"{failure}, and it had been moved {moves} times")
         self._exchange.moves += 1
         self._wait = Wait(self._loop.time() + self._means.bounds.hold_timeout_s)
@@ -412,7 +417,7 @@ class Life:
     def _may_retry(self, is_free: bool) -> bool:
         if self._exchange.attempts >= self._means.rules.max_attempts:
             return False
-        return is_free or self._means.budget.take()
+        return is_free or self._deployment.retries.take()
 
 
 def _facts(replica: ReplicaState) -> tuple[str, str] | None:

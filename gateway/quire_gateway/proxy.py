@@ -9,7 +9,7 @@ import orjson
 from quire_api.body_limits import TOO_MANY_VALUES, holds_too_much
 from quire_api.tracing import Span, Tracing
 from quire_gateway.access_log import Exchange
-from quire_gateway.admission import RetryBudget, begin
+from quire_gateway.admission import begin
 from quire_gateway.errors import Refusal
 from quire_gateway.fleet import Bounds, DeploymentState, Fleet, ReplicaState
 from quire_gateway.life import ForwardRules, Life, Means
@@ -30,14 +30,12 @@ class Proxy:
         metrics: Metrics,
         bounds: Bounds,
         rules: ForwardRules,
-        budget: RetryBudget,
         on_ejected: Callable[[ReplicaState], None],
         tracing: Tracing | None = None,
     ) -> None:
         self.tracing = tracing
         self._fleet = fleet
-        self._budget = budget
-        self._means = Means(models, metrics, bounds, rules, budget, on_ejected)
+        self._means = Means(models, metrics, bounds, rules, on_ejected)
 
     async def serve(self, route: Route, request: Request, reply: Reply, exchange: Exchange) -> None:
         """Answer `request`, recording in `exchange` what became of it.
@@ -53,7 +51,7 @@ class Proxy:
         exchange.key = caller.name
         loop, meter = asyncio.get_running_loop(), deployment.load
         permit = begin(caller, deployment.table.name, loop.time())
-        self._budget.request_came()
+        deployment.retries.request_came()
         meter.began(loop.time())
         span = None if self.tracing is None else self.tracing.begin(f"{request.method} {request.path}", request.headers)
         life = Life(self._means, route, request, reply, exchange, deployment, body, caller, permit, span)
