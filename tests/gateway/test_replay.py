@@ -140,6 +140,30 @@ async def test_replicas_that_come_back_at_other_addresses_are_taken(pair, make_e
     assert (text, len(facts)) == (WHOLE, 1)
 
 
+async def test_a_stream_that_has_begun_is_held_though_as_many_wait_as_may(make_world, make_engine):
+    engine = await make_engine(replays=True, tokens=12, token_delay_s=0.05)
+    world = await make_world({"r0": engine}, max_held=1)
+    reading = asyncio.ensure_future(read(world))
+    await world.until(lambda: engine.written >= 3)
+    (replica,) = world.table.deployments[0].replicas
+    replica.is_draining = True
+    world.publish()
+    await world.until(lambda: not world.routable())
+    waiting = asyncio.ensure_future(world.client().chat.completions.create(model="m", messages=ASK))
+    (deployment,) = world.gateway.fleet.deployments.values()
+    await world.until(lambda: deployment.held == 1)
+    engine.kill()
+    await world.until(lambda: deployment.held == 2 or reading.done())
+    with pytest.raises(openai.InternalServerError, match="requests wait for one already"):
+        await world.client().chat.completions.create(model="m", messages=ASK)
+    replica.is_draining = False
+    await engine.start()
+    world.publish()
+    text, facts = await reading
+    assert (text, len(facts)) == (WHOLE, 1)
+    assert (await waiting).choices[0].message.content == WHOLE.strip()
+
+
 async def test_when_none_comes_back_in_time_the_stream_ends_with_an_error(make_world, make_engine):
     world = await make_world({"r0": await make_engine(replays=True, tokens=12, token_delay_s=0.05)}, hold_timeout_s=0.3)
     engine = world.engines["r0"]
