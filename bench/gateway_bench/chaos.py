@@ -3,15 +3,17 @@
 Real processes and sockets: the engines' real HTTP server with a simulated engine inside, reached through a process that
 copies bytes (the network), and two real gateways. One kind of trouble after the other, each for a fifth of the time:
 
+gateway   a gateway is killed (-9) every 10 s, and is back within a moment; clients whose connection it held try again
 kill      an engine is killed (-9) every 10 s, and is back within a moment
 freeze    an engine is stopped (SIGSTOP) for 5 s, every 10 s
 network   no byte passes between an engine and the gateways for 5 s, every 10 s
 events    all KV event streams of an engine end, every 5 s
-gateway   a gateway is killed (-9) every 10 s, and is back within a moment; clients whose connection it held try again
+
+Gateways die first, so that those which are looked at in the end have been through all else.
 
 A request has failed if it was not answered with 200, its stream ended with an error or before [DONE], or its text or
 its token count is not what an undisturbed engine gives. Before and after are compared once all streams have
-ended and idle connections have been closed.
+ended and idle connections have been closed; the blocks that each gateway knows, with those that the engines hold.
 """
 
 import asyncio
@@ -32,12 +34,13 @@ from typing import Any
 import httpx
 import msgspec
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway_bench.servers import HERE, free_port
 from quire_api import wire
 from quire_api.wire import HEADER_INTERNAL_KEY
 
-KINDS = ("none", "kill", "freeze", "network", "events", "gateway")
+KINDS = ("none", "gateway", "kill", "freeze", "network", "events")
 STREAMS, ENGINES, TOKENS, GAP_S = 200, 4, 40, 0.2
 EVERY_S, PAUSE_S = 10.0, 5.0
 KEY = "chaos"
@@ -218,7 +221,7 @@ async def _ask(fleet: Fleet, http: httpx.AsyncClient, rng: random.Random, expect
 async def _ask_one(url: str, http: httpx.AsyncClient, expected: str) -> str:
     body = {
         "model": "m",
-        "messages": [{"role": "user", "content": f"question {random.random()}"}],
+        "messages": [{"role": "user", "content": f"question {random.random()}{' and so on' * 10}"}],
         "max_tokens": TOKENS,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -279,8 +282,10 @@ async def _settled(fleet: Fleet, http: httpx.AsyncClient, before: dict[str, Any]
 
 
 async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
-    """What must not have grown: memory, sockets, requests that somebody still counts, blocks held."""
+    """What must not have grown: memory, sockets, requests that somebody still counts, blocks that nobody holds."""
     state: dict[str, Any] = {}
+    held: dict[str, float] = {}
+    known: dict[str, dict[str, float]] = {}
     for name, process in fleet.running.items():
         seen = psutil.Process(process.pid)
         if name.startswith("gateway"):
@@ -289,10 +294,19 @@ async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
             report = msgspec.json.decode(told.content, type=wire.GatewayReport)
             state[f"{name} in flight"] = sum(replica.in_flight for replica in report.replicas)
             state[f"{name} queued tokens"] = sum(replica.queued_tokens for replica in report.replicas)
+            found = await _metrics(fleet, http, name, "quire_gateway_index_replica_blocks")
+            known[name] = {labels["replica"]: value for labels, value in found}
         if name.startswith("engine"):
-            headers = {HEADER_INTERNAL_KEY: KEY}
-            page = (await http.get(f"{fleet.url(name)}/metrics", headers=headers)).text
-            running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running")]
-            state[f"{name} running"] = running[0].rpartition(" ")[2] if running else "nan"
+            [(_, state[f"{name} running"])] = await _metrics(fleet, http, name, "vllm:num_requests_running")
+            [(_, held[name])] = await _metrics(fleet, http, name, "quire:kv_blocks_used")
         state[f"{name} descriptors"] = seen.num_fds()
+    for name, blocks in known.items():
+        state[f"{name} blocks unlike the engines'"] = sum(abs(blocks.get(each, 0.0) - held[each]) for each in held)
     return state
+
+
+async def _metrics(fleet: Fleet, http: httpx.AsyncClient, name: str, metric: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and value of each sample of one metric of a process."""
+    page = (await http.get(f"{fleet.url(name)}/metrics", headers={HEADER_INTERNAL_KEY: KEY})).text
+    families = text_string_to_metric_families(page)
+    return [(each.labels, each.value) for family in families for each in family.samples if each.name == metric]

@@ -1,11 +1,10 @@
 """One simulated engine behind the real server: `python -m gateway_bench.chaos_engine PORT KEY GAP_S`.
 
-It answers every prompt with the same tokens, one each GAP_S, and goes on from the output tokens that a resumed request
-brings. SIGUSR1 ends its KV event streams.
+It answers every prompt with the same tokens, one each GAP_S, goes on from the output tokens that a resumed request
+brings, and tells which prompts it has cached. SIGUSR1 ends its KV event streams.
 """
 
 import asyncio
-import contextlib
 import signal
 import sys
 import uuid
@@ -15,7 +14,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from quire_api.kv_events import HEARTBEAT_S, Heartbeat, pack, pack_snapshot
+from gateway_bench.chaos_cache import SimulatedCache
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.messages import EngineReady, EngineStats
 from quire_runtime.engine.stream import ChoiceDelta, Stream
@@ -26,7 +25,8 @@ from quire_text.tokenizer import Tokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "quire-tiny"
 TEXT = "What does the scheduler do when a request waits and the cache is full? It preempts the latest. "
-BLOCK_SIZE, BLOCKS = 16, 20_000
+REVISION, BLOCK_SIZE, BLOCKS = "simulated", 16, 2_000
+"""So few blocks that it evicts: about as many as 500 prompts fill."""
 
 
 class SimulatedClient:
@@ -35,12 +35,13 @@ class SimulatedClient:
     def __init__(self, tokens: list[int], gap_s: float) -> None:
         self._tokens = tokens
         self._gap_s = gap_s
-        self._cut = asyncio.Event()
         self._playing: dict[Stream, asyncio.Task[None]] = {}
         self.is_alive = True
         self.heartbeat_age_s = 0.0
         self.stats = EngineStats(kv_blocks_total=BLOCKS)
-        self.info = EngineReady("simulated", BLOCK_SIZE, BLOCKS + 1, 4096, 512, uuid.uuid4().hex, {})
+        epoch = uuid.uuid4().hex
+        self.info = EngineReady(REVISION, BLOCK_SIZE, BLOCKS + 1, 4096, 512, epoch, {})
+        self._cache = SimulatedCache(REVISION, epoch, BLOCK_SIZE, BLOCKS)
 
     def open(
         self,
@@ -54,8 +55,9 @@ class SimulatedClient:
     ) -> Stream:
         made = len(outputs[0]) if outputs else 0
         most = params.max_tokens or 16
+        self._cache.compute(token_ids, cache_salt)
         self.stats.num_running += 1
-        self.stats.kv_blocks_used += 1
+        self.stats.kv_blocks_used = len(self._cache)
         stream = Stream(1, self._close)
         self._playing[stream] = asyncio.create_task(self._play(stream, made, most))
         return stream
@@ -63,7 +65,6 @@ class SimulatedClient:
     def _close(self, stream: Stream) -> None:
         self._playing.pop(stream).cancel()
         self.stats.num_running -= 1
-        self.stats.kv_blocks_used -= 1
 
     async def _play(self, stream: Stream, made: int, most: int) -> None:
         for number in range(made, most):
@@ -74,18 +75,11 @@ class SimulatedClient:
             if stream.add(ChoiceDelta(0, [token], finish, cached_tokens=cached)):
                 stream.tell()
 
-    async def kv_events(self) -> AsyncGenerator[bytes, None]:
-        assert self.info is not None
-        cut = self._cut
-        yield pack_snapshot(self.info.epoch, 0, BLOCK_SIZE, BLOCKS, [])
-        while not cut.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(cut.wait(), HEARTBEAT_S / 2)
-            yield pack(Heartbeat(self.info.epoch, 0))
+    def kv_events(self) -> AsyncGenerator[bytes, None]:
+        return self._cache.events()
 
     def cut(self) -> None:
-        self._cut.set()
-        self._cut = asyncio.Event()
+        self._cache.cut()
 
 
 async def main(port: int, key: str, gap_s: float) -> None:
