@@ -189,8 +189,8 @@ def test_names_are_completed_from_the_cluster(cluster, operator, namespace, tiny
     for name in ("tiny", "tall", "wide"):
         cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(name))
     program = (
-        "import types; from quire.cluster.names import complete_deployment; "
-        f"print(complete_deployment(types.SimpleNamespace(params={{'namespace': '{namespace}'}}), 't'))"
+        "import types; from quire.cluster import names; names.TIMEOUT_S = 60; "
+        f"print(names.complete_deployment(types.SimpleNamespace(params={{'namespace': '{namespace}'}}), 't'))"
     )
     environment = {**os.environ, "KUBECONFIG": str(cluster.layout.kubeconfig())}
     command = [*cluster.layout.inside, sys.executable, "-c", program]

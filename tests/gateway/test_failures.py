@@ -245,6 +245,8 @@ async def test_waiting_ends_with_503_and_says_why(make_world, make_engine):
     world = await make_world({}, hold_timeout_s=0.5)
     world.table.deployments[0].replicas = [wire.Replica(id="a", url=loading.url)]
     world.publish()
+    replicas = world.gateway.fleet.replicas
+    await world.until(lambda: any("answered 503" in replica.health.reason for replica in replicas()))
     with pytest.raises(openai.InternalServerError, match=r"a: ProbeFailed: .* answered 503") as caught:
         await world.client().chat.completions.create(model="m", messages=ASK)
     assert caught.value.status_code == 503

@@ -167,12 +167,12 @@ async def test_a_keys_limits_hold_over_both(make_pair):
     key = wire.ApiKey(name="alice", key="sk", limits=wire.KeyLimits(requests_per_minute=2, concurrency=1))
     world, other = await make_pair(1, {"api_keys": [key]})
     theirs = other.fleet.serving("m").callers.named("alice").usage
+    mine = world.gateway.fleet.serving("m").callers.named("alice").usage
     loop = asyncio.get_running_loop()
     await ask(world.gateway, "sk")
-    await world.until(lambda: theirs.requests.total(loop.time()) == 1)
+    await world.until(lambda: (theirs.requests.total(loop.time()), theirs.others_in_flight) == (1, 0))
     await ask(other, "sk")
-    mine = world.gateway.fleet.serving("m").callers.named("alice").usage
-    await world.until(lambda: mine.requests.total(loop.time()) == 2)
+    await world.until(lambda: (mine.requests.total(loop.time()), mine.others_in_flight) == (2, 0))
     for gateway in (world.gateway, other):
         with pytest.raises(openai.RateLimitError) as caught:
             await ask(gateway, "sk")

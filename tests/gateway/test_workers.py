@@ -164,7 +164,8 @@ async def test_whoever_is_asked_tells_of_all_and_a_worker_killed_costs_the_other
         await asyncio.sleep(0.05)
         lost = sum(each.done() for each in asking)
         answer = await gateway.page(None, "/internal/v1/load")
-        kept = [each.in_flight for each in msgspec.json.decode(answer.content, type=wire.GatewayLoad).deployments]
+        if answer.is_success:
+            kept = [each.in_flight for each in msgspec.json.decode(answer.content, type=wire.GatewayLoad).deployments]
     assert kept == [6 - lost]
     engine.first_delay_s = 0.0
     again = [gateway.client() for _ in range(6)]
@@ -216,7 +217,7 @@ async def test_workers_end_with_a_supervisor_that_was_killed(start):
 
 
 async def test_a_worker_that_stands_still_gives_its_place_to_a_new_one_while_the_others_serve(start):
-    _, gateway = await start(2, more=["--worker-silence-s", "5"], internal_key="inner")
+    _, gateway = await start(2, more=["--worker-silence-s", "10"], internal_key="inner")
     victim = min(gateway.pids)
     os.kill(victim, signal.SIGSTOP)
     stopped = psutil.Process(victim)
@@ -265,12 +266,12 @@ def work(worker):
         time.sleep(0.1)
     while worker.number == 1 and hangs_in_drain:
         pass
-    time.sleep(4.0)
+    time.sleep(8.0)
     os.write(1, b"drained %d\\n" % worker.number)
     return 0
 
 shutdown_timeout_s = 2.0 if hangs_in_drain else 300.0
-raise SystemExit(Supervisor(GatewayConfig(port=0, workers=2, worker_silence_s=2.0,
+raise SystemExit(Supervisor(GatewayConfig(port=0, workers=2, worker_silence_s=4.0,
     shutdown_timeout_s=shutdown_timeout_s, routing_table=Path("table")), work).run())
 """
 
@@ -307,7 +308,7 @@ async def test_an_endless_loop_is_ended_and_a_drain_is_waited_for():
         lines += (await process.stdout.read()).decode().splitlines(keepends=True)
         assert await process.wait() == 0
     assert sum("hangs" in line for line in lines) == 1
-    assert any(line.startswith("worker 1 hangs: its loop has not turned for 2 s") for line in lines)
+    assert any(line.startswith("worker 1 hangs: its loop has not turned for 4 s") for line in lines)
     assert lines.count("start 0 0\n") == 1
     assert {"drained 0\n", "drained 1\n"} <= set(lines)
 

@@ -300,8 +300,9 @@ def test_progress_is_for_whoever_has_the_internal_key(
 ):
     monkeypatch.setenv("QUIRE_INTERNAL_KEY", "sesame")
     agent = start("hf://org/tiny")
-    wait_for(lambda: httpx.get(f"{agent.url}/healthz").status_code == 200)
-    assert httpx.get(f"{agent.url}/progress").status_code == 401
-    assert httpx.get(f"{agent.url}/progress", headers={"x-quire-internal-key": "sesam"}).status_code == 401
-    told = httpx.get(f"{agent.url}/progress", headers={"x-quire-internal-key": "sesame"})
+    with httpx.Client(base_url=agent.url, timeout=DEADLINE_S) as http:
+        wait_for(lambda: http.get("/healthz").status_code == 200)
+        assert http.get("/progress").status_code == 401
+        assert http.get("/progress", headers={"x-quire-internal-key": "sesam"}).status_code == 401
+        told = http.get("/progress", headers={"x-quire-internal-key": "sesame"})
     assert told.json()["phase"] == "complete"

@@ -140,11 +140,13 @@ async def test_an_idle_engine_beats_and_sleeps(client):
 async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prompts):
     async with started(config) as client:
         params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-        doomed = asyncio.create_task(collect(client, prompts[0], params))
-        await until(lambda: client.stats.num_running == 1)
-        os.kill(client.pid, signal.SIGKILL)
-        with pytest.raises(EngineDied, match="killed by signal 9"):
-            await asyncio.wait_for(doomed, DEADLINE_S)
+        with closing(client.open(prompts[0], params, "test")) as doomed:
+            await anext(aiter(doomed))
+            os.kill(client.pid, signal.SIGKILL)
+            with pytest.raises(EngineDied, match="killed by signal 9"):
+                async with asyncio.timeout(DEADLINE_S):
+                    async for _ in doomed:
+                        pass
         assert not client.is_alive
         with pytest.raises(EngineDied):
             await collect(client, prompts[0], params)
@@ -154,15 +156,25 @@ async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prom
 async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
     async with started(config) as client:
         params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
-        running = asyncio.create_task(collect(client, prompts[0], params))
-        await until(lambda: client.stats.num_running == 1)
+        has_begun = asyncio.Event()
+
+        async def run() -> int:
+            with closing(client.open(prompts[0], params, "test")) as stream:
+                count = 0
+                async for deltas in stream:
+                    has_begun.set()
+                    count += len(deltas)
+                return count
+
+        running = asyncio.create_task(run())
+        await has_begun.wait()
         drained = asyncio.create_task(client.drain(DEADLINE_S))
         await asyncio.sleep(0)
         with pytest.raises(RequestRefused) as refusal:
             await collect(client, prompts[1], params)
         assert refusal.value.code == "draining"
         assert await drained
-        assert len(await running) == 150
+        assert await running == 150
 
 
 async def test_a_model_that_is_not_there_is_the_users_error(tmp_path):

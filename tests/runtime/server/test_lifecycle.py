@@ -152,17 +152,18 @@ def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
         refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
         assert refused.status_code in (200, 503)
     server.wait_ready()
-    with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 400}) as answer:
+    engine = engine_of(server)
+    with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 1500}) as answer:
         lines = answer.iter_lines()
         next(lines)
-        engine_of(server).suspend()
+        engine.suspend()
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: probe("/ready") == 503)
         refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert refused.headers["retry-after"]
         assert probe("/health") == 200
-        engine_of(server).resume()
+        engine.resume()
         rest = events(lines)
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
