@@ -60,15 +60,27 @@ def test_links_and_files_lead_somewhere(page):
     folder = ROOT / "docs" / ("runbooks" if page in RUNBOOKS else "")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (folder / target).exists(), target
-    for path in re.findall(r"(?:charts/quire|images)/[\w./-]+\.\w+", text):
+    for path in re.findall(r"(?:charts/quire|images|manifests)/[\w./-]+\.\w+", text):
         assert (ROOT / path).exists(), path
 
 
-def test_the_resources_of_the_quick_starts_are_valid():
+def test_the_resources_of_the_page_are_valid():
     blocks = re.findall(r"```yaml\n(.*?)```", KUBERNETES, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        from_object(yaml.safe_load(block))
+    found = [document for block in blocks for document in yaml.safe_load_all(block)]
+    deployments = [document for document in found if document["kind"] == "LLMDeployment"]
+    assert len(deployments) == len(blocks) == 2
+    for deployment in deployments:
+        from_object(deployment)
+    (of_class,) = (document for document in found if document["kind"] == "PriorityClass")
+    assert deployments[1]["spec"]["podTemplate"]["spec"]["priorityClassName"] == of_class["metadata"]["name"]
+
+
+def test_the_sample_of_the_quick_start_names_a_model_that_the_runtime_image_has():
+    assert "kubectl apply -f manifests/samples/quire-tiny-kubernetes.yaml" in KUBERNETES
+    sample = yaml.safe_load((ROOT / "manifests" / "samples" / "quire-tiny-kubernetes.yaml").read_text())
+    within = from_object(sample).spec.model.source.removeprefix("file:///opt/quire/")
+    assert (ROOT / within / "config.json").exists()
+    assert f"cp -r {within.split('/')[0]} /opt/quire/models" in (ROOT / "images" / "runtime.Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)

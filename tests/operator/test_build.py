@@ -116,6 +116,11 @@ def test_labels_that_select_pods_cannot_be_overwritten():
     assert template["metadata"]["labels"]["team"] == "search"
 
 
+def test_the_priority_class_of_the_template_is_the_pods():
+    assert pod("claim-and-template")["priorityClassName"] == "high"
+    assert "priorityClassName" not in pod("smallest")
+
+
 @pytest.mark.parametrize(
     ("source", "location"),
     [
