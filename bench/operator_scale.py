@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from cluster import control_plane, daemon, network, pki, teardown
 from cluster.layout import API_PORT, REPOSITORY, Layout
 
 NODES = 10
-IDLE_S = 20.0
+IDLE_S = 300.0
+"""The operator looks at ready deployments again, and compares lists, every 300 s (LOOK_AGAIN_ANYWAY_S, EVERY_S)."""
 CHANGES = 100
 NAMESPACE = "models"
 OPERATOR_PORT = 9300
@@ -46,8 +48,14 @@ def main() -> None:
         finally:
             daemon.stop(layout, "reports")
             teardown.down(layout)
-    result["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
-    result["machine"]["load_average_5m"] = round(os.getloadavg()[1], 1)
+    result["date"] = datetime.now(UTC).date().isoformat()
+    result["machine"] = {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "load_average_5m": round(os.getloadavg()[1], 1),
+    }
     result["command"] = f"python bench/operator_scale.py --deployments {options.deployments}"
     text = json.dumps(result, indent=1)
     print(text)
@@ -124,6 +132,7 @@ def _measure(layout: Layout, folder: Path, count: int) -> dict[str, Any]:
         time.sleep(IDLE_S)
         spent = sum(process.cpu_times()[:2]) - sum(cpu[:2])
         elapsed = time.monotonic() - at
+        result["idle_s"] = round(elapsed, 1)
         result["idle_cpu_percent"] = round(100 * spent / elapsed, 2)
         result["idle_api_requests_per_s"] = round((_requests(layout) - requests) / elapsed, 2)
         result |= _changes(layout, count)
@@ -226,6 +235,11 @@ def _cpu(layout: Layout, operator: psutil.Process) -> dict[str, float]:
     pids = {name: int((layout.state / "pid" / name).read_text()) for name in [*control_plane.NAMES, "kwok"]}
     parts = {"operator": operator, **{name: psutil.Process(pid) for name, pid in pids.items()}}
     return {name: sum(process.cpu_times()[:2]) for name, process in parts.items()}
+
+
+def _cpu_model() -> str:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return str(names[0]) if names else platform.machine()
 
 
 def _rss(process: psutil.Process) -> float:
