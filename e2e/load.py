@@ -1,53 +1,55 @@
-"""Streams against the gateway until told to end. A line when the first is answered, and a line of JSON at the end: how
-many were answered, what failed before its first token (`lost`) and what failed after it (`cut`).
+"""Streams against the gateway until told to end. Each tells in lines of JSON that it has `begun`, that a replica is
+`streaming` its answer, and how it ended: `answered`, `lost` (failed before its first token) or `cut` (failed after it).
 
-python load.py URL MODEL CLIENTS STOPFILE
+python load.py URL MODEL CLIENTS STOPFILE [TOKENS]
 """
 
 import asyncio
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
-
-class Outcome:
-    def __init__(self) -> None:
-        self.answered = 0
-        self.lost: list[str] = []
-        self.cut: list[str] = []
+from quire_api.wire import HEADER_REPLICA
 
 
-async def ask(http: httpx.AsyncClient, body: dict[str, object], outcome: Outcome) -> None:
+def tell(request: int, state: str, detail: str = "") -> None:
+    print(json.dumps({"request": request, "state": state, "detail": detail}), flush=True)
+
+
+async def ask(http: httpx.AsyncClient, body: dict[str, object], request: int) -> None:
     lines: list[str] = []
+    has_begun = False
+    tell(request, "begun")
     try:
         async with http.stream("POST", "completions", json=body) as stream:
             status = stream.status_code
             async for line in stream.aiter_lines():
                 lines.append(line)
+                if not has_begun and line.startswith("data: {") and '"choices"' in line:
+                    has_begun = True
+                    tell(request, "streaming", stream.headers.get(HEADER_REPLICA, ""))
     except httpx.HTTPError as error:
         status, lines = 0, [*lines, repr(error)]
     if status == 200 and "data: [DONE]" in lines:
-        if not outcome.answered:
-            print("under way", flush=True)
-        outcome.answered += 1
-        return
-    has_begun = any(line.startswith("data: {") and '"choices"' in line for line in lines)
-    (outcome.cut if has_begun else outcome.lost).append(f"{status}: {' '.join(lines)[-300:]}")
+        tell(request, "answered")
+    else:
+        tell(request, "cut" if has_begun else "lost", f"{status}: {' '.join(lines)[-300:]}")
 
 
-async def client(http: httpx.AsyncClient, body: dict[str, object], stop: Path, outcome: Outcome) -> None:
+async def client(http: httpx.AsyncClient, body: dict[str, object], stop: Path, requests: Iterator[int]) -> None:
     while not await asyncio.to_thread(stop.exists):
-        await ask(http, body, outcome)
+        await ask(http, body, next(requests))
 
 
-async def main(url: str, model: str, clients: int, stop: Path) -> None:
-    outcome = Outcome()
-    body = {"model": model, "prompt": "Once", "max_tokens": 24, "stream": True, "ignore_eos": True}
+async def main(url: str, model: str, clients: int, stop: Path, tokens: int = 24) -> None:
+    requests = itertools.count()
+    body = {"model": model, "prompt": "Once", "max_tokens": tokens, "stream": True, "ignore_eos": True}
     async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as http:
-        await asyncio.gather(*(client(http, body, stop, outcome) for _ in range(clients)))
-    print(json.dumps(vars(outcome)))
+        await asyncio.gather(*(client(http, body, stop, requests) for _ in range(clients)))
 
 
-asyncio.run(main(sys.argv[1] + "/", sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))
+asyncio.run(main(sys.argv[1] + "/", sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), *map(int, sys.argv[5:])))

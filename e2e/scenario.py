@@ -1,16 +1,20 @@
 """What scenarios share: applying and waiting, streams under way, one question."""
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client import SYSTEM, Client
+from client import SYSTEM, Client, eventually
 
+GATEWAY = "app.kubernetes.io/name=quire-gateway"
 OPERATOR = "app.kubernetes.io/name=quire-operator"
 
 
@@ -38,12 +42,29 @@ def names(pods: list[dict[str, Any]]) -> list[str]:
     return [pod["metadata"]["name"] for pod in pods]
 
 
-def restarts(cluster: Client, namespace: str) -> dict[str, int]:
+def restarts(cluster: Client, namespace: str, selector: str = "quire.dev/deployment") -> dict[str, int]:
     """Restarts of each pod's containers."""
     return {
         pod["metadata"]["name"]: sum(status["restartCount"] for status in pod["status"]["containerStatuses"])
-        for pod in cluster.pods(namespace)
+        for pod in cluster.pods(namespace, selector)
     }
+
+
+def addresses(cluster: Client) -> dict[str, str]:
+    """Of every ready gateway pod, its API. Pods are reached where the cluster is our own."""
+    found = {}
+    for pod in cluster.pods(SYSTEM, GATEWAY):
+        conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
+        if conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]:
+            ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+            found[pod["metadata"]["name"]] = f"http://{pod['status']['podIP']}:{ports['http']}"
+    return found
+
+
+def moved_streams(cluster: Client) -> float:
+    """How many streams the gateways have moved away from a replica that broke."""
+    text = "".join(cluster.run("curl", "-sf", f"{address}/metrics") for address in addresses(cluster).values())
+    return sum(float(value) for value in re.findall(r"^quire_gateway_stream_moves_total\S* (\S+)$", text, re.M))
 
 
 def stop_operator(cluster: Client, soon: Callable[..., Any]) -> None:
@@ -58,34 +79,67 @@ def start_operator(cluster: Client, replicas: int = 1) -> None:
 
 @dataclass
 class Traffic:
-    """What became of the streams, once they have ended."""
+    """Streams under way, as load.py tells of them. The counts are of this moment; complete once the load has ended."""
 
-    answered: int = 0
+    begun: int = 0
+    """How many requests were sent."""
     lost: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
+    _answered: list[int] = field(default_factory=list)
+    _streaming: dict[int, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
         return self.lost + self.cut
 
+    def answered(self, after: int = 0) -> int:
+        """How many have been answered of those that began after the first `after`."""
+        return sum(request >= after for request in self._answered)
+
+    def streaming(self) -> Counter[str]:
+        """How many answers each replica is writing."""
+        return Counter(self._streaming.copy().values())
+
+    def follow(self, lines: Iterable[str]) -> None:
+        """Take in what load.py writes, until it ends."""
+        for line in lines:
+            told = json.loads(line)
+            request, state, detail = told["request"], told["state"], told["detail"]
+            if state == "begun":
+                self.begun = request + 1
+                continue
+            if state == "streaming":
+                self._streaming[request] = detail
+                continue
+            self._streaming.pop(request, None)
+            if state == "answered":
+                self._answered.append(request)
+            else:
+                (self.cut if state == "cut" else self.lost).append(detail)
+
 
 @contextmanager
-def load(cluster: Client, model: str, folder: Path, clients: int = 3, gateway: str = "") -> Iterator[Traffic]:
+def load(
+    cluster: Client, model: str, folder: Path, clients: int = 3, gateway: str = "", tokens: int = 24
+) -> Iterator[Traffic]:
     """Streams while the block runs, which begins once the first was answered; all at `gateway`, if one is given."""
     stop = folder / "stop"
     command = [*cluster.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
     process = subprocess.Popen(
-        [*command, gateway or cluster.gateway, model, str(clients), str(stop)], stdout=subprocess.PIPE, text=True
+        [*command, gateway or cluster.gateway, model, str(clients), str(stop), str(tokens)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     traffic = Traffic()
+    reader = threading.Thread(target=traffic.follow, args=(process.stdout,), daemon=True)
+    reader.start()
     try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first == "under way\n", first or "the streams ended before the first was answered"
+        eventually(lambda: traffic.answered() or not reader.is_alive(), "the first stream to be answered")
+        assert traffic.answered(), "the streams ended before the first was answered"
         yield traffic
         stop.touch()
-        for name, value in json.loads(process.communicate(timeout=300)[0]).items():
-            setattr(traffic, name, value)
+        assert process.wait(timeout=300) == 0
+        reader.join()
     finally:
         process.kill()
         process.wait()

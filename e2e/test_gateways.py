@@ -5,20 +5,7 @@ import json
 from urllib.parse import urlencode
 
 from client import SYSTEM, Client
-from scenario import load, names, serve
-
-GATEWAY = "app.kubernetes.io/name=quire-gateway"
-
-
-def addresses(cluster: Client) -> dict[str, str]:
-    """Of every ready gateway pod, its API."""
-    found = {}
-    for pod in cluster.pods(SYSTEM, GATEWAY):
-        conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
-        if conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]:
-            ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
-            found[pod["metadata"]["name"]] = f"http://{pod['status']['podIP']}:{ports['http']}"
-    return found
+from scenario import GATEWAY, addresses, load, names, serve
 
 
 def in_flight(cluster: Client, address: str, model: str) -> int:
@@ -45,11 +32,12 @@ def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_l
     before = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
     leaving, staying = before
     with load(node, model, tmp_path) as traffic:
+        begun = traffic.begun
         node.kubectl("delete", "pod", leaving, "-n", SYSTEM, "--wait=false")
         soon(lambda: leaving not in names(node.pods(SYSTEM, GATEWAY)), "the deleted gateway to go")
         after = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
         (new,) = after.keys() - {staying}
         for address in (after[new], after[staying]):
             soon(lambda address=address: in_flight(node, address, model) > 0, "the load to count at each gateway")
+        assert traffic.answered(after=begun) > 0
     assert traffic.failed == []
-    assert traffic.answered > 0

@@ -10,12 +10,14 @@ def test_an_operator_killed_and_back_restarts_nothing(cluster, namespace, tiny, 
     model = serve(cluster, soon, tiny())
     before = restarts(cluster, namespace)
     with load(cluster, model, tmp_path) as traffic:
+        begun = traffic.begun
         (killed,) = names(cluster.pods(SYSTEM, OPERATOR))
         cluster.kubectl("delete", "pod", killed, "-n", SYSTEM, "--grace-period=0", "--force")
         soon(lambda: killed not in names(cluster.pods(SYSTEM, OPERATOR)), "the operator to go")
         cluster.kubectl("rollout", "status", "deployment/quire-operator", "-n", SYSTEM, "--timeout=300s")
         cluster.kubectl("annotate", "llmd/tiny", "seen=yes", "-n", namespace)
         time.sleep(5)
+        assert traffic.answered(after=begun) > 0
     assert restarts(cluster, namespace) == before
     assert traffic.failed == []
     cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=2")
