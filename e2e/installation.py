@@ -14,6 +14,7 @@ from cluster.layout import IMAGE_PREFIX, REPOSITORY, SOURCES, Layout
 CHART = REPOSITORY / "charts" / "quire"
 FORMER_CHART = Path(__file__).parent / "fixtures" / "quire-0.1.0"
 VALUES = ("gateway.resources.requests.cpu=100m", "gateway.autoscaling.enabled=false")
+WAIT = ("--wait", "--timeout=5m")
 ADD_ONS = ("coredns", "metrics-server")
 
 
@@ -67,17 +68,23 @@ def prepare(client: Client) -> None:
     client.kubectl("apply", "-f", "-", given=namespace)
 
 
+def images_of(client: Client, chart: Path = CHART) -> list[str]:
+    """Flags for Helm that name the images on the node; none where the chart's own are pulled."""
+    if not (client.is_own or client.is_repository_mounted):
+        return []
+    known = (chart / "values.yaml").read_text()
+    engine = "engine-base" if client.is_repository_mounted else "runtime"
+    flags = ["--set=images.pullPolicy=Never"]
+    for part, image in {"operator": "operator", "gateway": "gateway", "agent": "agent", "runtime": engine}.items():
+        if f"\n  {part}:\n" in known:
+            flags.append(f"--set-string=images.{part}.repository={IMAGE_PREFIX}/quire-{image}")
+            flags.append(f"--set-string=images.{part}.tag=1")
+    return flags
+
+
 def install(client: Client, chart: Path = CHART, values: Sequence[str] = ()) -> None:
     """Install or upgrade the release `quire`, with `name=value` settings, and wait until it is ready."""
-    flags = [f"--set={value}" for value in (*VALUES, *values)]
-    known = (chart / "values.yaml").read_text()
-    if client.is_own or client.is_repository_mounted:
-        engine = "engine-base" if client.is_repository_mounted else "runtime"
-        for part, image in {"operator": "operator", "gateway": "gateway", "agent": "agent", "runtime": engine}.items():
-            if f"\n  {part}:\n" in known:
-                flags.append(f"--set-string=images.{part}.repository={IMAGE_PREFIX}/quire-{image}")
-                flags.append(f"--set-string=images.{part}.tag=1")
-        flags.append("--set=images.pullPolicy=Never")
+    flags = [*(f"--set={value}" for value in (*VALUES, *values)), *images_of(client, chart)]
     if file := os.environ.get("QUIRE_E2E_VALUES"):
         flags.append(f"--values={file}")
-    client.helm("upgrade", "--install", "quire", str(chart), "-n", SYSTEM, "--wait", "--timeout=5m", *flags)
+    client.helm("upgrade", "--install", "quire", str(chart), "-n", SYSTEM, *WAIT, *flags)

@@ -134,6 +134,28 @@ def test_values_are_checked_by_the_schema(flag, word):
     assert word in done.stderr
 
 
+def missing(values: dict, newer: dict, place: str = "") -> list[str]:
+    """Paths of what the newer values have and these lack."""
+    found = []
+    for name, value in newer.items():
+        if name not in values:
+            found.append(f"{place}{name}")
+        elif isinstance(value, dict) and isinstance(values[name], dict):
+            found += missing(values[name], value, f"{place}{name}.")
+    return found
+
+
+def test_values_of_the_first_release_go_on_and_without_the_new_defaults_helm_is_told_which_flag_to_take():
+    former = REPOSITORY / "e2e" / "fixtures" / "quire-0.1.0" / "values.yaml"
+    assert rendered("--values", str(former))  # as with --reset-then-reuse-values
+    added = missing(yaml.safe_load(former.read_text()), yaml.safe_load((CHART / "values.yaml").read_text()))
+    assert added
+    done = template(*(f"--set={path}=null" for path in added))  # as with --reuse-values
+    assert done.returncode != 0
+    assert "upgrade with --reset-then-reuse-values" in done.stderr
+    assert "nil pointer" not in done.stderr
+
+
 MONITORING = [
     "--set",
     "monitoring.podMonitors.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true",

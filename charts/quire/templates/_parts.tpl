@@ -1,3 +1,10 @@
+{{- /* Values of an older chart lack what this one reads, if `helm upgrade --reuse-values` keeps them as they are. */ -}}
+{{- define "quire.checkValues" -}}
+{{- if not (and .Values.images.agent .Values.gateway.tls .Values.monitoring) -}}
+{{- fail "images.agent, gateway.tls or monitoring is missing, as in the values of an older chart: upgrade with --reset-then-reuse-values instead of --reuse-values." -}}
+{{- end -}}
+{{- end }}
+
 {{- define "quire.labels" -}}
 app.kubernetes.io/name: {{ .component }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
