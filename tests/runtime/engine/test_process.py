@@ -15,7 +15,7 @@ from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.client import AsyncEngineClient
 from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
-from quire_runtime.engine.stream import ChoiceDelta
+from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -53,7 +53,11 @@ async def client(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
 
 async def collect(client: AsyncEngineClient, prompt: list[int], params: SamplingParams) -> list[ChoiceDelta]:
     with closing(client.open(prompt, params, "test")) as stream:
-        return [delta async for deltas in stream for delta in deltas]
+        return await rest(stream)
+
+
+async def rest(stream: Stream) -> list[ChoiceDelta]:
+    return [delta async for deltas in stream for delta in deltas]
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -144,9 +148,7 @@ async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prom
             await anext(aiter(doomed))
             os.kill(client.pid, signal.SIGKILL)
             with pytest.raises(EngineDied, match="killed by signal 9"):
-                async with asyncio.timeout(DEADLINE_S):
-                    async for _ in doomed:
-                        pass
+                await asyncio.wait_for(rest(doomed), DEADLINE_S)
         assert not client.is_alive
         with pytest.raises(EngineDied):
             await collect(client, prompts[0], params)
