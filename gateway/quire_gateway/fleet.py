@@ -116,6 +116,8 @@ class ReplicaState:
     feed: Feed = field(init=False)
     warmed_epoch: str = ""
     """The start of its engine whose cache has been warmed, or was tried to be."""
+    is_watched: bool = False
+    """It is probed, or has been."""
     is_followed: bool = False
     """Its KV events are being followed."""
 

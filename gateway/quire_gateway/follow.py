@@ -10,6 +10,7 @@ from quire_api.errors import UserError
 from quire_gateway.discovery import Discovery
 from quire_gateway.fleet import Fleet, ReplicaState
 from quire_gateway.health import probe
+from quire_gateway.keep import keep_going
 from quire_gateway.kv_follow import follow_events
 from quire_gateway.models import ModelStore
 from quire_gateway.outliers import OutlierRules
@@ -60,13 +61,14 @@ class Follower:
         return self._discovery.problem or self._refused
 
     def start(self) -> None:
-        self._spawn(self._follow())
-        self._spawn(watch_pulses(self._fleet.replicas, self._lose))
-        self._spawn(self._watch_outliers())
+        self._spawn("following the routing table", self._follow)
+        self._spawn("listening for signs of life", lambda: watch_pulses(self._fleet.replicas, self._lose))
+        self._spawn("looking for outliers", self._watch_outliers)
 
     def watch(self, replica: ReplicaState) -> None:
         """Probe `replica` until it is routable or gone."""
-        self._spawn(self._open(replica))
+        replica.is_watched = True
+        self._spawn(f"probing replica {replica.id}", lambda: self._open(replica))
 
     async def close(self) -> None:
         """Stop, and forget every replica."""
@@ -95,7 +97,7 @@ class Follower:
     async def _follow(self) -> None:
         async for table in self._discovery.tables():
             try:
-                added = self._fleet.apply(table)
+                self._fleet.apply(table)
             except UserError as error:
                 self._refused = str(error)
                 log.warning("The routing table is refused, so the last good one stands: %s", error)
@@ -105,8 +107,9 @@ class Follower:
             # A gateway that waited for a first answer could never bring a sleeping deployment its first request.
             self.has_answered |= any(entry.scales_from_zero for entry in table.deployments)
             self._drop_tokenizers()
-            for replica in added:
-                self.watch(replica)
+            for replica in self._fleet.replicas():
+                if not replica.is_watched:
+                    self.watch(replica)
 
     def _drop_tokenizers(self) -> None:
         infos = [replica.info for replica in self._fleet.replicas()]
@@ -133,7 +136,7 @@ class Follower:
                 replica.became_routable(info)
                 if info is not None and not replica.is_followed:
                     replica.is_followed = True
-                    self._spawn(follow_events(replica))
+                    self._spawn(f"following the KV events of {replica.id}", lambda: follow_events(replica))
                 self.has_answered = True
                 log.info("replica %s of %s is routable", replica.id, table.name)
             return
@@ -160,12 +163,7 @@ class Follower:
         )
         return True
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(keep_going(what, work))
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("following the replicas failed", exc_info=error)
+        task.add_done_callback(self._tasks.discard)

@@ -16,6 +16,7 @@ from quire_gateway.errors import JSON, Refusal
 from quire_gateway.explain import Explainer, asked
 from quire_gateway.fleet import Bounds, Fleet
 from quire_gateway.follow import Follower
+from quire_gateway.keep import keep_going
 from quire_gateway.life import ForwardRules
 from quire_gateway.metrics import Metrics
 from quire_gateway.models import ModelStore
@@ -135,7 +136,7 @@ class Gateway:
             if tls is not None:
                 self.tls_port = await self._server.start(self._config.host, self._config.tls_port, tls)
         if self._certificate is not None:
-            self._renewal = asyncio.create_task(self._certificate.follow())
+            self._renewal = asyncio.create_task(keep_going("following the certificate", self._certificate.follow))
         self._follower.start()
         self.peers.start()
 

@@ -71,6 +71,15 @@ class _Stream:
 
 async def follow_events(replica: ReplicaState) -> None:
     """Apply what `replica` tells, over one connection after another, until it leaves the table."""
+    try:
+        await _follow(replica)
+    except Exception:
+        if not replica.is_removed:
+            replica.feed.lost(asyncio.get_running_loop().time(), "cut", "the gateway failed to follow it")
+        raise
+
+
+async def _follow(replica: ReplicaState) -> None:
     loop = asyncio.get_running_loop()
     delay_s = _FIRST_DELAY_S
     while not replica.is_removed:

@@ -14,6 +14,7 @@ import msgspec
 from quire_api import wire
 from quire_gateway.fleet import Fleet
 from quire_gateway.health import internal_headers
+from quire_gateway.keep import keep_going
 from quire_gateway.peers import Peer, changes, counts_of
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers
@@ -51,7 +52,7 @@ class Peers:
 
     def start(self) -> None:
         if self._names:
-            self._finding = asyncio.create_task(self._find_for_ever())
+            self._finding = asyncio.create_task(keep_going("finding peers", self._find_for_ever))
 
     async def close(self) -> None:
         """Ask no more, and end the streams of who asked."""
