@@ -10,6 +10,7 @@ Pure: no clock, no I/O.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -126,6 +127,12 @@ class FairQueue(Generic[T]):
     def charge(self, flow: str, tokens: float, weight: float = 1.0) -> None:
         """Service that the key has got beside the prompts: its output, times `OUTPUT_PRICE`."""
         self._counters[flow] = self.counter(flow) + tokens / weight
+
+    def retain(self, flows: Iterable[str]) -> None:
+        """Forget the service of all keys but `flows` and those that wait; one that comes back begins like a new one."""
+        kept = {*flows, *self._waiting}
+        for flow in self._counters.keys() - kept:
+            del self._counters[flow]
 
     def places_of(self, flow: str) -> int:
         return self._waiting.get(flow, 0)

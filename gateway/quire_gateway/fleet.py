@@ -182,6 +182,7 @@ class DeploymentState:
         self.others = {} if others is None else others
         self.bounds = bounds = bounds or Bounds()
         self.callers = Callers()
+        self.turns = Turns(self.has_room, bounds.held)
         self.serve(table)
         self.replicas: dict[str, ReplicaState] = {}
         self.index = PrefixIndex()
@@ -196,7 +197,6 @@ class DeploymentState:
         """There was none, and what was held for it has not all been let go: it is paced."""
         self.woken = 0
         """Requests that were held for a replica, and have not had their turn yet."""
-        self.turns = Turns(self.has_room, bounds.held)
         self.picks = 0
         self.roster: Roster | None = None
         """Of the latest choice; nobody's once a replica in it has become another model's."""
@@ -214,6 +214,7 @@ class DeploymentState:
         """Take over names, keys and limits."""
         self.table = table
         self.callers.apply(table)
+        self.turns.retain(caller.name for caller in self.callers.everyone())
 
     def has_room(self, promised: int) -> bool:
         """Whether a replica may be given one more request, beside `promised` ones that are on their way."""
@@ -388,6 +389,8 @@ class Fleet:
                     self._remove(gone)
                 deployment.notify()
         self.deployments = kept
+        for key in [key for key, others in self.others.items() if not others and key not in kept]:
+            del self.others[key]
         self._by_name = {}
         for deployment in kept.values():
             for name in deployment.table.served_names:

@@ -27,7 +27,9 @@ TELL_EVERY_S = 0.025
 HEARTBEAT_S = 0.5
 SILENCE_S = 1.5
 FIND_EVERY_S = 1.0
+FORGET_AFTER_S = 600.0
 _AGAIN_S = 0.25
+_LONGEST_AGAIN_S = 5.0
 _LONGEST_LINE = 16 << 20
 
 
@@ -43,6 +45,8 @@ class Peers:
         self._headers = internal_headers(internal_key)
         self._known: dict[str, Peer] = {}
         """By the gateway's id, which changes with its every start."""
+        self._lost_at: dict[str, float] = {}
+        self._forgot_at = 0.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._selves: set[str] = set()
         self._finding: asyncio.Task[None] | None = None
@@ -100,15 +104,18 @@ class Peers:
                     self._tasks.pop(address).cancel()
             # An address may have gone to another gateway.
             self._selves &= found
+            self.forget(asyncio.get_running_loop().time())
             await asyncio.sleep(FIND_EVERY_S)
 
     async def _follow(self, address: str) -> None:
         pool = UpstreamPool(address)
+        trouble, again_s = "", _AGAIN_S
         while True:
             try:
                 connection = await pool.open()
             except UpstreamFailure as failure:
                 log.debug("peer %s: %s", address, failure)
+                trouble = ""
             else:
                 stream = _Stream(self)
                 try:
@@ -120,7 +127,12 @@ class Peers:
                 if stream.gateway == self._fleet.id:
                     self._selves.add(address)
                     return
-            await asyncio.sleep(_AGAIN_S)
+                if stream.trouble and stream.trouble != trouble:
+                    log.warning("peer %s: %s", address, stream.trouble)
+                trouble = stream.trouble
+            # What is refused or cannot be read now will mostly be so again.
+            again_s = min(2 * again_s, _LONGEST_AGAIN_S) if trouble else _AGAIN_S
+            await asyncio.sleep(again_s)
 
     async def _listen(self, stream: "_Stream", connection: UpstreamConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -131,6 +143,7 @@ class Peers:
         """A frame of another gateway has come."""
         peer = self._known.setdefault(frame.gateway, Peer(self._fleet))
         self.listening.add(frame.gateway)
+        self._lost_at.pop(frame.gateway, None)
         peer.apply(frame, now)
 
     def lost(self, gateway: str) -> None:
@@ -138,6 +151,16 @@ class Peers:
         self.listening.discard(gateway)
         if gateway in self._known:
             self._known[gateway].lost()
+            self._lost_at[gateway] = asyncio.get_running_loop().time()
+
+    def forget(self, now: float) -> None:
+        """Drop gateways that have long been gone, as each start makes a new one, and keys that no table has."""
+        for gateway in [gateway for gateway, at in self._lost_at.items() if now - at > FORGET_AFTER_S]:
+            del self._known[gateway], self._lost_at[gateway]
+        if now - self._forgot_at > FORGET_AFTER_S:
+            self._forgot_at = now
+            for peer in self._known.values():
+                peer.forget()
 
 
 class _Stream:
@@ -148,12 +171,14 @@ class _Stream:
         self._rest = b""
         self._loop = asyncio.get_running_loop()
         self.gateway = ""
+        self.trouble = ""
+        """Why it cannot be listened to, as long as nothing is changed."""
         self.heard_at = self._loop.time()
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def on_head(self, status: int, headers: Headers) -> None:
         if status != 200:
-            log.warning("a peer answered %d to %s; is the internal key the same?", status, PATH)
+            self.trouble = f"it answered {status} to {PATH}; give all gateways the same internal key and version"
             self._end()
 
     def on_body(self, data: bytes) -> None:
@@ -170,7 +195,7 @@ class _Stream:
                 else:
                     self._peers.heard(frame, self.heard_at)
         except msgspec.MsgspecError as error:
-            log.warning("a peer's counts cannot be read: %s", error)
+            self.trouble = f"its counts cannot be read: {error}; give all gateways the same version"
             self._end()
         if len(self._rest) > _LONGEST_LINE:
             self._end()

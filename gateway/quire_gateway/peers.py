@@ -65,6 +65,8 @@ class Peer:
     """Of each key, as far as it was counted here; outlives a stream that broke."""
     _usages: dict[_Place, Usage] = field(default_factory=dict)
     """Where each key's count went: a key that left the table and came back begins at nought."""
+    _absent: set[_Where] = field(default_factory=set)
+    """Keys that were in no table when `forget` was called last."""
 
     def apply(self, frame: wire.PeerFrame, now: float) -> None:
         """Take in what it tells."""
@@ -81,6 +83,18 @@ class Peer:
             self._take(wire.PeerCount(kind=kind, where=where), 0.0)
         self._pump()
 
+    def forget(self) -> None:
+        """Drop what was told of keys that are in no table, and were in none when this was called last."""
+        absent = {where for where in self._used.keys() | {place[1] for place in self._usages} if not self._has(where)}
+        for where in absent & self._absent:
+            self._used.pop(where, None)
+            self._usages.pop(("key", where), None)
+        self._absent = absent
+
+    def _has(self, where: _Where) -> bool:
+        deployment = self.fleet.deployments.get(where[:2])
+        return deployment is not None and deployment.callers.named(where[2]) is not None
+
     def _take(self, count: wire.PeerCount, now: float) -> None:
         place = count.kind, count.where
         before = self._counts.pop(place, None) or wire.PeerCount(kind=count.kind, where=count.where)
@@ -95,6 +109,8 @@ class Peer:
             others[what] = had[0] + in_flight, had[1] + tokens
             if others[what] == (0, 0):
                 del others[what]
+            if not others and deployment is None:
+                del self.fleet.others[namespace, name]
         elif deployment is not None and (caller := deployment.callers.named(what)) is not None:
             if self._usages.get(place) is not caller.usage:
                 self._usages[place] = caller.usage

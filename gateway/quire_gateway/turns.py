@@ -5,7 +5,7 @@ bound to it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from quire_gateway.errors import Refusal
 from quire_gateway.fair import OUTPUT_PRICE, FairQueue, QueueFull
@@ -75,6 +75,10 @@ class Turns:
             if not place.item.done():
                 self._promised += 1
                 place.item.set_result(None)
+
+    def retain(self, names: Iterable[str]) -> None:
+        """Forget what callers got that are none of `names`."""
+        self._queue.retain(names)
 
     def wrote(self, caller: Caller, tokens: int) -> None:
         """The caller's answers have grown by so many tokens."""

@@ -55,6 +55,20 @@ def test_backlogged_keys_get_equal_service_within_the_papers_bound(prompts_a, pr
         assert abs(service["a"] - service["b"]) <= bound
 
 
+def test_who_left_is_forgotten_and_who_waits_is_not():
+    queue = FairQueue(10)
+    for key in "abc":
+        queue.push(key, key, 100)
+    for _ in range(2):
+        queue.pop()
+    queue.charge("c", 30)
+    queue.retain(["b"])
+    assert [queue.counter(key) for key in "abc"] == [0.0, 100.0, 30.0]
+    assert served(queue) == ["c"]
+    queue.retain([])
+    assert [queue.counter(key) for key in "abc"] == [0.0, 0.0, 0.0]
+
+
 def test_weights_divide_the_service():
     queue, service = FairQueue(10), {"heavy": 0, "light": 0}
     for _ in range(400):

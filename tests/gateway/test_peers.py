@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_api import wire
+from quire_gateway import peer_follow
 from quire_gateway.config import BadConfig, GatewayConfig
 from quire_gateway.fleet import Fleet
 from quire_gateway.gateway import Gateway
 from quire_gateway.limits import OverLimit, Permit
+from quire_gateway.peer_follow import FORGET_AFTER_S, Peers
 from quire_gateway.peers import Peer, changes, counts_of
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
@@ -84,6 +87,130 @@ async def test_a_key_that_left_the_table_and_came_back_keeps_its_limit():
         Permit(usage(here), limits, 100.0)
     with pytest.raises(OverLimit):
         Permit(usage(here), limits, 100.0)
+
+
+def table_of(*keys):
+    deployment = wire.Deployment(
+        name="d", namespace="n", served_names=["m"], api_keys=[wire.ApiKey(name=key, key=key) for key in keys]
+    )
+    return wire.RoutingTable(deployments=[deployment])
+
+
+def told(gateway, *counts):
+    return wire.PeerFrame(gateway=gateway, is_snapshot=True, counts=list(counts))
+
+
+def used(key):
+    return wire.PeerCount(kind="key", where=("n", "d", key), used=(1, 10, 10))
+
+
+async def test_gateways_that_are_long_gone_are_forgotten_and_those_that_may_come_back_are_not():
+    peers, now = Peers(Fleet(), [], ""), asyncio.get_running_loop().time()
+    for number in range(100):
+        peers.heard(told(f"start {number}"), now)
+        peers.lost(f"start {number}")
+    peers.heard(told("back"), now)
+    peers.lost("back")
+    peers.heard(told("back"), now)
+    peers.forget(now + 1.0)
+    assert len(peers._known) == 101
+    peers.forget(now + 2 * FORGET_AFTER_S)
+    assert peers._known.keys() == {"back"}
+
+
+async def test_what_peers_told_of_keys_that_left_the_table_is_forgotten():
+    fleet = Fleet()
+    fleet.apply(table_of("a", "b"))
+    peer = Peer(fleet)
+    peer.apply(told("there", used("a"), used("b")), 0.0)
+    usage = fleet.deployments["n", "d"].callers.named("b").usage
+    fleet.apply(table_of("b"))
+    for _ in range(2):
+        peer.forget()
+    assert peer._used.keys() == {("n", "d", "b")}
+    assert peer._usages.keys() == {("key", ("n", "d", "b"))}
+    # What stays is not counted twice.
+    peer.apply(told("there", used("b")), 1.0)
+    assert usage.requests.total(1.0) == 1
+    fleet.apply(wire.RoutingTable())
+    for _ in range(2):
+        peer.forget()
+    assert (peer._used, peer._usages) == ({}, {})
+
+
+async def test_a_key_that_leaves_the_table_for_a_moment_is_not_forgotten():
+    fleet = Fleet()
+    fleet.apply(table_of("a"))
+    peer = Peer(fleet)
+    peer.apply(told("there", used("a")), 0.0)
+    fleet.apply(wire.RoutingTable())
+    peer.forget()
+    fleet.apply(table_of("a"))
+    peer.forget()
+    peer.apply(told("there", used("a")), 1.0)
+    assert fleet.deployments["n", "d"].callers.named("a").usage.requests.total(1.0) == 0
+
+
+async def test_what_peers_have_at_deployments_that_are_gone_is_forgotten_with_its_end():
+    fleet = Fleet()
+    fleet.apply(table_of("a"))
+    peer = Peer(fleet)
+    at = wire.PeerCount(kind="replica", where=("n", "d", "r"), in_flight=2)
+    peer.apply(told("there", at), 0.0)
+    fleet.apply(wire.RoutingTable())
+    assert fleet.others == {("n", "d"): {"r": (2, 0)}}, "it is still there, and the deployment may come back"
+    peer.apply(told("there"), 1.0)
+    assert fleet.others == {}
+    fleet.apply(table_of("a"))
+    fleet.apply(wire.RoutingTable())
+    assert fleet.others == {}
+    peer.apply(told("there", at), 2.0)
+    fleet.apply(table_of("a"))
+    assert fleet.deployments["n", "d"].others_at("r") == (2, 0)
+
+
+async def test_a_key_that_left_the_table_has_no_account_of_its_turns():
+    fleet = Fleet()
+    fleet.apply(table_of("a", "b"))
+    deployment = fleet.deployments["n", "d"]
+    for key in "ab":
+        deployment.turns.heard(deployment.callers.named(key), 100, 0)
+    fleet.apply(table_of("b"))
+    assert deployment.turns._queue._counters == {"b": 100.0}
+
+
+async def test_a_peer_that_refuses_is_asked_less_and_less_often_and_told_of_once(caplog, monkeypatch):
+    asked, pauses, keys = asyncio.Semaphore(0), [], {"status": b"401"}
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        body = b"" if keys["status"] == b"401" else msgspec.json.encode(told("there")) + b"\n"
+        writer.write(b"HTTP/1.1 %b X\r\ncontent-length: %d\r\n\r\n%b" % (keys["status"], len(body), body))
+        writer.close()
+        asked.release()
+
+    async def pause(seconds, sleep=asyncio.sleep):
+        pauses.append(seconds)
+        await sleep(seconds / 100)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    peers = Peers(Fleet(), [f"127.0.0.1:{port}"], "another key")
+    monkeypatch.setattr(peer_follow, "FIND_EVERY_S", 100.0)
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    peers.start()
+    async with asyncio.timeout(60):
+        for _ in range(8):
+            await asked.acquire()
+        refused = [each for each in pauses if each != 100.0]
+        keys["status"] = b"200"
+        while "there" not in peers._known:
+            await asked.acquire()
+    await peers.close()
+    server.close()
+    assert refused[:5] == [0.5, 1.0, 2.0, 4.0, 5.0]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "the same internal key" in line
 
 
 @pytest.mark.parametrize("peers", ["x", "x:", ":80", "x:y", "x:99999", "a:1,b"])
