@@ -23,6 +23,7 @@ SHORT_NAME = "llmd"
 LABEL_DEPLOYMENT = "quire.dev/deployment"
 
 SOURCE_PATTERN = r"^(hf|s3|pvc|oci|file)://.+$"
+REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_LENGTH = 50
 MAX_REPLICAS = 1000
@@ -364,7 +365,7 @@ class Condition(WireModel):
     """Ready, or one of the leaves that make it: Resolved, Fits, Loaded, Available, Routable."""
     status: Literal["True", "False", "Unknown"]
     """Whether the statement holds."""
-    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=REASON_PATTERN)]
     """Why, as one word."""
     message: Annotated[str, Field(max_length=32768)] = ""
     """Why, as a sentence that says what to do."""

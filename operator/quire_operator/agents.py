@@ -15,7 +15,7 @@ import msgspec
 from quire_api import wire
 from quire_operator.build_pod import AGENT, AGENT_PORT
 from quire_operator.merge import Manifest
-from quire_operator.world import Key, Loading
+from quire_operator.world import Key, Loading, reason_or
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def loading_of(said: wire.AgentProgress) -> Loading | None:
     """The part of the way that the agent can tell of; None once the engine is at work."""
     if said.reason and said.phase in ("starting", "fetching"):
         share = said.bytes_done / said.bytes_total if said.bytes_total else 0.0
-        return Loading(said.reason, f"{said.message} It tries again.", share)
+        return Loading(reason_or("Downloading", said.reason), f"{said.message} It tries again.", share)
     if said.phase == "starting" or (said.phase == "fetching" and not said.bytes_total):
         return Loading("Downloading", "the store is asked for the model", 0.0)
     if said.phase == "waiting":

@@ -16,6 +16,8 @@ LEAVES = ("Resolved", "Fits", "Loaded", "Available", "Routable")
 
 CRASH_LOOP_AFTER = 3
 """Crashes in a row that make a loop."""
+LONGEST_MESSAGE = 4096
+"""Characters of a condition's message. Engines, agents and the API server write parts of it, as long as they like."""
 
 _RESOLVED_REASONS = {
     "InvalidSpec",
@@ -241,12 +243,18 @@ def _conditions(
                 type=kind,
                 status=verdict.status,
                 reason=verdict.reason,
-                message=verdict.message,
+                message=_legible(verdict.message),
                 last_transition_time=before.last_transition_time if before and unchanged else stamp,
                 observed_generation=generation,
             )
         )
     return conditions
+
+
+def _legible(message: str) -> str:
+    """As the API server takes it: without halves of characters, and not too long."""
+    text = message.encode(errors="replace").decode()
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…"
 
 
 def _stamp(at: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from quire_operator.build import LABEL_REVISION
 from quire_operator.build_pod import ENGINE, ROUTABLE_GATE
 from quire_operator.merge import Manifest
-from quire_operator.world import Failure, Key, Loading, Phase, ReplicaState
+from quire_operator.world import Failure, Key, Loading, Phase, ReplicaState, reason_or
 
 DRAIN_DEADLINE = "quire.dev/drain-deadline"
 """Annotation of a pod that gets nothing new: unix time after which it goes even with requests in flight."""
@@ -188,15 +188,16 @@ def _termination(pod: str, ended: Mapping[str, Any], now: float) -> Failure:
     if ended.get("reason") == "OOMKilled":
         message = f"{pod} used more memory than its limit and was killed; raise resources.memory"
         return Failure("OutOfMemory", f"{message} or lower engine.kvCache.memory", at)
-    try:
-        said = json.loads(text)
-        return Failure(str(said["reason"]), str(said["message"]), at)
-    except (ValueError, KeyError, TypeError):
-        pass
     code = ended.get("exitCode", "?")
     last = text.splitlines()[-1][:500] if text else "it left no message"
     reason = "EngineKilled" if code in (137, 143) else "EngineExited"
-    return Failure(reason, f"{pod} ended with exit code {code}: {last}", at)
+    told = Failure(reason, f"{pod} ended with exit code {code}: {last}", at)
+    try:
+        said = json.loads(text)
+        return Failure(reason_or(told.reason, said["reason"]), str(said["message"]), at)
+    # Any image can write this: lists, numbers, nesting without end.
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return told
 
 
 def _containers(pod: Manifest) -> Iterator[Mapping[str, Any]]:

@@ -1,11 +1,15 @@
 """What a decision sees and what it may ask for: the border between pure logic and a cluster or one machine."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from quire_api.v1alpha1 import AccessSpec, LLMDeployment, ModelFacts
+from quire_api.v1alpha1 import REASON_PATTERN, AccessSpec, LLMDeployment, ModelFacts
+
+LONGEST_REASON = 128
+"""Characters of a reason; an Event holds no more."""
 
 
 @dataclass(frozen=True, order=True)
@@ -42,6 +46,12 @@ class Failure:
     message: str
     at: float
     """Unix time in seconds."""
+
+
+def reason_or(otherwise: str, said: object) -> str:
+    """`said` by a process, where it can stand in a condition as a reason."""
+    is_word = isinstance(said, str) and len(said) <= LONGEST_REASON and re.fullmatch(REASON_PATTERN, said)
+    return str(said) if is_word else otherwise
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,20 @@ def test_what_became_of_the_engine_is_the_reason(
     assert (conditions[leaf]["status"], conditions[leaf]["reason"]) == ("False", reason)
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [("out of luck!", "no luck today"), ("Unlucky", "no luck today " * 3000)],
+    ids=["word", "length"],
+)
+def test_an_engine_that_ends_with_strange_words_freezes_nothing(
+    cluster, namespace, tiny, soon, laid, write, reason, message
+):
+    write(laid(), containerStatuses=[container(**backing_off(1, said(reason, message)))])
+    soon(lambda: "no luck today" in cluster.ready("tiny", namespace)[2], "what it said")
+    cluster.kubectl("delete", "service", "tiny", "-n", namespace)
+    soon(lambda: cluster.get("service", "tiny", namespace), "the service again")
+
+
 @pytest.mark.parametrize("reason", ["WeightsUnauthorized", "WeightsNotFound", "UnsupportedArchitecture", "DiskFull"])
 def test_what_the_agent_says_when_it_ends_is_the_reason(cluster, namespace, soon, laid, write, reason):
     agent = container("agent", **backing_off(10, said(reason, "hf://org/tiny: do this and that.")))

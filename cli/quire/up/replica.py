@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from quire.up.process import Child
 from quire_api import wire
 from quire_api.v1alpha1 import LLMDeployment
-from quire_operator.world import Failure, Key, Phase, ReplicaState
+from quire_operator.world import Failure, Key, Phase, ReplicaState, reason_or
 
 STOP_GRACE_S = 15.0
 """From SIGTERM to SIGKILL, for an engine that has been drained already."""
@@ -105,8 +105,8 @@ class LocalReplica:
         assert self.child is not None
         try:
             said = json.loads(termination_log_text)
-            return Failure(str(said["reason"]), str(said["message"]), time.time())
-        except (ValueError, KeyError, TypeError):
+            return Failure(reason_or("EngineExited", said["reason"]), str(said["message"]), time.time())
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         code = self.child.exit_code
         if self.unhealthy >= UNHEALTHY_AFTER:
