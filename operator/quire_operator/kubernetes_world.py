@@ -4,10 +4,11 @@ import base64
 import hashlib
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quire_api.access import read_api_keys
 from quire_api.v1alpha1 import LLMDeployment
@@ -32,7 +33,18 @@ from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
 from quire_operator.pods import gates_to_open, replicas_of
 from quire_operator.routing import Routing
 from quire_operator.store import Store
-from quire_operator.world import Finding, Fit, Intention, Key, Observed, Phase, ReplicaState, ServeRoute, WithdrawRoute
+from quire_operator.world import (
+    Finding,
+    Fit,
+    Intention,
+    Key,
+    Observed,
+    Phase,
+    ReplicaState,
+    ServeRoute,
+    StartReplica,
+    WithdrawRoute,
+)
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +125,9 @@ class KubernetesWorld:
         """
         internal_key = self._internal_key()
         if not is_refused:
-            await self._apply_standing(wanted, internal_key)
+            if not await self._apply_standing(wanted, internal_key):
+                # As decided once the finding stands: what serves goes on, and no pod starts without what it needs.
+                self._intentions = [step for step in self._intentions if not isinstance(step, StartReplica)]
             await self._apply_claim()
         self._route(internal_key)
         plan = plan_of(self._intentions, self._replicas)
@@ -127,13 +141,20 @@ class KubernetesWorld:
         await self._scale_former(plan.replicas)
         await self._tidy()
 
-    async def _apply_standing(self, wanted: int, internal_key: str) -> None:
-        objects = standing_objects(self._deployment, wanted, internal_key, self._cluster.settings)
-        for manifest in objects:
-            await self._ensure(manifest)
+    async def _apply_standing(self, wanted: int, internal_key: str) -> bool:
+        """Whether all of them stand; one that is refused keeps no other from being applied."""
+        refusals = []
+        for manifest in standing_objects(self._deployment, wanted, internal_key, self._cluster.settings):
+            try:
+                await self._ensure(manifest)
+            except ApiError as error:
+                refusals.append(refusal(f"the {manifest['kind']} {manifest['metadata']['name']}", error))
+        if refusals:
+            self.refuse(refusals[0])
         name = self._key.name
         if wanted <= 1 and self._cluster.store.child(self._key, "PodDisruptionBudget", name):
             await self._cluster.kube.delete("policy/v1", "PodDisruptionBudget", self._key.namespace, name)
+        return not refusals
 
     async def _apply_claim(self) -> None:
         manifest = weights_claim(self._deployment)
@@ -150,14 +171,8 @@ class KubernetesWorld:
                     return
             await self._ensure(manifest)
         except ApiError as error:
-            if error.status not in (400, 403, 422):
-                raise
-            message = f"spec.model.volume: the API server refuses the claim {name}: {error.message}"
-            if " cannot " in error.message:
-                self.refuse(Finding("Forbidden", f"{message}; give the operator the role of its version's chart"))
-                return
-            reason = "QuotaExceeded" if "exceeded quota" in error.message else "InvalidSpec"
-            self.refuse(Finding(reason, f"{message}; change it back, or delete the claim first"))
+            finding = refusal(f"the claim {name}", error, "change it back, or delete the claim first")
+            self.refuse(replace(finding, message=f"spec.model.volume: {finding.message}"))
 
     async def _apply_revision(self, replicas: int) -> None:
         name = f"{self._key.name}-{self._revision}"
@@ -170,10 +185,7 @@ class KubernetesWorld:
         except BadTemplate as error:
             self.refuse(Finding("InvalidSpec", f"spec.podTemplate.{error}"))
         except ApiError as error:
-            if error.status == 409:
-                raise
-            reason = "InvalidSpec" if error.status in (400, 422) else "Forbidden"
-            self.refuse(Finding(reason, f"the API server refuses the pods of this spec: {error.message}"))
+            self.refuse(refusal("the pods of this spec", error))
 
     def refuse(self, finding: Finding) -> None:
         """Let the finding stand until the spec changes or it is time to try again."""
@@ -342,6 +354,27 @@ class KubernetesWorld:
                 message = f"the volume claim {claim} names no storage class, and the cluster has no default one"
                 return Finding("StorageClassMissing", f"{message}; set spec.model.volume.storageClassName")
         return None
+
+
+def refusal(what: str, error: ApiError, correction: str = "correct the spec") -> Finding:
+    """What an owner can do about an object that the API server does not take.
+
+    Raises:
+        ApiError: the error itself, where it tells nothing of the object.
+    """
+    if error.status == 409:
+        message = f"{what} exists and belongs to somebody else: {error.message}; rename or delete one of the two"
+        return Finding("NameConflict", message)
+    if error.status not in (400, 403, 422) or "is being terminated" in error.message:
+        raise error
+    message = f"the API server refuses {what}: {error.message}"
+    if "exceeded quota" in error.message:
+        return Finding("QuotaExceeded", f"{message}; raise the quota, or delete what is not needed")
+    if re.search(r'User "[^"]*" cannot ', error.message):
+        return Finding("Forbidden", f"{message}; give the operator the role of its version's chart")
+    if error.status == 403 or re.search(r"denied (the )?request", error.message):
+        return Finding("Forbidden", f"{message}; ask for an exception from whoever set this policy, or follow it")
+    return Finding("InvalidSpec", f"{message}; {correction}")
 
 
 def _mark(live: Manifest) -> str:

@@ -17,7 +17,7 @@ from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONC
 from quire_operator.queue import WakeQueue
 from quire_operator.resource import Resource
 from quire_operator.revision import revision_of
-from quire_operator.world import Finding, Key
+from quire_operator.world import Key
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +125,7 @@ class Reconciler:
         decision = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         for intention in decision.intentions:
             await world.apply(intention)
-        try:
-            await world.flush(0 if conflict else wanted_replicas(deployment), is_refused=conflict is not None)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            message = f"an object that this deployment needs exists and belongs to somebody else: {error.message}"
-            world.refuse(Finding("NameConflict", message))
+        await world.flush(0 if conflict else wanted_replicas(deployment), is_refused=conflict is not None)
         # What was written shows already.
         after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         await self._say(resource, after.statuses[key])

@@ -91,6 +91,55 @@ def test_a_full_quota_is_named(cluster, namespace, tiny, soon):
     soon(lambda: cluster.ready("tiny", namespace)[1] == "QuotaExceeded", "the reason")
 
 
+@pytest.mark.parametrize("counted", ["services", "deployments.apps"])
+def test_a_full_quota_of_objects_is_named_and_everything_else_is_done(cluster, namespace, tiny, soon, counted):
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none-more"},
+        "spec": {"hard": {f"count/{counted}": "0"}},
+    }
+    apply(cluster, namespace, quota)
+    soon(lambda: cluster.get("resourcequota", "none-more", namespace)["status"].get("used"), "the quota to be counted")
+    apply(cluster, namespace, tiny(replicas=2))
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "QuotaExceeded", "QuotaExceeded")
+    message = cluster.ready("tiny", namespace)[2]
+    assert f"count/{counted}" in message
+    assert "raise the quota" in message
+    others = "serviceaccounts,networkpolicies,poddisruptionbudgets"
+    assert len(cluster.objects(others, namespace, "quire.dev/deployment=tiny")) == 3
+    assert cluster.routes(namespace)
+    assert not cluster.objects("pods", namespace, "quire.dev/deployment=tiny")
+    cluster.kubectl("delete", "resourcequota", "none-more", "-n", namespace)
+    soon(lambda: len(cluster.objects("pods", namespace, "quire.dev/deployment=tiny")) == 2, "pods")
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "Serving", "the finding to go")
+
+
+def test_a_policy_that_denies_an_object_is_quoted(cluster, namespace, tiny, soon):
+    api = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": f"deny-{namespace}"}}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["services"]}
+    ours = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": ours},
+        "validations": [{"expression": "false", "message": "services are made on Tuesdays"}],
+    }
+    binding = {"policyName": f"deny-{namespace}", "validationActions": ["Deny"]}
+    apply(cluster, namespace, {**api, "kind": "ValidatingAdmissionPolicy", "spec": policy})
+    apply(cluster, namespace, {**api, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding})
+    try:
+        probe = ("create", "service", "clusterip", "probe", "--tcp=80", "-n", namespace, "--dry-run=server")
+        soon(lambda: "Tuesdays" in cluster.try_kubectl(*probe).stderr, "the policy to hold")
+        apply(cluster, namespace, tiny())
+        soon(lambda: cluster.ready("tiny", namespace)[1] == "Forbidden", "Forbidden")
+        assert "the Service tiny: services" in cluster.ready("tiny", namespace)[2]
+        assert "services are made on Tuesdays; ask for an exception" in cluster.ready("tiny", namespace)[2]
+        assert cluster.objects("networkpolicies", namespace, "quire.dev/deployment=tiny")
+    finally:
+        name = f"deny-{namespace}"
+        cluster.kubectl("delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", name)
+    soon(lambda: cluster.objects("pods", namespace, "quire.dev/deployment=tiny"), "a pod")
+
+
 def test_the_younger_of_two_with_one_name_is_refused_until_the_older_goes(cluster, namespace, tiny, soon):
     model = {"source": "file:///m", "servedNames": [f"name-{namespace}"]}
     apply(cluster, namespace, tiny("older", model=model))
