@@ -99,7 +99,9 @@ class KubernetesWorld:
         deployments, pods = cluster.store.children(key, "Deployment"), cluster.store.children(key, "Pod")
         cluster.agents.watch(key, pods, self._internal_key() if any(map(is_fetching, pods)) else "")
         heard = cluster.agents.heard.get(key, {})
-        self._replicas = replicas_of(key, deployments, pods, words, time.time(), loadings(heard))
+        self._replicas = replicas_of(
+            key, deployments, pods, words, time.time(), loadings(heard), cluster.settings.gpu_resource
+        )
         fit = await self._fit(pods, heard)
         await self._read_secrets()
         finding = self._finding() or await self._claim_finding()

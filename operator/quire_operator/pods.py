@@ -47,10 +47,11 @@ def replicas_of(
     words: Mapping[str, GatewayWord],
     now: float,
     loadings: Mapping[str, Loading] | None = None,
+    gpu_resource: str = "nvidia.com/gpu",
 ) -> list[ReplicaState]:
     """All replicas of one deployment."""
     loadings = loadings or {}
-    found = [_replica(key, pod, words.get(_name(pod)), now, loadings.get(_name(pod))) for pod in pods]
+    found = [_replica(key, pod, words.get(_name(pod)), now, loadings.get(_name(pod)), gpu_resource) for pod in pods]
     for deployment in deployments:
         revision = deployment["metadata"].get("labels", {}).get(LABEL_REVISION, "")
         there = sum(r.revision == revision and r.phase is not Phase.STOPPING for r in found)
@@ -97,14 +98,16 @@ def creation_failure(deployment: Manifest, now: float) -> Failure | None:
     return Failure("PodRefused", f"the cluster refuses the pod: {message}", at)
 
 
-def _replica(key: Key, pod: Manifest, word: GatewayWord | None, now: float, loading: Loading | None) -> ReplicaState:
+def _replica(
+    key: Key, pod: Manifest, word: GatewayWord | None, now: float, loading: Loading | None, gpu_resource: str
+) -> ReplicaState:
     annotations = pod["metadata"].get("annotations") or {}
     phase = _phase(pod)
     deadline = _number(annotations.get(DRAIN_DEADLINE))
     is_draining = deadline is not None
     ready = _condition(pod, "ContainersReady") or {}
     crashes = max(_restarts(pod) - (phase is Phase.EXITED), 0)
-    failure = _failure(pod, now)
+    failure = _failure(pod, now, gpu_resource)
     if failure is None and phase is Phase.EXITED:
         failure = Failure("EngineExited", f"{_name(pod)} ended; it left no message", now)
     return ReplicaState(
@@ -138,18 +141,19 @@ def _phase(pod: Manifest) -> Phase:
     return Phase.STARTING
 
 
-def _failure(pod: Manifest, now: float) -> Failure | None:
+def _failure(pod: Manifest, now: float, gpu_resource: str) -> Failure | None:
     """The latest thing that went wrong with a pod, in words that a person can act on."""
-    return _unscheduled(pod, now) or _waiting(pod, now) or _ended(pod, now)
+    return _unscheduled(pod, now, gpu_resource) or _waiting(pod, now) or _ended(pod, now)
 
 
-def _unscheduled(pod: Manifest, now: float) -> Failure | None:
+def _unscheduled(pod: Manifest, now: float, gpu_resource: str) -> Failure | None:
     condition = _condition(pod, "PodScheduled") or {}
     if condition.get("reason") != "Unschedulable":
         return None
     message = re.sub(r"\s*preemption:.*", "", str(condition.get("message", "")))
     at = _seconds(condition.get("lastTransitionTime")) or now
-    if re.search(r"Insufficient [\w.-]+/gpu", message):
+    # The operator's own name for one, or what podTemplate asks of another vendor.
+    if re.search(rf"Insufficient ([\w.-]+/gpu|{re.escape(gpu_resource)})(?![\w/-])", message):
         return Failure("GpuUnavailable", f"no node has the GPUs free: {message} Add GPUs or lower resources.gpus.", at)
     if "Insufficient" in message:
         return Failure("InsufficientResources", f"no node has room: {message} Lower resources or add nodes.", at)

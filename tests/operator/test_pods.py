@@ -119,6 +119,15 @@ def test_failures_have_a_reason_and_a_next_step(body, reason, words):
     assert words in failure.message
 
 
+def test_a_gpu_by_any_name_is_one():
+    short = unschedulable("0/3 nodes: 3 Insufficient nvidia.com/mig-1g.5gb. preemption: none")
+    (replica,) = replicas_of(KEY, [], [short], {}, NOW, gpu_resource="nvidia.com/mig-1g.5gb")
+    assert replica.failure.reason == "GpuUnavailable"
+    other = unschedulable("0/3 nodes: 3 Insufficient nvidia.com/mig-1g.5gb-more.")
+    (replica,) = replicas_of(KEY, [], [other], {}, NOW, gpu_resource="nvidia.com/mig-1g.5gb")
+    assert replica.failure.reason == "InsufficientResources"
+
+
 def test_crashes_are_counted_without_the_one_it_lies_in():
     assert one(ended(exitCode=1)).failures == 3
     assert one(pod(engine={"restartCount": 4})).failures == 4
