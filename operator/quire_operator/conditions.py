@@ -209,6 +209,9 @@ def _available(view: View) -> Verdict:
 def _routable(view: View) -> Verdict:
     if view.gateways == 0:
         return Verdict("False", "GatewayUnavailable", "no gateway reports; requests cannot reach the replicas")
+    if view.available and all(replica.is_lost for replica in view.available):
+        message = "no gateway gets answers through any replica any more"
+        return Verdict("False", "ReplicasUnreachable", f"{message}; look into the engines' logs and network policies")
     if view.available:
         return Verdict("True", "Probed", "a gateway has got answers through the replicas")
     if any(replica.phase is Phase.READY for replica in view.replicas):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 import msgspec
@@ -23,6 +23,13 @@ FIND_EVERY_S = 5.0
 TIMEOUT_S = 2.0
 FORGET_AFTER_S = 10.0
 """A gateway that was heard this long ago still counts: one lost answer closes nothing."""
+
+
+LOST_AFTER_S = 15.0
+"""So long all gateways must fail to get an answer through a replica before it is called lost: a broken connection is
+probed again within 5 s, and a gateway that fell silent after saying so is forgotten earlier."""
+_FAILING = ("Ejected", "ProbeFailed")
+"""Beginnings of reasons; a replica that starts, is warmed or drains has lost nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class Gateways:
         self._found_at = float("-inf")
         self._heard: dict[str, _Heard] = {}
         self._summed_up: list[wire.GatewayReport] = []
+        self._failing_since: dict[tuple[Key, str], float] = {}
+        self._next_lost_at = float("inf")
         self._http = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(TIMEOUT_S)
         )
@@ -86,11 +95,12 @@ class Gateways:
         }
         reports = [heard.report for heard in self._heard.values()]
         # An answer that has not changed keeps its report: with a thousand quiet pods there is nothing to do.
-        if list(map(id, reports)) == list(map(id, self._summed_up)):
+        if list(map(id, reports)) == list(map(id, self._summed_up)) and now < self._next_lost_at:
             return
         self._summed_up = reports
         before, count = self.words, self.count
         self.words, self.count = words_of(reports), len(reports)
+        self._find_lost(now)
         GATEWAYS.set(self.count)
         facts, self.facts = self.facts, self.facts | facts_of(reports)
         keys = before.keys() | self.words.keys()
@@ -98,6 +108,15 @@ class Gateways:
         changed |= {key for key in keys if facts.get(key) != self.facts.get(key)}
         if changed or (count == 0) != (self.count == 0):
             self._on_change(changed if (count == 0) == (self.count == 0) else ())
+
+    def _find_lost(self, now: float) -> None:
+        failing = [(key, pod) for key, words in self.words.items() for pod, word in words.items() if word.is_failing]
+        self._failing_since = {place: self._failing_since.get(place, now) for place in failing}
+        due = {place: since + LOST_AFTER_S for place, since in self._failing_since.items()}
+        for (key, pod), at in due.items():
+            if at <= now:
+                self.words[key][pod] = replace(self.words[key][pod], is_lost=True)
+        self._next_lost_at = min((at for at in due.values() if at > now), default=float("inf"))
 
     async def _find(self) -> None:
         try:
@@ -146,7 +165,8 @@ def words_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, dict[str, Gatew
     for report in reports:
         for entry in report.replicas:
             mine = words.setdefault(Key(entry.namespace, entry.deployment), {})
-            said = GatewayWord(entry.is_routable, entry.in_flight, entry.reason == "Draining", entry.warmth)
+            is_failing = not entry.is_routable and entry.reason.startswith(_FAILING)
+            said = GatewayWord(entry.is_routable, entry.in_flight, entry.reason == "Draining", entry.warmth, is_failing)
             before = mine.get(entry.replica)
             mine[entry.replica] = said if before is None else _together(before, said)
     return words
@@ -158,6 +178,7 @@ def _together(one: GatewayWord, other: GatewayWord) -> GatewayWord:
         one.in_flight + other.in_flight,
         one.is_drain_seen and other.is_drain_seen,
         one.warmth + other.warmth,
+        one.is_failing and other.is_failing,
     )
 
 
@@ -176,9 +197,9 @@ def facts_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, ModelFacts]:
     return facts
 
 
-def _matters(words: Mapping[str, GatewayWord] | None) -> dict[str, tuple[bool, bool, bool]]:
+def _matters(words: Mapping[str, GatewayWord] | None) -> dict[str, tuple[bool, ...]]:
     """The part of the words that is worth a look: how busy a pod is counts only at the end of its drain."""
     return {
-        pod: (word.is_routable, word.is_drain_seen, word.is_drain_seen and word.in_flight == 0)
+        pod: (word.is_routable, word.is_lost, word.is_drain_seen, word.is_drain_seen and word.in_flight == 0)
         for pod, word in (words or {}).items()
     }

@@ -38,6 +38,10 @@ class GatewayWord:
     """Every gateway that knows it sends it nothing new, so its count can only fall."""
     warmth: float = 0.0
     """Prompt tokens that its cache has saved of late."""
+    is_failing: bool = False
+    """Every gateway that knows it gets no answers through it."""
+    is_lost: bool = False
+    """It has been failing for a while."""
 
 
 def replicas_of(
@@ -118,6 +122,7 @@ def _replica(
         ready_at=_seconds(ready.get("lastTransitionTime")) if phase is Phase.READY else None,
         is_routable=is_gate_open(pod) or (word is not None and word.is_routable),
         in_flight=word.in_flight if word and (word.is_drain_seen or not is_draining) else None,
+        is_lost=word is not None and word.is_lost,
         warmth=word.warmth if word else None,
         is_draining=is_draining,
         drain_deadline=deadline,

@@ -85,6 +85,8 @@ class ReplicaState:
     """When this start became ready; None while it has not."""
     is_routable: bool = False
     """A gateway has answered a request through it since it started; stays true for as long as the process lives."""
+    is_lost: bool = False
+    """No gateway has got an answer through it for a while. A word for people: it takes part in decisions as before."""
     in_flight: int | None = None
     """Requests it holds, summed over the gateways; None: not known."""
     warmth: float | None = None

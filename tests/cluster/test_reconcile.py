@@ -53,6 +53,9 @@ def test_the_gate_of_a_pod_opens_with_the_gateways_word_and_stays_open(cluster, 
     soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
     cluster.report([])
     soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready again")
+    words = {"deployment": "tiny", "namespace": namespace, "replica": name, "in_flight": 0}
+    cluster.report([{**words, "is_routable": False, "reason": "Ejected: connection refused"}])
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "ReplicasUnreachable", "what the gateway says now")
     gate = [c for c in cluster.get("pod", name, namespace)["status"]["conditions"] if c["type"] == "quire.dev/routable"]
     assert gate[0]["status"] == "True"
 
@@ -195,6 +198,7 @@ def test_the_status_tells_what_the_engines_say_of_the_model(cluster, namespace, 
     cluster.report([{**words, "model": model}])
     wanted = {"architecture": "LlamaForCausalLM", "parameters": 12, "contextLength": 2048, "revision": "abc"}
     soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "the facts")
+
 
 
 def test_a_fetched_model_has_an_agent_beside_the_engine(cluster, namespace, tiny, soon):

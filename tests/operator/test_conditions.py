@@ -216,6 +216,19 @@ def test_without_a_gateway_it_is_available_but_not_routable(make, world):
     assert said(status)["Ready"] == said(status)["Routable"] == ("False", "GatewayUnavailable")
 
 
+def test_routable_falls_when_every_replica_is_lost_and_nothing_is_restarted_for_it(make, world):
+    wish = make(replicas=2)
+    world.run(wish)
+    one, other = world.available()
+    world.replicas[one] = replace(world.replicas[one], is_lost=True)
+    assert said(status_now(world, wish))["Ready"] == ("True", "Serving")
+    world.replicas[other] = replace(world.replicas[other], is_lost=True)
+    status = status_now(world, wish)
+    assert said(status)["Routable"] == said(status)["Ready"] == ("False", "ReplicasUnreachable")
+    assert status.ready_replicas == 2
+    assert world.step(wish).intentions == []
+
+
 def test_a_rollout_under_way_stays_ready(make, world):
     world.run(make(replicas=2))
     changed = make(replicas=2, engine={"maxModelLen": 64})

@@ -11,7 +11,7 @@ from aiohttp.test_utils import RawTestServer
 from quire_api import wire
 from quire_api.connection import Connection
 from quire_operator import gateways as module
-from quire_operator.gateways import Gateways
+from quire_operator.gateways import Gateways, words_of
 from quire_operator.kube import Kube
 from quire_operator.world import Key
 
@@ -19,9 +19,16 @@ DEADLINE_S = 60.0
 TINY = Key("models", "tiny")
 
 
-def report(*, routable: bool = True, in_flight: int = 0) -> bytes:
+def report(
+    *, routable: bool = True, in_flight: int = 0, reason: str = ""
+) -> bytes:
     replica = wire.ReplicaReport(
-        deployment="tiny", namespace="models", replica="a", is_routable=routable, in_flight=in_flight
+        deployment="tiny",
+        namespace="models",
+        replica="a",
+        is_routable=routable,
+        in_flight=in_flight,
+        reason=reason,
     )
     return msgspec.json.encode(wire.GatewayReport(replicas=[replica]))
 
@@ -117,3 +124,40 @@ async def test_a_gateway_that_falls_silent_is_forgotten_and_heard_again_with_the
     assert gateways.count == 1
     assert gateways.words[TINY]["a"].is_routable
     assert told == [set(), set(), set()]
+
+
+EJECTED = report(routable=False, reason="Ejected: connection refused")
+
+
+async def test_a_replica_that_no_gateway_reaches_for_a_while_is_lost_until_one_does(gateways, one, told, monkeypatch):
+    monkeypatch.setattr(module, "LOST_AFTER_S", 0.1)
+    await one.rounds(2)
+    one.content = EJECTED
+    await one.rounds(2)
+    async with asyncio.timeout(DEADLINE_S):
+        while not gateways.words[TINY]["a"].is_lost:
+            await one.rounds(1)
+    # That it gets nothing, and later that it is lost.
+    assert told[1:] == [{TINY}, {TINY}]
+    await one.rounds(5)
+    assert len(told) == 3
+    one.content = report()
+    await one.rounds(2)
+    assert not gateways.words[TINY]["a"].is_lost
+
+
+@pytest.mark.parametrize("reason", ["Starting: not probed yet", "Warming: it computes", "Draining"])
+async def test_a_replica_that_gets_nothing_for_a_reason_is_not_lost(gateways, one, monkeypatch, reason):
+    monkeypatch.setattr(module, "LOST_AFTER_S", 0.0)
+    one.content = report(routable=False, reason=reason)
+    await one.rounds(3)
+    assert not gateways.words[TINY]["a"].is_lost
+    one.content = EJECTED
+    await one.rounds(2)
+    assert gateways.words[TINY]["a"].is_lost
+
+
+def test_a_replica_that_one_of_two_gateways_reaches_is_not_failing():
+    reports = [msgspec.json.decode(content, type=wire.GatewayReport) for content in (EJECTED, report(), EJECTED)]
+    assert not words_of(reports)[TINY]["a"].is_failing
+    assert words_of(reports[::2])[TINY]["a"].is_failing
