@@ -54,7 +54,7 @@ class Gateways:
         addresses: Sequence[str] = (),
     ) -> None:
         self.words: dict[Key, dict[str, GatewayWord]] = {}
-        self.facts: dict[Key, ModelFacts] = {}
+        self.facts: dict[Key, dict[str, ModelFacts]] = {}
         self.count = 0
         self._kube = kube
         self._on_change = on_change
@@ -102,7 +102,7 @@ class Gateways:
         self.words, self.count = words_of(reports), len(reports)
         self._find_lost(now)
         GATEWAYS.set(self.count)
-        facts, self.facts = self.facts, self.facts | facts_of(reports)
+        facts, self.facts = self.facts, facts_of(reports)
         keys = before.keys() | self.words.keys()
         changed = {key for key in keys if _matters(before.get(key)) != _matters(self.words.get(key))}
         changed |= {key for key in keys if facts.get(key) != self.facts.get(key)}
@@ -182,16 +182,16 @@ def _together(one: GatewayWord, other: GatewayWord) -> GatewayWord:
     )
 
 
-def facts_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, ModelFacts]:
-    """What the engines say of their models, through whichever gateway has asked them."""
-    facts: dict[Key, ModelFacts] = {}
+def facts_of(reports: Sequence[wire.GatewayReport]) -> dict[Key, dict[str, ModelFacts]]:
+    """What each replica's engine says of its model, through whichever gateway has asked it."""
+    facts: dict[Key, dict[str, ModelFacts]] = {}
     for report in reports:
         for entry in report.replicas:
             if entry.model is not None:
-                facts[Key(entry.namespace, entry.deployment)] = ModelFacts(
+                facts.setdefault(Key(entry.namespace, entry.deployment), {})[entry.replica] = ModelFacts(
                     architecture=entry.model.architecture or None,
-                    parameters=entry.model.num_parameters or None,
-                    context_length=entry.model.max_model_len,
+                    parameters=max(entry.model.num_parameters, 0) or None,
+                    context_length=max(entry.model.max_model_len, 0),
                     revision=entry.model.model_revision,
                 )
     return facts

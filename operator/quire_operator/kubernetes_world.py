@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quire_api.access import read_api_keys
-from quire_api.v1alpha1 import LLMDeployment
+from quire_api.v1alpha1 import LLMDeployment, ModelFacts
 from quire_api.wire import AgentProgress, ModelShape
 from quire_operator.agents import Agents, is_fetching, loadings
 from quire_operator.build import (
@@ -105,7 +105,7 @@ class KubernetesWorld:
         fit = await self._fit(pods, heard)
         await self._read_secrets()
         finding = self._finding() or await self._claim_finding()
-        facts = cluster.gateways.facts.get(key)
+        facts = self._facts()
         return Observed(
             replicas=self._replicas,
             routes={key: cluster.routing.routes[key]} if key in cluster.routing.routes else {},
@@ -115,6 +115,15 @@ class KubernetesWorld:
             gateways=cluster.gateways.count,
             url=cluster.url,
         )
+
+    def _facts(self) -> ModelFacts | None:
+        """What an engine of the newest revision says; the status keeps it while none does.
+
+        Gateways still tell of pods that are leaving, of a former deployment of this name among them.
+        """
+        told = self._cluster.gateways.facts.get(self._key, {})
+        mine = (r.id for r in self._replicas if r.revision == self._revision and r.phase is not Phase.STOPPING)
+        return next((told[name] for name in mine if name in told), None)
 
     async def apply(self, intention: Intention) -> None:
         self._intentions.append(intention)

@@ -199,6 +199,17 @@ def test_the_status_tells_what_the_engines_say_of_the_model(cluster, namespace, 
     wanted = {"architecture": "LlamaForCausalLM", "parameters": 12, "contextLength": 2048, "revision": "abc"}
     soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "the facts")
 
+    # Gateways may tell of the former pod for a while.
+    cluster.kubectl("delete", "llmd", "tiny", "-n", namespace)
+    soon(lambda: name not in pods(cluster, namespace), "the pod to go")
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(engine={"device": "cpu", "maxModelLen": 64}))
+    (other,) = soon(lambda: pods(cluster, namespace), "a pod of the new one")
+    cluster.report([{**words, "model": model}, {**words, "replica": other}])
+    soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
+    assert "model" not in cluster.get("llmd", "tiny", namespace)["status"]
+    cluster.report([{**words, "replica": other, "model": {**model, "max_model_len": 64}}])
+    wanted["contextLength"] = 64
+    soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "its own facts")
 
 
 def test_a_fetched_model_has_an_agent_beside_the_engine(cluster, namespace, tiny, soon):

@@ -20,7 +20,7 @@ TINY = Key("models", "tiny")
 
 
 def report(
-    *, routable: bool = True, in_flight: int = 0, reason: str = ""
+    *, routable: bool = True, in_flight: int = 0, model: wire.ModelInfo | None = None, reason: str = ""
 ) -> bytes:
     replica = wire.ReplicaReport(
         deployment="tiny",
@@ -28,6 +28,7 @@ def report(
         replica="a",
         is_routable=routable,
         in_flight=in_flight,
+        model=model,
         reason=reason,
     )
     return msgspec.json.encode(wire.GatewayReport(replicas=[replica]))
@@ -124,6 +125,35 @@ async def test_a_gateway_that_falls_silent_is_forgotten_and_heard_again_with_the
     assert gateways.count == 1
     assert gateways.words[TINY]["a"].is_routable
     assert told == [set(), set(), set()]
+
+
+def model(length: int) -> wire.ModelInfo:
+    return wire.ModelInfo(
+        served_names=["tiny"],
+        model_revision="r",
+        block_size=16,
+        block_format=1,
+        max_model_len=length,
+        tokenizer_digest="d",
+        kv_capacity_tokens=1,
+        max_num_seqs=1,
+        engine_epoch="e",
+    )
+
+
+async def test_facts_are_those_of_replicas_that_are_reported_and_no_others(gateways, one):
+    one.content = report(model=model(512))
+    await one.rounds(2)
+    assert gateways.facts[TINY]["a"].context_length == 512
+    one.content = report()
+    await one.rounds(2)
+    assert gateways.facts == {}
+
+
+async def test_an_engine_that_tells_nonsense_of_its_model_ends_nothing(gateways, one):
+    one.content = report(model=model(-1))
+    await one.rounds(2)
+    assert gateways.words[TINY]["a"].is_routable
 
 
 EJECTED = report(routable=False, reason="Ejected: connection refused")
