@@ -20,6 +20,10 @@ _ORDINARY = frozenset(
     }
 )
 """Reasons that a start passes through."""
+LONGEST_MESSAGE = 1024
+"""Bytes that the API server takes."""
+LONGEST_REPORTER = 128
+"""Bytes, too."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,18 @@ def event_of(happening: Happening, owner: Manifest, reporter: str) -> Manifest:
         },
         "type": happening.kind,
         "reason": happening.reason,
-        "message": happening.message[:1024],
+        "message": _cut(happening.message, LONGEST_MESSAGE),
         "source": {"component": "quire-operator"},
         "reportingComponent": "quire.dev/operator",
-        "reportingInstance": reporter,
+        "reportingInstance": _cut(reporter, LONGEST_REPORTER),
         "firstTimestamp": stamp,
         "lastTimestamp": stamp,
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "action": "Reconcile",
         "count": 1,
     }
+
+
+def _cut(text: str, size: int) -> str:
+    """As much of it as fits so many bytes, in whole characters."""
+    return text.encode()[:size].decode(errors="ignore")

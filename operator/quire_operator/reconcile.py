@@ -1,7 +1,6 @@
 """Brings one deployment after the other to where its spec wants it: look, decide, write, say."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -151,8 +150,10 @@ class Reconciler:
         STATUS_WRITES.inc()
         store.put(KIND, after)
         for happening in happenings(resource.previous, status):
-            with contextlib.suppress(ApiError, ApiUnavailable):
+            try:
                 await kube.create(event_of(happening, after, self._identity))
+            except (ApiError, ApiUnavailable) as error:
+                log.warning("%s: the event %s cannot be written: %s", key, happening.reason, error)
 
     def count(self) -> None:
         """Bring the gauges of deployments up to date."""

@@ -212,6 +212,33 @@ def test_the_status_tells_what_the_engines_say_of_the_model(cluster, namespace, 
     soon(lambda: cluster.get("llmd", "tiny", namespace)["status"].get("model") == wanted, "its own facts")
 
 
+def test_describe_shows_why_a_deployment_is_not_ready_and_that_it_is_again(cluster, namespace, tiny, soon):
+    """Its message is longer than the 1,024 bytes that an event may have, and a byte is not a character there."""
+    policy = "é" * 600
+    wish = tiny(podTemplate={"spec": {"containers": [{"name": "engine", "imagePullPolicy": policy}]}})
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=wish)
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "InvalidSpec", "InvalidSpec")
+    serve(cluster, namespace, soon, tiny())
+    uid = cluster.get("llmd", "tiny", namespace)["metadata"]["uid"]
+
+    def said() -> dict[str, dict]:
+        found = cluster.objects("events", namespace)
+        return {e["reason"]: e for e in found if e["involvedObject"]["kind"] == "LLMDeployment"}
+
+    events = soon(lambda: (found := said()).keys() >= {"InvalidSpec", "Serving"} and found, "the events")
+    for event in events.values():
+        about = event["involvedObject"]
+        assert (about["apiVersion"], about["name"], about["namespace"]) == ("quire.dev/v1alpha1", "tiny", namespace)
+        assert about["uid"] == uid
+    assert (events["InvalidSpec"]["type"], events["Serving"]["type"]) == ("Warning", "Normal")
+    assert "imagePullPolicy" in events["InvalidSpec"]["message"]
+    assert events["Serving"]["message"] == "1 of 1 replicas serve"
+    described = cluster.kubectl("describe", "llmd", "tiny", "-n", namespace)
+    lines = [line.split() for line in described.split("Events:")[1].splitlines()]
+    assert ["Warning", "InvalidSpec"] in [line[:2] for line in lines]
+    assert ["Normal", "Serving"] in [line[:2] for line in lines]
+
+
 def test_a_fetched_model_has_an_agent_beside_the_engine(cluster, namespace, tiny, soon):
     (name,) = serve(cluster, namespace, soon, tiny(model={"source": "hf://Qwen/Qwen3-0.6B"}))
     (agent,) = cluster.get("pod", name, namespace)["spec"]["initContainers"]
