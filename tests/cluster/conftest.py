@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,7 @@ class OperatorProcess:
 
     def __init__(self, cluster: Cluster, name: str, flags: tuple[str, ...]) -> None:
         self.log = cluster.folder / f"{name}.log"
+        self._inside = cluster.layout.inside
         command = [
             *cluster.layout.inside,
             *(sys.executable, "-m", "quire_operator", "--kubeconfig", str(cluster.layout.kubeconfig())),
@@ -143,6 +145,14 @@ class OperatorProcess:
     @property
     def says(self) -> str:
         return self.log.read_text()
+
+    def counted(self, metric: str, *without: str) -> float:
+        """Sum of a counter's samples as /metrics tells them, less those that have one of these labels."""
+        port = re.findall(r"serves /metrics on port (\d+)", self.says)[-1]
+        command = [*self._inside, "curl", "-s", "--fail", f"http://127.0.0.1:{port}/metrics"]
+        text = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True).stdout
+        samples = [line.rsplit(" ", 1) for line in text.splitlines() if re.match(rf"{metric}[{{ ]", line)]
+        return sum(float(value) for series, value in samples if not any(label in series for label in without))
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
