@@ -63,7 +63,7 @@ def decide(
     Each deployment carries its previous status, from which unchanged conditions keep their times. Replicas whose
     deployment is gone are drained and stopped. Who looks at one deployment alone gives the `conflicts` of all.
     """
-    conflicts = name_conflicts(deployments) if conflicts is None else conflicts
+    conflicts = name_conflicts(map(Holder.of, deployments)) if conflicts is None else conflicts
     intentions: list[Intention] = []
     statuses: dict[Key, LLMDeploymentStatus] = {}
     wakes: list[float] = []
@@ -110,17 +110,29 @@ def wanted_replicas(deployment: LLMDeployment) -> int:
     return min(max(replicas, law.min_replicas), law.max_replicas) if law else replicas
 
 
-def name_conflicts(deployments: Iterable[LLMDeployment]) -> dict[Key, Finding]:
+@dataclass(frozen=True, order=True)
+class Holder:
+    """Who holds or wants served names, the oldest first."""
+
+    created: str
+    key: Key
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, deployment: LLMDeployment) -> "Holder":
+        return cls(deployment.metadata.creation_timestamp or "", Key.of(deployment), tuple(deployment.served_names))
+
+
+def name_conflicts(holders: Iterable[Holder]) -> dict[Key, Finding]:
     """Deployments that want a served name which an older one has; the oldest keeps it."""
     owner: dict[str, Key] = {}
     conflicts: dict[Key, Finding] = {}
-    for deployment in sorted(deployments, key=lambda d: (d.metadata.creation_timestamp or "", Key.of(d))):
-        key = Key.of(deployment)
-        taken = next((name for name in deployment.served_names if name in owner), None)
+    for holder in sorted(holders):
+        taken = next((name for name in holder.names if name in owner), None)
         if taken is None:
-            owner.update(dict.fromkeys(deployment.served_names, key))
+            owner.update(dict.fromkeys(holder.names, holder.key))
         else:
-            conflicts[key] = Finding(
+            conflicts[holder.key] = Finding(
                 "NameConflict",
                 f'the name "{taken}" is already served by {owner[taken]}, which is older; '
                 f"choose another in model.servedNames",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from quire_api.v1alpha1 import API_VERSION, KIND, LLMDeployment, LLMDeploymentStatus
 from quire_operator.conditions import invalid_status
-from quire_operator.decide import decide, name_conflicts, wanted_replicas
+from quire_operator.decide import Holder, decide, name_conflicts, wanted_replicas
 from quire_operator.events import event_of, happenings
 from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
 from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory
@@ -117,7 +117,7 @@ class Reconciler:
         assert deployment is not None
         store = self._cluster.store
         memory = self._memories.setdefault(key, Memory())
-        rivals = [rival.deployment for rival in store.rivals(key) if rival.deployment is not None]
+        rivals = [Holder(rival.created, rival.key, tuple(rival.served_names)) for rival in store.rivals(key)]
         conflict = name_conflicts(rivals).get(key)
         world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory)
         now = time.time()

@@ -21,6 +21,14 @@ class Resource:
     problems: tuple[Problem, ...] = ()
     previous: LLMDeploymentStatus | None = None
     """Status as written last, where that much could be read."""
+    created: str = ""
+
+    @property
+    def served_names(self) -> list[str]:
+        """Of the spec or, where that is not understood, of the last one that was."""
+        if self.deployment is not None:
+            return self.deployment.served_names
+        return self.previous.served_names if self.previous is not None else []
 
     @property
     def message(self) -> str:
@@ -36,16 +44,16 @@ def read(data: Mapping[str, Any]) -> Resource:
     written = metadata.get("generation")
     generation = written if isinstance(written, int) else 0
     status = _read_status(data.get("status"))
+    created = str(metadata.get("creationTimestamp") or "")
     wish = {name: value for name, value in data.items() if name != "status"}
     try:
         deployment = from_object(wish)
     except ValidationError as error:
-        return Resource(key, generation, None, tuple(explain(error, wish)), status)
+        return Resource(key, generation, None, tuple(explain(error, wish)), status, created)
     except RecursionError:
-        return Resource(key, generation, None, (Problem("", "is nested too deep"),), status)
-    return Resource(
-        key, generation, deployment.model_copy(update={"status": status or LLMDeploymentStatus()}), (), status
-    )
+        return Resource(key, generation, None, (Problem("", "is nested too deep"),), status, created)
+    deployment = deployment.model_copy(update={"status": status or LLMDeploymentStatus()})
+    return Resource(key, generation, deployment, (), status, created)
 
 
 def _read_status(status: Any) -> LLMDeploymentStatus | None:

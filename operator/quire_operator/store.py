@@ -99,7 +99,7 @@ class Store:
         return sorted(found, key=lambda body: str(body["metadata"]["name"]))
 
     def rivals(self, key: Key) -> list[Resource]:
-        """Understood deployments that share a served name with this one, itself included."""
+        """Deployments that share a served name with this one, itself included."""
         return [self.resources[other] for other in sorted(self._rivals(key) | {key}) if other in self.resources]
 
     def keys(self) -> Iterator[Key]:
@@ -113,13 +113,12 @@ class Store:
             return {key} | self._rivals(key) if _version(known) == version else set()
         rivals = self._rivals(key)
         former = self.resources.get(key)
-        names_before = set(former.deployment.served_names) if former and former.deployment else set()
         self._raw[key], self.resources[key] = body, resource
         # A spec that is not understood any more keeps its names: what it served goes on.
-        if resource.deployment is None or set(resource.deployment.served_names) == names_before:
+        if former is not None and set(resource.served_names) == set(former.served_names):
             return {key}
         self._forget_names(key)
-        for name in resource.deployment.served_names:
+        for name in resource.served_names:
             self._names[name].add(key)
         return {key} | rivals | self._rivals(key)
 
@@ -131,7 +130,7 @@ class Store:
 
     def _rivals(self, key: Key) -> set[Key]:
         resource = self.resources.get(key)
-        names = resource.deployment.served_names if resource and resource.deployment else []
+        names = resource.served_names if resource else []
         return {other for name in names for other in self._names.get(name, ())}
 
 

@@ -7,6 +7,7 @@ import pytest
 from quire_operator.decide import (
     BACKOFF_LONGEST_S,
     STABLE_AFTER_S,
+    Holder,
     crashes_in_a_row,
     name_conflicts,
     restart_time,
@@ -312,7 +313,7 @@ class TestNames:
     def test_the_oldest_keeps_the_name(self, make):
         old = make("b", created="2026-01-01T00:00:00Z", model={"servedNames": ["chat"]})
         young = make("a", created="2026-01-02T00:00:00Z", model={"servedNames": ["chat", "a"]})
-        (conflict,) = name_conflicts([young, old]).items()
+        (conflict,) = name_conflicts(map(Holder.of, [young, old])).items()
         assert conflict[0] == Key("default", "a")
         assert '"chat" is already served by default/b' in conflict[1].message
 
@@ -338,14 +339,14 @@ class TestNames:
         first = make("a", created="1", model={"servedNames": ["x"]})
         loser = make("b", created="2", model={"servedNames": ["x", "y"]})
         third = make("c", created="3", model={"servedNames": ["y"]})
-        assert set(name_conflicts([first, loser, third])) == {Key("default", "b")}
+        assert set(name_conflicts(map(Holder.of, [first, loser, third]))) == {Key("default", "b")}
 
     def test_same_names_in_two_namespaces_conflict_by_served_name(self, make):
         one = make("a", created="1")
         other = make("a", created="2").model_copy(
             update={"metadata": one.metadata.model_copy(update={"namespace": "team", "creation_timestamp": "2"})}
         )
-        assert set(name_conflicts([one, other])) == {Key("team", "a")}
+        assert set(name_conflicts(map(Holder.of, [one, other]))) == {Key("team", "a")}
 
 
 class TestRoutes:

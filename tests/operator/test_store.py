@@ -72,6 +72,24 @@ def test_who_shares_a_name_is_woken_and_known():
     assert [rival.key.name for rival in store.rivals(Key("models", "two"))] == ["two"]
 
 
+def test_who_is_no_longer_understood_keeps_the_name_also_for_an_operator_that_has_just_started():
+    one, two = Key("models", "one"), Key("models", "two")
+    invalid = {**resource("one", 2, names=["gpt"], replicas=-1), "status": {"servedNames": ["gpt"]}}
+    for first in ([resource("one", names=["gpt"])], []):
+        store = Store()
+        for body in (*first, invalid):
+            store.put("LLMDeployment", body)
+        assert store.put("LLMDeployment", resource("two", 3, names=["gpt"])) == {one, two}
+        assert [(rival.key, rival.served_names) for rival in store.rivals(two)] == [(one, ["gpt"]), (two, ["gpt"])]
+        assert store.remove(
+            "LLMDeployment", invalid | {"metadata": {**invalid["metadata"], "resourceVersion": "4"}}
+        ) == {
+            one,
+            two,
+        }
+        assert [rival.key for rival in store.rivals(two)] == [two]
+
+
 names = st.sampled_from("abc")
 numbers = st.integers(1, 9)
 
