@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,15 @@ def test_the_last_line_is_found_under_frames_and_blank_lines(tmp_path):
     log.write_text("first\n╭─ Error ──╮\n│ No such option: --x  │\n╰──────────╯\n\n")
     assert last_line(log) == "No such option: --x"
     assert last_line(tmp_path / "none.log") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ['{"reason": "out of luck!", "message": "no luck"}', "[" * 4000, "null"], ids=["word", "nested", "nothing"]
+)
+def test_last_words_that_no_condition_can_hold_are_a_plain_exit(text):
+    replica = ready_replica()
+    replica.started(SimpleNamespace(exit_code=1, how_it_ended=lambda: "exited with code 1"), "http://127.0.0.1:1")
+    assert replica.failure_found(text).reason == "EngineExited"
 
 
 class TestReports:
