@@ -21,6 +21,7 @@ from quire_operator.world import Key
 log = logging.getLogger(__name__)
 
 WORKERS = 8
+WORKERS_FOR_FAILED = 4
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 LOOK_AGAIN_S = 15.0
@@ -68,11 +69,12 @@ class Reconciler:
 
     async def run(self) -> None:
         """Work for ever; without the lease nothing is done, and everything is looked at when it comes."""
-        await asyncio.gather(*(self._work() for _ in range(WORKERS)))
+        workers = [self._work(failed=False) for _ in range(WORKERS)]
+        await asyncio.gather(*workers, *(self._work(failed=True) for _ in range(WORKERS_FOR_FAILED)))
 
-    async def _work(self) -> None:
+    async def _work(self, *, failed: bool) -> None:
         while True:
-            key = await self.queue.take()
+            key = await self.queue.take(failed=failed)
             try:
                 await self.is_leading.wait()
                 with RECONCILE_SECONDS.time():
@@ -91,7 +93,7 @@ class Reconciler:
                 log.warning("%s: %s; again in %.1f s", key, error, delay, exc_info=None if is_expected else error)
                 self.queue.wake_in(key, delay)
             finally:
-                self.queue.done(key)
+                self.queue.done(key, failed=key in self._failures)
 
     async def reconcile(self, key: Key) -> None:
         """

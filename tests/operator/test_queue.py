@@ -30,3 +30,17 @@ async def test_the_newest_alarm_counts():
     queue.wake_in("b", 3600)
     queue.wake_in("b", 0.05)
     assert await asyncio.wait_for(queue.take(), 60) == "b"
+
+
+async def test_what_has_failed_waits_apart_until_it_has_not():
+    queue: WakeQueue[str] = WakeQueue()
+    for key in ("bad", "good"):
+        queue.wake(key)
+    queue.done(await queue.take(), failed=True)
+    queue.done(await queue.take())
+    for key in ("bad", "good"):
+        queue.wake(key)
+    assert (await queue.take(), await queue.take(failed=True)) == ("good", "bad")
+    queue.done("bad")
+    queue.wake("bad")
+    assert await queue.take() == "bad"

@@ -1,13 +1,21 @@
 """When a deployment is looked at; what is decided then has tests of its own."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from tests.operator.conftest import deployment
 
 from quire_api.v1alpha1 import Condition, LLMDeploymentStatus
-from quire_operator.kube import NotLeading
-from quire_operator.reconcile import LOOK_AGAIN_ANYWAY_S, LOOK_AGAIN_READY_S, LOOK_AGAIN_S, Reconciler, look_again_in
+from quire_operator.kube import ApiUnavailable, NotLeading
+from quire_operator.reconcile import (
+    LOOK_AGAIN_ANYWAY_S,
+    LOOK_AGAIN_READY_S,
+    LOOK_AGAIN_S,
+    WORKERS,
+    Reconciler,
+    look_again_in,
+)
 from quire_operator.resync import EVERY_S
 from quire_operator.world import Key
 
@@ -33,9 +41,14 @@ class Watched(Reconciler):
         super().__init__(Listed(), "me")
         self.looks = []
         self.failures = []
+        self.hanging = {}
 
     async def reconcile(self, key):
         self.looks.append(key)
+        if key in self.hanging:
+            if self.hanging[key] is not None:
+                await self.hanging[key].wait()
+            raise ApiUnavailable("the webhook does not answer")
         if self.failures:
             raise self.failures.pop()
 
@@ -71,6 +84,23 @@ async def test_what_lacked_the_lease_for_a_moment_is_looked_at_again(reconciler)
     reconciler.lead()
     reconciler.seen([])
     await until(lambda: reconciler.looks == [KEY, KEY])
+
+
+async def test_however_many_hang_and_fail_the_others_are_looked_at(reconciler):
+    """As behind a webhook that hangs until the API server gives up on it."""
+    hanging = [Key("models", f"hanging-{number}") for number in range(3 * WORKERS)]
+    reconciler.lead()
+    reconciler.seen([])
+    reconciler.hanging = dict.fromkeys(hanging)
+    reconciler.wake(hanging)
+    await until(lambda: len(reconciler.looks) > len(hanging))
+    for key in hanging:
+        reconciler.hanging[key] = asyncio.Event()
+    reconciler.wake(hanging)
+    await until(lambda: any(count == 2 for count in Counter(reconciler.looks).values()))
+    fine = [Key("models", f"fine-{number}") for number in range(WORKERS)]
+    reconciler.wake(fine)
+    await until(lambda: set(fine) <= set(reconciler.looks))
 
 
 @pytest.mark.parametrize(
