@@ -132,6 +132,23 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._arm()
 
+    def eof_received(self) -> bool:
+        """The client sends no more: it has gone, or waits for its answers; only writing to it would tell which.
+
+        An engine must not work for nobody, so whoever would have to wait is taken to be gone.
+        """
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS closes both ways
+        self._loop.call_soon(self._close_unless_answering, self._task)
+        return True
+
+    def _close_unless_answering(self, before: asyncio.Task[None] | None) -> None:
+        """Close, unless answers have been written since `before` was the task; then look once more."""
+        if self._task is None or self._task is before:
+            self._transport.close()
+        else:
+            self._loop.call_soon(self._close_unless_answering, self._task)
+
     def pause_writing(self) -> None:
         self._is_write_paused = True
         self._stall = self._loop.call_later(self._limits.stall_s, self._transport.abort)

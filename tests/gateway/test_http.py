@@ -51,6 +51,37 @@ async def test_a_hundred_pipelined_requests_all_get_their_answer(world):
     assert statuses(await talk(world, GET * 100 + LAST)) == [200] * 101
 
 
+async def half_close(world, data):
+    """All that comes back to who sends `data` and closes its side."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    writer.write(data)
+    writer.write_eof()
+    async with asyncio.timeout(60):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("number", [1, 3, 100])
+async def test_who_closes_its_side_is_answered_what_needs_no_replica(world, number):
+    assert statuses(await half_close(world, GET * number)) == [200] * number
+
+
+async def test_who_closes_its_side_half_way_through_a_request_gets_what_came_before(world):
+    assert statuses(await half_close(world, GET * 2 + post()[:-3])) == [200, 200]
+    assert await half_close(world, b"") == b""
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_no_replica_works_for_who_has_closed_its_side(make_world, is_streamed):
+    world = await make_world(1)
+    world.engines["r0"].first_delay_s = 1000.0
+    body = b'{"model": "m", "prompt": "w1", "stream": %s}' % (b"true" if is_streamed else b"false")
+    assert statuses(await half_close(world, GET + post(body))) == [200]
+    await world.until(world.is_quiet)
+    await world.until(lambda: world.engines["r0"].hung_up == len(world.engines["r0"].seen))
+
+
 async def test_chunked_request_bodies(world):
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5], BODY[5:9], BODY[9:]))
