@@ -227,6 +227,8 @@ class PeerCount(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of a replica: prompt tokens whose first byte is still to come. Of a key: output tokens reserved."""
     used: tuple[int, int, int] = (0, 0, 0)
     """Of a key: requests, prompt tokens and output tokens since the gateway started."""
+    lately: tuple[int, int, int] | None = None
+    """Of a key, in a snapshot: those of them in the last minute."""
 
 
 class PeerFrame(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -59,13 +59,28 @@ class Usage:
     requests: Minute = field(default_factory=Minute)
     input_tokens: Minute = field(default_factory=Minute)
     output_tokens: Minute = field(default_factory=Minute)
+    others_requests: Minute = field(default_factory=Minute)
+    others_input_tokens: Minute = field(default_factory=Minute)
+    others_output_tokens: Minute = field(default_factory=Minute)
     typical_output: float = _FIRST_GUESS
 
     def heard(self, totals: Totals, now: float) -> None:
         """Other gateways have let the key use `totals` more."""
-        self.requests.add(totals.requests, now)
-        self.input_tokens.add(totals.input_tokens, now)
-        self.output_tokens.add(totals.output_tokens, now)
+        for minute, others, more in (
+            (self.requests, self.others_requests, totals.requests),
+            (self.input_tokens, self.others_input_tokens, totals.input_tokens),
+            (self.output_tokens, self.others_output_tokens, totals.output_tokens),
+        ):
+            minute.add(more, now)
+            others.add(more, now)
+
+    def own_lately(self, now: float) -> tuple[int, int, int]:
+        """Requests, prompt tokens and output tokens that this gateway has let the key use in the last minute."""
+        return (
+            self.requests.total(now) - self.others_requests.total(now),
+            self.input_tokens.total(now) - self.others_input_tokens.total(now),
+            self.output_tokens.total(now) - self.others_output_tokens.total(now),
+        )
 
 
 class Permit:

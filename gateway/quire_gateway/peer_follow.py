@@ -15,7 +15,7 @@ from quire_api import wire
 from quire_gateway.fleet import Fleet
 from quire_gateway.health import internal_headers
 from quire_gateway.keep import keep_going
-from quire_gateway.peers import Peer, changes, counts_of
+from quire_gateway.peers import Peer, changes, counts_of, snapshot_of
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers
 from quire_gateway.upstream import UpstreamConnection, UpstreamFailure, UpstreamPool, request_bytes
@@ -75,7 +75,8 @@ class Peers:
         loop = asyncio.get_running_loop()
         reply.start(200, [(b"content-type", b"application/jsonlines")])
         before = counts_of(self._fleet)
-        frame = wire.PeerFrame(gateway=self._fleet.id, is_snapshot=True, counts=list(before.values()))
+        snapshot = snapshot_of(self._fleet, loop.time())
+        frame = wire.PeerFrame(gateway=self._fleet.id, is_snapshot=True, counts=snapshot)
         told_at = loop.time()
         while not self._is_closing:
             if frame.is_snapshot or frame.counts or loop.time() - told_at >= HEARTBEAT_S:

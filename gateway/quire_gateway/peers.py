@@ -46,6 +46,17 @@ def counts_of(fleet: Fleet) -> dict[_Place, wire.PeerCount]:
     return counts
 
 
+def snapshot_of(fleet: Fleet, now: float) -> list[wire.PeerCount]:
+    """`counts_of` for who may hear them for the first time: what keys have used since the start is not all new."""
+    told = list(counts_of(fleet).values())
+    for count in told:
+        if count.kind == "key":
+            caller = fleet.deployments[count.where[:2]].callers.named(count.where[2])
+            if caller is not None:
+                count.lately = caller.usage.own_lately(now)
+    return told
+
+
 def changes(before: Mapping[_Place, wire.PeerCount], after: Mapping[_Place, wire.PeerCount]) -> list[wire.PeerCount]:
     """What must be told so that who knows `before` knows `after`."""
     told = [count for where, count in after.items() if before.get(where) != count]
@@ -118,13 +129,20 @@ class Peer:
             caller.usage.others_in_flight += in_flight
             caller.usage.others_reserved += tokens
             self._take_used(deployment, count, now)
-        elif place in self._counts:
+        else:
             # Not known here yet: it counts from when it is told anew.
-            del self._counts[place]
+            self._counts.pop(place, None)
+            if any(count.used):
+                lately = count.lately or (0, 0, 0)
+                known = tuple(used - new for used, new in zip(count.used, lately, strict=True))
+                self._used.setdefault(count.where, (known[0], known[1], known[2]))
 
     def _take_used(self, deployment: DeploymentState, count: wire.PeerCount, now: float) -> None:
         before = self._used.get(count.where, (0, 0, 0))
         more = [after - earlier for after, earlier in zip(count.used, before, strict=True)]
+        if count.lately is not None and count.where not in self._used:
+            self._used[count.where] = count.used
+            more = list(count.lately)
         if any(each > 0 for each in more):
             self._used[count.where] = count.used
             totals = Totals(*(max(each, 0) for each in more))

@@ -19,7 +19,7 @@ from quire_gateway.fleet import Fleet
 from quire_gateway.gateway import Gateway
 from quire_gateway.limits import OverLimit, Permit
 from quire_gateway.peer_follow import FORGET_AFTER_S, Peers
-from quire_gateway.peers import Peer, changes, counts_of
+from quire_gateway.peers import Peer, changes, counts_of, snapshot_of
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "w1 w2 w3"}]}
 FOREVER_S = 1000.0
@@ -102,6 +102,63 @@ def told(gateway, *counts):
 
 def used(key):
     return wire.PeerCount(kind="key", where=("n", "d", key), used=(1, 10, 10))
+
+
+async def test_a_gateway_that_starts_counts_only_what_keys_used_within_the_minute():
+    limits = wire.KeyLimits(requests_per_minute=10)
+    table = table_of("k")
+    table.deployments[0].limits = limits
+    table.deployments[0].api_keys = [wire.ApiKey(name="k", key="k", limits=limits)]
+    first, second, late = Fleet(), Fleet(), Fleet()
+    for fleet in (first, second, late):
+        fleet.apply(table)
+
+    def usage(fleet):
+        return fleet.deployments["n", "d"].callers.named("k").usage
+
+    def use(fleet, now):
+        permit = Permit(usage(fleet), limits, now)
+        permit.take_tokens(3, 0, now)
+        permit.end(now, was_served=True)
+
+    hears = Peer(second)
+    for number in range(100):  # two a minute
+        use(first, number * 60.0)
+        use(second, number * 60.0)
+        hears.apply(wire.PeerFrame(gateway="first", counts=list(counts_of(first).values())), number * 60.0)
+    now = 99 * 60.0 + 30.0
+    for number, fleet in enumerate((first, second)):
+        Peer(late).apply(told(str(number), *snapshot_of(fleet, now)), now)
+    assert (usage(late).requests.total(now), usage(late).input_tokens.total(now)) == (2, 6)
+    for _ in range(8):
+        use(late, now)
+    with pytest.raises(OverLimit):
+        use(late, now)
+
+
+async def test_a_peer_may_be_heard_before_the_table_comes():
+    there, here = Fleet(), Fleet()
+    there.apply(table_of("k"))
+    usage, peer = there.deployments["n", "d"].callers.named("k").usage, Peer(here)
+    for now in (0.0, 100.0, 200.0):
+        Permit(usage, wire.KeyLimits(), now).end(now, was_served=True)
+    peer.apply(told("there", *snapshot_of(there, 200.0)), 200.0)
+    here.apply(table_of("k"))
+    Permit(usage, wire.KeyLimits(), 201.0).end(201.0, was_served=True)
+    peer.apply(wire.PeerFrame(gateway="there", counts=list(counts_of(there).values())), 201.0)
+    assert here.deployments["n", "d"].callers.named("k").usage.requests.total(201.0) == 2
+
+
+async def test_who_hears_a_second_snapshot_counts_only_what_is_new():
+    there, here = Fleet(), Fleet()
+    for fleet in (there, here):
+        fleet.apply(table_of("k"))
+    usage, peer = there.deployments["n", "d"].callers.named("k").usage, Peer(here)
+    for number in range(3):
+        Permit(usage, wire.KeyLimits(), 10.0 + number).end(10.0 + number, was_served=True)
+        peer.apply(told("there", *snapshot_of(there, 10.0 + number)), 10.0 + number)
+        peer.lost()
+    assert here.deployments["n", "d"].callers.named("k").usage.requests.total(13.0) == 3
 
 
 async def test_gateways_that_are_long_gone_are_forgotten_and_those_that_may_come_back_are_not():
