@@ -34,7 +34,7 @@ def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_l
     with load(node, model, tmp_path) as traffic:
         begun = traffic.begun
         node.kubectl("delete", "pod", leaving, "-n", SYSTEM, "--wait=false")
-        soon(lambda: leaving not in names(node.pods(SYSTEM, GATEWAY)), "the deleted gateway to go")
+        soon(lambda: leaving not in names(node.objects("pods", SYSTEM, GATEWAY)), "the deleted gateway to end")
         after = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
         (new,) = after.keys() - {staying}
         for address in (after[new], after[staying]):

@@ -143,10 +143,11 @@ class Gateway:
     async def drain(self) -> None:
         """Say not ready, finish what is in flight (up to the configured time), then close.
 
-        The address stays open meanwhile, so that probes see why; new requests for models are turned away with 503 after
-        the grace time.
+        The address stays open meanwhile, so that probes see why. Each connection closes behind its next answer: clients
+        are to find another gateway before the grace time is over and requests for models are turned away with 503.
         """
         self._is_draining = True
+        self._server.leave()
         await asyncio.sleep(self._config.drain_grace_s)
         self._turns_away = True
         with contextlib.suppress(TimeoutError):

@@ -235,7 +235,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport,
             is_old=incoming.is_old,
             is_head=incoming.request.method == "HEAD",
-            keeps_alive=incoming.keeps_alive and not self._is_last,
+            keeps_alive=incoming.keeps_alive and not self._is_last and not self._server.is_leaving,
             is_paused=self._is_write_paused,
             on_end=self._answered,
         )
@@ -404,6 +404,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._has_none = asyncio.Event()
         self._has_none.set()
+        self.is_leaving = False
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen on `host:port` and return the port (0 takes a free one); once more for another address.
@@ -442,6 +443,10 @@ class Server:
     async def wait_closed(self) -> None:
         """Return when no connection is open."""
         await self._has_none.wait()
+
+    def leave(self) -> None:
+        """Close each connection behind its next answer, which says so: its client is to look for another server."""
+        self.is_leaving = True
 
     def close_when_idle(self) -> None:
         """Accept no more; each connection closes behind the answer it is giving."""

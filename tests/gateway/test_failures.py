@@ -368,6 +368,32 @@ def test_sigterm_finishes_streams_says_not_ready_and_exits_0(tmp_path):
         assert process.gateway.wait(60) == 0
 
 
+async def test_clients_of_a_gateway_that_drains_are_told_to_leave_before_it_turns_them_away(make_world):
+    world = await make_world(1, drain_grace_s=600.0)
+    engine = world.engines["r0"]
+    engine.stalls_after_tokens = 2
+    body = b'{"model": "m", "prompt": "w1", "stream": true}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    await reader.readuntil(b"data: {")
+    draining = asyncio.create_task(world.gateway.drain())
+    async with world.http() as http:
+        assert (await http.get("/ready")).status_code == 503
+        answer = await http.post("/v1/completions", json={"model": "m", "prompt": "w1"})
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    engine.stalls_after_tokens = None
+    async with asyncio.timeout(60):
+        # What has begun did not say so: its client may send once more, and hears of it then.
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in head
+    assert rest.endswith(b"\r\n0\r\n\r\n")
+    writer.close()
+    draining.cancel()
+
+
 async def test_a_port_in_use_is_one_line_and_exit_code_2(world, capsys):
     flags = ["--port", str(world.gateway.port), "--routing-table", str(world.table_path)]
     assert await asyncio.to_thread(main, flags) == 2
