@@ -396,14 +396,12 @@ class Fleet:
             for name in deployment.table.served_names:
                 self._by_name.setdefault(name, deployment)
             deployment.notify()
+        callers = [deployment.callers for deployment in kept.values()]
+        self._closed = callers[0] if callers and not any(each.is_open for each in callers) else None
         self._by_key = {}
-        self._closed = None
-        for deployment in kept.values():
-            self._closed = deployment.callers
-            for digest in deployment.callers.digests():
-                self._by_key.setdefault(digest, []).append(deployment.callers)
-        if any(deployment.callers.is_open for deployment in kept.values()):
-            self._closed = None
+        for each in callers:
+            for digest in each.digests():
+                self._by_key.setdefault(digest, []).append(each)
         return added
 
     def check_token(self, token: str) -> None:
