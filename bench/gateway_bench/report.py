@@ -244,7 +244,8 @@ def _decision(result: dict[str, Any]) -> list[str]:
         "",
         *_table(["what", "p50 us", "p99 us"], rows),
         f"The index: {result['bytes_per_entry']} bytes for each block of a replica "
-        f"({result['index_entries']:,} of them, {result['index_distinct_blocks']:,} distinct). A full collection of "
+        f"({result['index_entries']:,} of them, {result['index_distinct_blocks']:,} distinct), "
+        f"{result.get('bytes_per_guessed_entry', 'not measured')} where replicas tell nothing. A full collection of "
         f"Python's garbage collector beside it: {result['full_collection_ms']} ms.",
         "",
     ]
