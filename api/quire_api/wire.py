@@ -27,6 +27,8 @@ HEADER_REPLICA = "x-quire-replica"
 HEADER_REASON = "x-quire-reason"
 HEADER_CACHED_TOKENS = "x-quire-cached-tokens"
 HEADER_INDEX_MODE = "x-quire-index-mode"
+HEADER_MISS = "x-quire-miss"
+"""Why the replica was believed to have no more of the prompt cached; absent if it had all of it."""
 HEADER_ATTEMPTS = "x-quire-attempts"
 HEADER_QUEUE_MS = "x-quire-queue-ms"
 """How long the request was held because no replica could take it."""
@@ -51,6 +53,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_num_seqs: int
     engine_epoch: str
     """Changes with every start of the engine process."""
+    adapter: str = ""
+    """Second field of the block-hash root: the adapter that all its answers are given with; empty for none."""
     architecture: str = ""
     """As the checkpoint names it; empty: not said."""
     num_parameters: int = 0
@@ -254,6 +258,8 @@ class ReplicaScore(msgspec.Struct, kw_only=True):
     is_over_bound: bool = False
     """It is far busier than the mean, and no candidate however warm."""
     index_mode: IndexMode = "FALLBACK"
+    index_problem: str = ""
+    """Why its cache is not known exactly; empty while it is."""
     excluded: str = ""
     """Why it gets no requests; empty for a candidate."""
 

@@ -26,7 +26,9 @@ MISSES = {
     "elsewhere": "another replica has more of it",
     "other_salt": "it was sent under another key or salt, and those never share",
     "other_model": "it was sent to another revision of the model",
+    "other_adapter": "it was sent to engines with another adapter",
     "other_block_size": "it was sent to engines with another block size",
+    "other_block_format": "the replica's blocks are of a version that this gateway cannot compute",
     "unknown": "the gateway cannot tokenise it",
 }
 
@@ -82,6 +84,9 @@ def summary(explanation: wire.RouteExplanation) -> list[str]:
         lines.append(f"missing   {explanation.miss}: {MISSES.get(explanation.miss, 'no more of it is cached there')}")
     mode = explanation.index_mode
     lines.append(f"index     {mode}" + (f": {MODES[mode]}" if mode in MODES else ""))
+    chosen = next((score for score in explanation.replicas if score.replica == explanation.chosen), None)
+    if chosen is not None and chosen.index_problem:
+        lines.append(f"          {chosen.index_problem}")
     return lines
 
 

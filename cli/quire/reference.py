@@ -47,7 +47,8 @@ Labels `namespace` and `deployment`, and those named: `code`, `reason` or `cause
 refused before it was known whose they are. Of `quire_gateway_refusals_total` the `reason` is `malformed_http` (400),
 `request_timeout` (408), `body_too_large` (413) or `headers_too_large` (431) for what was no whole HTTP request, else
 the [code of the error](http-api.md#errors). Of `quire_gateway_index_losses_total` the `cause` is what happened to the
-stream of events: `cut`, `silent` for 3 s, a `gap`, or `malformed`.
+stream of events: `cut`, `silent` for 3 s, a `gap`, or `malformed`. Those of `quire_gateway_prefix_misses_total` are
+explained [here](kv-events.md#why-a-prefix-was-not-cached).
 
 {gateway}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from quire_api import blocks
-from quire_api.wire import ModelInfo
+from quire_gateway.block_space import BlockSpace
 from quire_gateway.cost import CachedTokens, Known, Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candidates
 from quire_gateway.index import Expectation
@@ -42,9 +42,7 @@ class Chain:
         return self._known
 
 
-Facts = tuple[str, int]
-"""Model revision and block size."""
-Chains = dict[Facts, Chain]
+Chains = dict[BlockSpace, Chain]
 """A prompt's chains."""
 
 
@@ -83,14 +81,14 @@ class Choice:
         self._deployment = deployment
         self._prompt = prompt
         self._chains: Chains = {} if chains is None else chains
-        self._matches: dict[Facts, Match] = {}
+        self._matches: dict[BlockSpace, Match] = {}
         """Of the latest pick."""
 
     def pick(self, replicas: list[ReplicaState]) -> Pick:
         """The policy's choice among `replicas` (at least one); changes nothing."""
         roster = self._deployment.roster_of(replicas)
         candidates = as_candidates(replicas, roster.ids, self._cached_tokens(roster), self._deployment.others)
-        chain = self._chain(replicas[0])
+        chain = next((chain for space in roster.groups if (chain := self._chain(space))), None)
         pick = self._deployment.policy.pick(self._prompt.count, candidates, (chain and chain.at(0)) or b"")
         return keep_session(pick, self._session) if self._session else pick
 
@@ -98,70 +96,66 @@ class Choice:
         """Why the replica of `pick`, the latest, has no more of the prompt's full blocks cached; empty: it has all.
 
         `elsewhere` (another replica of the same model has more), `evicted` (lately, at some replica), `other_salt`,
-        `other_model`, `other_block_size` (it was sent, but they may not share), `unknown` (not tokenised), or `novel`.
+        `other_model`, `other_adapter`, `other_block_size` (it was sent, but they may not share), `other_block_format`
+        (what this replica has cached cannot be known), `unknown` (not tokenised), or `novel`.
         """
         deployment, tokens = self._deployment, self._prompt.tokens
         replica = deployment.replicas[pick.replica]
-        chain = self._chain(replica)
-        if chain is None or replica.info is None:
+        space = replica.block_space
+        chain = self._chain(space)
+        if chain is None or space is None:
+            if tokens and replica.has_foreign_blocks:
+                return "other_block_format"
             return "unknown" if self._prompt.count else ""
-        depth = pick.cached_tokens // replica.info.block_size
+        depth = pick.cached_tokens // space.block_size
         missing = chain.at(depth)
         if missing is None:
             return ""
-        if self._matches[_facts(replica.info)].is_any_beyond(depth):
+        if self._matches[space].is_any_beyond(depth):
             return "elsewhere"
         if missing in deployment.index.removed:
             return "evicted"
         if pick.cached_tokens:
             return "novel"
-        return deployment.beginnings.difference(tokens, self._namespace(replica.info)) or "novel"
+        return deployment.beginnings.difference(tokens, Namespace(space, self._prompt.salt)) or "novel"
 
     def expect(self, replica: ReplicaState) -> Expectation | None:
         """Index the whole prompt at `replica`, which is about to compute it: twins of a cold prefix meet there.
 
         To be settled once it is computed, or will not be.
         """
-        chain = self._chain(replica)
-        if chain is None or replica.info is None:
+        space = replica.block_space
+        chain = self._chain(space)
+        if chain is None or space is None:
             return None
-        self._deployment.beginnings.add(self._prompt.tokens, self._namespace(replica.info))
+        self._deployment.beginnings.add(self._prompt.tokens, Namespace(space, self._prompt.salt))
         return self._deployment.index.expect(replica.id, chain.all())
-
-    def _namespace(self, info: ModelInfo) -> Namespace:
-        return Namespace(info.model_revision, info.block_size, self._prompt.salt)
 
     def _cached_tokens(self, roster: Roster) -> CachedTokens:
         """Of each replica."""
         self._matches.clear()
         if len(roster.groups) == 1:
-            return self._matched(roster.ids)
+            return self._matched(next(iter(roster.groups)), roster.ids)
         cached = dict.fromkeys(roster.ids, 0)
-        for alike in roster.groups.values():
-            matched = self._matched(alike)
+        for space, alike in roster.groups.items():
+            matched = self._matched(space, alike)
             matched.settle(range(len(alike)))
             cached.update(zip(alike, matched.at_most(), strict=True))
         return Known(cached.values())
 
-    def _matched(self, alike: tuple[str, ...]) -> CachedTokens:
-        """Of replicas that know blocks by the same keys."""
-        first = self._deployment.replicas[alike[0]]
-        chain = self._chain(first)
-        if chain is None or first.info is None:
+    def _matched(self, space: BlockSpace | None, alike: tuple[str, ...]) -> CachedTokens:
+        """Of the replicas of one space."""
+        chain = self._chain(space)
+        if chain is None or space is None:
             return Known([0] * len(alike))
         match = self._deployment.index.match(chain, alike)
-        self._matches[_facts(first.info)] = match
-        return Matched(match, first.info.block_size)
+        self._matches[space] = match
+        return Matched(match, space.block_size)
 
-    def _chain(self, replica: ReplicaState) -> Chain | None:
-        info, tokens = replica.info, self._prompt.tokens
-        if info is None or not tokens:
+    def _chain(self, space: BlockSpace | None) -> Chain | None:
+        prompt = self._prompt
+        if space is None or not prompt.tokens:
             return None
-        facts = _facts(info)
-        if facts not in self._chains:
-            self._chains[facts] = Chain(self._prompt.root(info), tokens, info.block_size)
-        return self._chains[facts]
-
-
-def _facts(info: ModelInfo) -> Facts:
-    return info.model_revision, info.block_size
+        if space not in self._chains:
+            self._chains[space] = Chain(space.root(prompt.salt), prompt.tokens, space.block_size)
+        return self._chains[space]

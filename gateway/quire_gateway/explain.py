@@ -95,6 +95,7 @@ def _scored(score: Score, deployment: DeploymentState) -> wire.ReplicaScore:
         uncached_tokens=score.uncached_tokens,
         is_over_bound=score.is_over_bound,
         index_mode=deployment.replicas[score.replica].index_mode,
+        index_problem=deployment.replicas[score.replica].feed.problem,
     )
 
 
@@ -106,6 +107,7 @@ def _others(deployment: DeploymentState, candidates: list[ReplicaState]) -> list
             queued_tokens=replica.queued_tokens,
             excluded=replica.reason,
             index_mode=replica.index_mode,
+            index_problem=replica.feed.problem,
         )
         for replica in deployment.replicas.values()
         if replica not in candidates

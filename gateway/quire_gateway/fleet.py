@@ -8,6 +8,7 @@ from math import ceil
 from typing import Protocol
 
 from quire_api import wire
+from quire_gateway.block_space import BlockSpace, space_of, why_unknown
 from quire_gateway.cost import CachedTokens, Candidates
 from quire_gateway.health import Health
 from quire_gateway.index import Expectation, PrefixIndex
@@ -107,8 +108,8 @@ class ReplicaState:
     """Prompt tokens that its cache was believed to hold when they were sent."""
     health: Health = field(default_factory=Health)
     info: wire.ModelInfo | None = None
-    namespace: tuple[str, int] | None = None
-    """Model revision and block size, of `info`: replicas alike in them know blocks by the same keys."""
+    block_space: BlockSpace | None = None
+    """Replicas of one know blocks by the same keys; None: it is chosen by load alone."""
     pulse: Pulse = field(default_factory=Pulse)
     observed: Observed = field(default_factory=Observed)
     answers: set[Answer] = field(default_factory=set)
@@ -129,6 +130,11 @@ class ReplicaState:
         return self.feed.mode(asyncio.get_running_loop().time())
 
     @property
+    def has_foreign_blocks(self) -> bool:
+        """What it caches cannot be known, see `block_space.why_unknown`."""
+        return self.info is not None and self.block_space is None
+
+    @property
     def is_candidate(self) -> bool:
         return self.health.is_routable and not self.is_draining and not self.is_removed
 
@@ -145,13 +151,17 @@ class ReplicaState:
     def became_routable(self, info: wire.ModelInfo | None) -> None:
         """One token came out of it; `info` are its facts now."""
         index = self.deployment.index
-        if info is not None:
+        space = None if info is None else space_of(info)
+        if info is not None and space is not None:
             is_other = self.info is not None and self.info.engine_epoch != info.engine_epoch
             if is_other and self.feed.epoch != info.engine_epoch:
                 index.clear_replica(self.id)
-            index.add_replica(self.id, info.kv_capacity_tokens // info.block_size)
+            index.add_replica(self.id, info.kv_capacity_tokens // space.block_size)
+        elif info is not None:
+            self.feed.refused(why_unknown(info))
+            index.remove_replica(self.id)
         self.info = info
-        self.namespace = None if info is None else (info.model_revision, info.block_size)
+        self.block_space = space
         self.deployment.roster = None
         self.health.probe_succeeded()
         self.deployment.notify()
@@ -296,10 +306,10 @@ class Roster:
     def __init__(self, replicas: list[ReplicaState]) -> None:
         self.replicas = replicas
         self.ids = tuple(replica.id for replica in replicas)
-        self.groups: dict[tuple[str, int] | None, tuple[str, ...]] = {}
-        """Ids by namespace: replicas of one group know blocks by the same keys."""
-        for namespace in dict.fromkeys(replica.namespace for replica in replicas):
-            self.groups[namespace] = tuple(each.id for each in replicas if each.namespace == namespace)
+        self.groups: dict[BlockSpace | None, tuple[str, ...]] = {}
+        """Ids by block space."""
+        for space in dict.fromkeys(replica.block_space for replica in replicas):
+            self.groups[space] = tuple(each.id for each in replicas if each.block_space == space)
 
 
 def as_candidates(

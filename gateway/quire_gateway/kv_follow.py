@@ -24,6 +24,8 @@ class _Stream:
 
     def __init__(self, replica: ReplicaState) -> None:
         self._replica = replica
+        self.is_understood = not replica.has_foreign_blocks
+        """Else only its signs of life count."""
         self._feed = replica.feed
         self._pulse = replica.pulse
         self._reader = FrameReader()
@@ -40,7 +42,8 @@ class _Stream:
         self._pulse.is_expected = status == 200 or status >= 500
         if status == 200:
             self.heard_at = self._loop.time()
-            self._feed.opened(self.heard_at)
+            if self.is_understood:
+                self._feed.opened(self.heard_at)
         else:
             self._end("cut", f"{KV_EVENTS_PATH} answered {status}")
 
@@ -50,6 +53,8 @@ class _Stream:
             return
         self.heard_at = self._loop.time()
         self._pulse.has_beaten = True
+        if not self.is_understood:
+            return
         try:
             for frame in self._reader.read(data):
                 self._feed.apply(frame, self.heard_at)
@@ -114,11 +119,13 @@ async def _read(replica: ReplicaState, connection: UpstreamConnection) -> int:
             if loop.time() - stream.heard_at > SILENCE_S:
                 cause, why = "silent", f"nothing came for {SILENCE_S:g} s"
                 break
+            if not (stream.is_understood or replica.has_foreign_blocks):
+                break
         else:
             return stream.status
     finally:
         connection.close()
-    if replica.is_removed:
+    if replica.is_removed or not stream.is_understood:
         return stream.status
     if stream.status in (0, 200):
         log.log(logging.INFO if cause == "cut" else logging.WARNING, "KV events of %s: %s", replica.id, why)

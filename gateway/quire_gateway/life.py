@@ -37,6 +37,7 @@ _REPLICA = wire.HEADER_REPLICA.encode()
 _REASON = wire.HEADER_REASON.encode()
 _CACHED_TOKENS = wire.HEADER_CACHED_TOKENS.encode()
 _INDEX_MODE = wire.HEADER_INDEX_MODE.encode()
+_MISS = wire.HEADER_MISS.encode()
 _ATTEMPTS = wire.HEADER_ATTEMPTS.encode()
 _REQUEST_ID = wire.HEADER_REQUEST_ID.encode()
 _NOT_LOST = frozenset({"resume_refused", "request_failed"})
@@ -104,7 +105,7 @@ class Life:
         self._terms = new_terms() if may_move else None
         self._so_far: Resume | None = None
         self._relay: Relay | None = None
-        self._began_with: tuple[str, str] | None = None
+        self._began_with: tuple[str, str, str] | None = None
         self._is_woken = False
         self._barren = 0
         """Replicas in a row that have failed on the stream without an event."""
@@ -400,6 +401,7 @@ class Life:
             (_REASON, exchange.reason.encode()),
             (_CACHED_TOKENS, b"%d" % exchange.cached_tokens),
             (_INDEX_MODE, exchange.index_mode.encode()),
+            *([(_MISS, exchange.miss.encode())] if exchange.miss else []),
             (_ATTEMPTS, b"%d" % exchange.attempts),
             (_REQUEST_ID, exchange.request_id.encode()),
             *self._wait.headers(),
@@ -420,7 +422,7 @@ class Life:
         return is_free or self._deployment.retries.take()
 
 
-def _facts(replica: ReplicaState) -> tuple[str, str] | None:
+def _facts(replica: ReplicaState) -> tuple[str, str, str] | None:
     """What two replicas must have in common for one to go on with the other's stream."""
     info = replica.info
-    return None if info is None else (info.model_revision, info.tokenizer_digest)
+    return None if info is None else (info.model_revision, info.adapter, info.tokenizer_digest)

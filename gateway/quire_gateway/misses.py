@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from quire_gateway.block_space import BlockSpace
+
 _SLOTS = 1 << 16
 _MOST_BEGINNINGS = 4096
 _BEGINNING_TOKENS = 16
@@ -31,8 +33,7 @@ class Removed:
 class Namespace:
     """What must be equal for two prompts to share blocks."""
 
-    model_revision: str
-    block_size: int
+    space: BlockSpace
     salt: str
 
 
@@ -50,11 +51,16 @@ class Beginnings:
             self._last.popitem(last=False)
 
     def difference(self, tokens: Sequence[int], namespace: Namespace) -> str:
-        """What kept such a prompt from sharing: `other_model`, `other_block_size`, `other_salt`; empty for nothing."""
+        """What kept such a prompt from sharing; empty for nothing.
+
+        `other_model`, `other_adapter`, `other_block_size` or `other_salt`.
+        """
         last = self._last.get(self._key(tokens), namespace)
-        if last.model_revision != namespace.model_revision:
+        if last.space.model_revision != namespace.space.model_revision:
             return "other_model"
-        if last.block_size != namespace.block_size:
+        if last.space.adapter != namespace.space.adapter:
+            return "other_adapter"
+        if last.space.block_size != namespace.space.block_size:
             return "other_block_size"
         return "other_salt" if last.salt != namespace.salt else ""
 

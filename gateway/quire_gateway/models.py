@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from quire_api import blocks, wire
+from quire_api import wire
 from quire_gateway.health import internal_headers
 from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 from quire_text.bundle import TokenizerBundle
@@ -37,10 +37,6 @@ class Prompt(msgspec.Struct, frozen=True):
     count: int
     salt: str = ""
 
-    def root(self, info: wire.ModelInfo) -> bytes:
-        """The parent of the prompt's first block on a replica with these facts."""
-        return blocks.root_key(info.model_revision, info.block_size, "", self.salt)
-
 
 class ModelStore:
     """Tokenizers by digest."""
@@ -56,7 +52,7 @@ class ModelStore:
         None from an engine that does not tell (404): it is routed to by load alone.
 
         Raises:
-            UpstreamFailure: no answer, a bad one, or facts of a hash format that this gateway does not speak.
+            UpstreamFailure: no answer, or a bad one.
         """
         headers = internal_headers(internal_key)
         status, body = await pool.fetch(
@@ -70,9 +66,6 @@ class ModelStore:
             info = msgspec.json.decode(body, type=wire.ModelInfo)
         except msgspec.MsgspecError as error:
             raise UpstreamFailure("malformed", f"/internal/v1/model cannot be read: {error}") from None
-        if info.block_format != blocks.FORMAT_VERSION or info.block_size <= 0:
-            message = f"block format {info.block_format} is not this gateway's ({blocks.FORMAT_VERSION})"
-            raise UpstreamFailure("malformed", message)
         digest = info.tokenizer_digest
         if digest and digest not in self._tokenizers:
             async with self._loading.setdefault(digest, asyncio.Lock()):

@@ -9,6 +9,7 @@ import msgspec
 
 from quire_api import wire
 from quire_api.warming import HOT_PREFIXES_PATH, MOST_BYTES, WARM_PATH, WARMING_MEDIA_TYPE, HotPrefixes, Warmed
+from quire_gateway.block_space import space_of
 from quire_gateway.fleet import ReplicaState
 from quire_gateway.health import internal_headers
 from quire_gateway.upstream import UpstreamFailure
@@ -50,13 +51,11 @@ def siblings_of(replica: ReplicaState, info: wire.ModelInfo, now: float) -> list
 
     First the one whose cache has saved most of late.
     """
+    space = space_of(info)
     alike = [
         each
         for each in replica.deployment.candidates(set())
-        if each is not replica
-        and each.namespace == (info.model_revision, info.block_size)
-        and each.info is not None
-        and each.info.block_format == info.block_format
+        if each is not replica and each.block_space == space is not None
     ]
     return sorted(alike, key=lambda each: each.saved_tokens.value(now), reverse=True)[:MOST_SIBLINGS]
 

@@ -92,6 +92,8 @@ class StubEngine:
     kv_capacity_tokens: int = 4096
     epoch: str = "1"
     revision: str = "rev"
+    adapter: str = ""
+    block_format: int = blocks.FORMAT_VERSION
     tells_model: bool = True
     raw_answer: bytes = b""
     hot: warming.HotPrefixes | None = None
@@ -274,7 +276,9 @@ class StubEngine:
 
     async def _beat(self, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        self._chunk(writer, kv_events.pack_snapshot(self.epoch, 0, BLOCK_SIZE, 1000, []))
+        version = kv_events.KV_EVENTS_VERSION
+        snapshot = kv_events.Snapshot(version, self.epoch, 0, self.block_format, BLOCK_SIZE, 1000, 0)
+        self._chunk(writer, kv_events.pack(snapshot))
         while True:
             await self._thaw()
             self._chunk(writer, kv_events.pack(kv_events.Heartbeat(self.epoch, 0)))
@@ -285,7 +289,8 @@ class StubEngine:
             served_names=self.served_names,
             model_revision=self.revision,
             block_size=BLOCK_SIZE,
-            block_format=blocks.FORMAT_VERSION,
+            block_format=self.block_format,
+            adapter=self.adapter,
             max_model_len=2048,
             tokenizer_digest=self.bundle.digest,
             kv_capacity_tokens=self.kv_capacity_tokens,

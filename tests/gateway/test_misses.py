@@ -24,6 +24,14 @@ async def test_a_new_prompt_is_novel_and_a_repeated_one_misses_nothing(make_worl
     assert told["miss"] == "novel"
 
 
+async def test_the_answer_itself_says_why(make_world):
+    world = await make_world(1)
+    async with world.http() as http:
+        asked = {"model": "m", "prompt": words(0, 20)}
+        told = [(await http.post("/v1/completions", json=asked)).headers.get("x-quire-miss") for _ in range(2)]
+    assert told == ["novel", None]
+
+
 async def test_what_fell_out_of_the_cache_was_evicted(make_world, make_engine):
     world = await make_world({"a": await make_engine(kv_capacity_tokens=40)})
     prompts = [words(start, 20) for start in (0, 40, 80, 0)]
@@ -41,6 +49,12 @@ async def test_another_revision_is_told_from_a_new_prompt(make_world, make_engin
     engines = {"old": await make_engine(), "new": await make_engine(revision="rev-2")}
     world = await make_world(engines, {"policy": "roundRobin"})
     assert await misses(world, words(0, 20), words(0, 20)) == ["novel", "other_model"]
+
+
+async def test_another_adapter_is_told_from_a_new_prompt_and_shares_nothing(make_world, make_engine):
+    engines = {"plain": await make_engine(), "tuned": await make_engine(adapter="tuned")}
+    world = await make_world(engines, {"policy": "roundRobin"})
+    assert await misses(world, *[words(0, 20)] * 4) == ["novel", "other_adapter", "", ""]
 
 
 async def test_a_colder_replica_was_chosen_though_another_has_the_prefix(make_world):
