@@ -62,6 +62,11 @@ class GatewayConfig(BaseSettings):
     )
     max_header_bytes: int = Field(64 * 1024, gt=0, description="Longest request head.")
     max_body_bytes: int = Field(32 * 1024 * 1024, gt=0, description="Longest request body.")
+    max_buffered_bytes: int = Field(
+        256 * 1024 * 1024,
+        gt=0,
+        description="Most bytes of all requests' bodies together, in one process; no less than --max-body-bytes.",
+    )
     max_in_flight_per_replica: int = Field(512, gt=0, description="Most requests at one replica.")
     saturation: float = Field(
         1.25,

@@ -99,7 +99,9 @@ class Gateway:
         others = [] if worker is None else [each for each in worker.inner if each != worker.inner[worker.number]]
         self.peers = Peers(self.fleet, others or _peer_names(config), config.internal_key)
         self._siblings = Siblings(others, config.internal_key)
-        self._server = Server(self._handle, Limits(config.max_header_bytes, config.max_body_bytes), self._unread)
+        limits = Limits(config.max_header_bytes, config.max_body_bytes, config.max_buffered_bytes)
+        self._server = Server(self._handle, limits, self._unread)
+        self._metrics.watch_bodies(lambda: self._server.bodies.used)
         self._certificate = _certificate_of(config)
         self._renewal: asyncio.Task[None] | None = None
         self._in_flight = 0

@@ -1,6 +1,6 @@
 """What the gateway measures, as Prometheus metrics in a registry of its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import get_args
@@ -126,6 +126,11 @@ class Metrics:
             (*_WHO, "replica"),
             registry=self._registry,
         )
+        self._bodies = Gauge(
+            "quire_gateway_buffered_body_bytes",
+            "Bytes of the bodies of all requests that arrive, wait or are being answered.",
+            registry=self._registry,
+        )
         self._feeds = _FeedCounters()
         self._registry.register(self._feeds)
         self._stale = Gauge(
@@ -142,6 +147,10 @@ class Metrics:
         for cause in get_args(RestartCause):
             restarted.labels(cause).inc(restarts.get(cause, 0))
         self._children: dict[tuple[str, str], _Children] = {}
+
+    def watch_bodies(self, used: Callable[[], int]) -> None:
+        """`used` tells how many bytes of bodies there are."""
+        self._bodies.set_function(used)
 
     def of(self, who: tuple[str, str]) -> _Children:
         """The metrics of one deployment, (namespace, name)."""

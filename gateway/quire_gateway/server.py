@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import httptools
 
+from quire_gateway.body_budget import BodyBudget, Share
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, Request
@@ -31,10 +32,12 @@ _TICK_S = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client connection may use; bytes and seconds."""
+    """What one client connection may use, and all together; bytes and seconds."""
 
     header_bytes: int = 64 * 1024
     body_bytes: int = 32 * 1024 * 1024
+    bodies_bytes: int = 256 * 1024 * 1024
+    """Of all connections together; at least `body_bytes`."""
     header_timeout_s: float = 30.0
     body_timeout_s: float = 300.0
     keep_alive_s: float = 75.0
@@ -47,6 +50,8 @@ class _Incoming:
     request: Request
     is_old: bool
     keeps_alive: bool
+    share: Share | None
+    """Of its body; None for an empty one."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -74,7 +79,8 @@ class ClientConnection(asyncio.Protocol):
         self._owes_continue = False
         self._expects_continue = False
         self._headers: Headers = []
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
+        self._share: Share | None = None
         self._reset()
 
     @property
@@ -104,7 +110,11 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.closed(self)
+        for incoming in self._queue:
+            if incoming.share is not None:
+                incoming.share.release()
         self._queue.clear()
+        self._drop_body()
         self._disarm()
         if self._stall is not None:
             self._stall.cancel()
@@ -197,7 +207,18 @@ class ClientConnection(asyncio.Protocol):
         self._body_size += len(body)
         if self._body_size > self._limits.body_bytes:
             self._fail(self._too_large_body())
-        self._body.append(body)
+        now = self._loop.time()
+        if self._share is None:
+            self._share = self._server.bodies.begin(self._give_way, now)
+        if not self._share.grow(len(body), now):
+            self._fail(self._too_much_together())
+        if not self._body:
+            self._body = body
+            return
+        if isinstance(self._body, bytes):
+            # Not a list of pieces: each is an object of its own, and a slow sender's hold a few bytes.
+            self._body = bytearray(self._body)
+        self._body += body
 
     def on_message_complete(self) -> None:
         if self._is_upgrade:
@@ -210,14 +231,16 @@ class ClientConnection(asyncio.Protocol):
             method=self._parser.get_method().decode("ascii"),
             path=path.decode("latin-1"),
             headers=self._headers,
-            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            body=bytes(self._body),
             peer=self._peer,
             arrived_at=self._loop.time(),
             query=query,
         )
         is_old = self._parser.get_http_version() == "1.0"
-        self._queue.append(_Incoming(request, is_old, self._parser.should_keep_alive()))
-        self._body = []
+        if self._share is not None:
+            self._share.complete()
+        self._queue.append(_Incoming(request, is_old, self._parser.should_keep_alive(), self._share))
+        self._body, self._share = b"", None
         if self._task is None:
             self._start_next()
         elif len(self._queue) >= _MAX_PIPELINED and not self._is_read_paused:
@@ -240,13 +263,16 @@ class ClientConnection(asyncio.Protocol):
             on_end=self._answered,
         )
         self._reply = reply
-        self._task = self._loop.create_task(self._run(incoming.request, reply))
+        self._task = self._loop.create_task(self._run(incoming, reply))
 
-    async def _run(self, request: Request, reply: Reply) -> None:
+    async def _run(self, incoming: _Incoming, reply: Reply) -> None:
         try:
-            await self._handler(request, reply)
+            await self._handler(incoming.request, reply)
         except Exception as error:
             self._loop.call_exception_handler({"message": "a request's handler failed", "exception": error})
+        finally:
+            if incoming.share is not None:
+                incoming.share.release()
         if not reply.is_ended:
             if reply.is_started:
                 reply.abort()
@@ -280,7 +306,6 @@ class ClientConnection(asyncio.Protocol):
     def _reset(self) -> None:
         self._url = b""
         self._headers = []
-        self._body = []
         self._body_size = 0
         self._head_bytes = 0
         self._raw_bytes = 0
@@ -335,6 +360,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer with `refusal` behind the requests before it, and read no more."""
         self._refusal = refusal
         self._is_lingering = True
+        self._drop_body()
         self._disarm()
         if self._task is not None or self._transport.is_closing():
             return
@@ -347,6 +373,21 @@ class ClientConnection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def _drop_body(self) -> None:
+        self._body = b""
+        if self._share is not None:
+            self._share.release()
+            self._share = None
+
+    def _give_way(self) -> None:
+        """The body that is arriving has lost its memory to others."""
+        self._refuse(self._too_much_together())
+
+    def _too_much_together(self) -> Refusal:
+        limit = self._server.bodies.limit
+        message = f"The gateway holds {limit} bytes of request bodies, all that it may. Send the request again."
+        return Refusal(503, "too_much_buffered", message, retry_after_s=1)
 
     def _too_large_head(self) -> Refusal:
         limit = self._limits.header_bytes
@@ -405,6 +446,7 @@ class Server:
         self._has_none = asyncio.Event()
         self._has_none.set()
         self.is_leaving = False
+        self.bodies = BodyBudget(max(limits.bodies_bytes, limits.body_bytes))
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen on `host:port` and return the port (0 takes a free one); once more for another address.
