@@ -107,6 +107,17 @@ def test_a_registry_goes_before_every_image():
     assert "--agent-image=mirror.example/q/quire/agent:0.1.0" in text
 
 
+def test_a_digest_pins_each_image_in_place_of_its_tag():
+    digests = {"operator": "a", "gateway": "b", "runtime": "c", "agent": "d"}
+    digests = {name: f"sha256:{digit * 64}" for name, digit in digests.items()}
+    pins = [f"images.{name}.digest={digest},images.{name}.tag=v9" for name, digest in digests.items()]
+    text = template("--set", ",".join(["images.registry=mirror.example", *pins])).stdout
+    assert f"image: mirror.example/quire/operator@{digests['operator']}\n" in text
+    assert f"image: mirror.example/quire/gateway@{digests['gateway']}\n" in text
+    assert f"--engine-image=mirror.example/quire/runtime@{digests['runtime']}\n" in text
+    assert f"--agent-image=mirror.example/quire/agent@{digests['agent']}\n" in text
+
+
 def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise():
     def ports(*flags: str) -> list[tuple[str, int]]:
         objects = rendered("--set", "gateway.tls.secretName=front-door", *flags)
@@ -124,6 +135,7 @@ def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise
         ("gateway.replicas=-1", "gateway"),
         ("gatway.replicas=1", "gatway"),
         ("images.pullPolicy=Sometimes", "pullPolicy"),
+        ("images.runtime.digest=latest", "digest"),
         ("namespaces=models", "namespaces"),
         ("monitoring.podMonitors.interval=soon", "interval"),
     ],

@@ -20,7 +20,8 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 
 {{- define "quire.image" -}}
 {{- with .root.Values.images.registry }}{{ . | trimSuffix "/" }}/{{ end -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{ .image.repository }}
+{{- with .image.digest }}@{{ . }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- define "quire.podSecurity" -}}
