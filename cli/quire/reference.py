@@ -43,12 +43,13 @@ counts once a prompt. `num_requests_waiting_by_reason` has `reason`: all wait fo
 
 ## Gateway
 
-Labels `namespace` and `deployment`, and those named: `code`, `reason` or `cause`. Both are empty for requests that were
-refused before it was known whose they are. Of `quire_gateway_refusals_total` the `reason` is `malformed_http` (400),
-`request_timeout` (408), `body_too_large` (413), `headers_too_large` (431) or `too_much_buffered` (503) for what was no
-whole HTTP request, else the [code of the error](http-api.md#errors). Of `quire_gateway_index_losses_total` the `cause`
-is what happened to the stream of events: `cut`, `silent` for 3 s, a `gap`, or `malformed`. The reasons of
-`quire_gateway_prefix_misses_total` are explained [here](kv-events.md#why-a-prefix-was-not-cached).
+Labels `namespace` and `deployment`, and those named: `code`, `reason`, `cause` or `winner`. Both are empty for
+requests that were refused before it was known whose they are. Of `quire_gateway_refusals_total` the `reason` is
+`malformed_http` (400), `request_timeout` (408), `body_too_large` (413), `headers_too_large` (431) or
+`too_much_buffered` (503) for what was no whole HTTP request, else the [code of the error](http-api.md#errors). Of
+`quire_gateway_index_losses_total` the `cause` is what happened to the stream of events: `cut`, `silent` for 3 s, a
+`gap`, or `malformed`. The reasons of `quire_gateway_prefix_misses_total` are explained
+[here](kv-events.md#why-a-prefix-was-not-cached).
 
 {gateway}
 

@@ -80,6 +80,11 @@ class GatewayConfig(BaseSettings):
         8, ge=0, description="Times that a stream whose replica broke is continued on another one; 0 is never."
     )
     retry_ratio: float = Field(0.2, ge=0, description="Charged retries per request of a deployment, in the long run.")
+    hedge_after_s: float = Field(
+        0.0,
+        ge=0,
+        description="A stream that has not begun after so long is asked of a second replica too; 0: never.",
+    )
     upstream_silence_s: Seconds = Field(600.0, description="A replica that sends nothing for so long has failed.")
     outlier_base_ejection_s: Seconds = Field(
         15.0, description="How long a replica gets nothing that answers far worse than the others; longer each time."

@@ -57,14 +57,14 @@ class Bounds:
 class Ticket:
     """One request's share in its replica's counts; `release` returns it, once."""
 
-    __slots__ = ("_is_released", "_queued", "expectation", "replica", "sent_at", "work_tokens")
+    __slots__ = ("_queued", "expectation", "is_released", "replica", "sent_at", "work_tokens")
 
     def __init__(self, replica: "ReplicaState", uncached_tokens: int) -> None:
         self.replica = replica
         self.expectation: Expectation | None = None
         """Blocks that its prefill will make the replica store."""
         self._queued = uncached_tokens
-        self._is_released = False
+        self.is_released = False
         self.sent_at = 0.0
         """Time of the loop's clock."""
         self.work_tokens = replica.queued_tokens + uncached_tokens
@@ -84,8 +84,8 @@ class Ticket:
 
     def release(self) -> None:
         """The request has ended, in whatever way."""
-        if not self._is_released:
-            self._is_released = True
+        if not self.is_released:
+            self.is_released = True
             self.first_byte()
             self.replica.in_flight -= 1
             self.replica.deployment.turns.pump()

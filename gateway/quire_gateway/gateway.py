@@ -89,7 +89,7 @@ class Gateway:
             self._models,
             self._metrics,
             bounds,
-            ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s),
+            ForwardRules(config.max_attempts, config.max_moves, config.upstream_silence_s, config.hedge_after_s),
             self._follower.watch,
             self._tracing,
         )

@@ -14,10 +14,10 @@ from quire_api.tracing import Span, without_context
 from quire_gateway.access_log import Exchange
 from quire_gateway.admission import hold, rate_limit_headers, take_tokens
 from quire_gateway.choose import Choice
-from quire_gateway.cost import Pick
 from quire_gateway.errors import Refusal
-from quire_gateway.fleet import Bounds, DeploymentState, Excluded, ReplicaState, Ticket
+from quire_gateway.fleet import Bounds, DeploymentState, Excluded, ReplicaState
 from quire_gateway.health import internal_headers
+from quire_gateway.hedge import Attempt, Result, race
 from quire_gateway.keys import Caller
 from quire_gateway.limits import Permit
 from quire_gateway.load import Pace
@@ -51,6 +51,8 @@ class ForwardRules:
     max_attempts: int = 3
     max_moves: int = 8
     silence_s: float = 600.0
+    hedge_after_s: float = 0.0
+    """A stream that has not begun is asked of a second replica then; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,9 @@ class Life:
         self._relay: Relay | None = None
         self._began_with: tuple[str, str, str] | None = None
         self._is_woken = False
+        self._racing: list[Attempt] = []
+        """Those of which the first to begin goes on."""
+        self._begun: asyncio.Future[None] = self._loop.create_future()
         self._barren = 0
         """Replicas in a row that have failed on the stream without an event."""
         self._salt = caller.salt(body)
@@ -138,17 +143,28 @@ class Life:
                 replicas = await self._replicas()
             if not self._exchange.attempts:
                 self._chosen_at = self._loop.time()
-            pick = choice.pick(replicas)
-            replica = self._deployment.replicas[pick.replica]
-            self._note(pick, choice.miss(pick))
-            made = 0 if self._so_far is None else self._so_far.output_tokens
-            ticket = self._deployment.take(replica, pick.uncached_tokens + made)
-            ticket.expectation = choice.expect(replica)
+            attempt = self._begin(choice, replicas)
             try:
-                if await self._attempt(replica, ticket):
+                if await self._attempt(attempt, choice):
                     return
             finally:
-                ticket.release()
+                attempt.ticket.release()
+
+    def _begin(self, choice: Choice, replicas: list[ReplicaState]) -> Attempt:
+        """Pick one of `replicas` and count the request there."""
+        pick = choice.pick(replicas)
+        replica = self._deployment.replicas[pick.replica]
+        miss = choice.miss(pick)
+        self._exchange.attempts += 1
+        self._means.metrics.picked(self._deployment.key, pick.reason)
+        if miss:
+            self._means.metrics.missed(self._deployment.key, miss)
+        made = 0 if self._so_far is None else self._so_far.output_tokens
+        ticket = self._deployment.take(replica, pick.uncached_tokens + made)
+        ticket.expectation = choice.expect(replica)
+        attempt = Attempt(replica, ticket, pick, miss, self._exchange.attempts)
+        self._note(attempt)
+        return attempt
 
     async def _turn(self) -> None:
         if self._route is Route.FORWARD:
@@ -215,32 +231,26 @@ class Life:
         self._means.metrics.of(self._deployment.key).prompt_tokens.inc(prompt.count)
         return Prompt(prompt.tokens, prompt.count, self._salt)
 
-    def _note(self, pick: Pick, miss: str) -> None:
-        exchange = self._exchange
-        exchange.attempts += 1
+    def _note(self, attempt: Attempt) -> None:
+        exchange, pick = self._exchange, attempt.pick
         exchange.replica = pick.replica
         exchange.reason = pick.reason
         exchange.cached_tokens = pick.cached_tokens
-        exchange.index_mode = self._deployment.replicas[pick.replica].index_mode
-        exchange.miss = miss
-        self._means.metrics.picked(self._deployment.key, pick.reason)
-        if miss:
-            self._means.metrics.missed(self._deployment.key, miss)
+        exchange.index_mode = attempt.index_mode
+        exchange.miss = attempt.miss
 
-    async def _attempt(self, replica: ReplicaState, ticket: Ticket) -> bool:
+    async def _attempt(self, attempt: Attempt, choice: Choice) -> bool:
         """Whether the request is over; otherwise it may be sent to another replica.
 
         Raises:
             Refusal: the last attempt failed.
         """
-        generation = replica.health.generation
-        record = None if self._terms is None else Record(self._so_far)
-        try:
-            relay, outcome = await self._send(replica, ticket, record)
-        except UpstreamFailure as failure:
-            relay, outcome = None, Outcome(End.FAILED, failure)
-        if relay is not None and outcome.failure is None:
-            replica.observed.answered(relay.status, self._loop.time())
+        after_s = self._means.rules.hedge_after_s
+        if after_s and attempt.number == 1 and self._terms is not None:
+            attempt, (relay, outcome) = await self._hedge(attempt, choice, after_s)
+        else:
+            relay, outcome = await self._ask(attempt)
+        replica, ticket, generation = attempt.replica, attempt.ticket, attempt.generation
         if relay is not None and outcome.end is End.TURNED_AWAY:
             self._blame(replica, generation, f"answered {relay.status}", is_lost=False)
             if self._deployment.candidates(self._excluded) and self._may_retry(is_free=False):
@@ -269,6 +279,35 @@ class Life:
             raise Refusal(502, "replica_failed", message)
         self._means.metrics.retried(self._deployment.key, cause)
         return False
+
+    async def _hedge(self, first: Attempt, choice: Choice, after_s: float) -> tuple[Attempt, Result]:
+        """The attempt that decides, the first or one beside it, and what came of it."""
+
+        def find_second() -> Attempt | None:
+            bounds, others = self._means.bounds, self._deployment.others_at
+            free = [
+                each
+                for each in self._candidates()
+                if each is not first.replica and each.in_flight + others(each.id)[0] < each.slots(bounds)
+            ]
+            if not free or not self._may_retry(is_free=False):
+                return None
+            self._racing.append(second := self._begin(choice, free))
+            return second
+
+        def failed(attempt: Attempt, result: Result) -> None:
+            relay, outcome = result
+            why = str(outcome.failure) if relay is None or outcome.failure else f"answered {relay.status}"
+            self._blame(attempt.replica, attempt.generation, why, is_lost=outcome.end is End.FAILED)
+            attempt.give_up()
+
+        self._racing.append(first)
+        attempt, result, winner = await race(first, self._ask, find_second, self._begun, after_s, failed)
+        self._racing = []
+        self._note(attempt)
+        if winner is not None:
+            self._means.metrics.hedged(self._deployment.key, winner)
+        return attempt, result
 
     def _move(self, replica: ReplicaState, outcome: Outcome) -> bool:
         """Whether the stream that broke goes on with another replica; otherwise the client has been told."""
@@ -305,7 +344,18 @@ class Life:
         relay.break_off(f"The replica failed while it was answering ({why}). Send the request again.")
         return False
 
-    async def _send(self, replica: ReplicaState, ticket: Ticket, record: Record | None) -> tuple[Relay, Outcome]:
+    async def _ask(self, attempt: Attempt) -> Result:
+        record = None if self._terms is None else Record(self._so_far)
+        try:
+            relay, outcome = await self._send(attempt, record)
+        except UpstreamFailure as failure:
+            return None, Outcome(End.FAILED, failure)
+        if outcome.failure is None:
+            attempt.replica.observed.answered(relay.status, self._loop.time())
+        return relay, outcome
+
+    async def _send(self, attempt: Attempt, record: Record | None) -> tuple[Relay, Outcome]:
+        replica = attempt.replica
         body, headers, terms = self._request.body, self._headers, self._terms
         if terms is not None:
             if self._so_far is not None:
@@ -316,7 +366,7 @@ class Life:
         if span is not None:
             headers = [*without_context(headers), *span.headers()]
         try:
-            relay, outcome = await self._exchange_with(replica, ticket, record, body, headers)
+            relay, outcome = await self._exchange_with(attempt, record, body, headers)
         except BaseException as error:
             if span is not None:
                 span.end(str(error) or type(error).__name__, quire__replica=replica.id)
@@ -327,8 +377,9 @@ class Life:
         return relay, outcome
 
     async def _exchange_with(
-        self, replica: ReplicaState, ticket: Ticket, record: Record | None, body: bytes, headers: Headers
+        self, attempt: Attempt, record: Record | None, body: bytes, headers: Headers
     ) -> tuple[Relay, Outcome]:
+        replica = attempt.replica
         data = request_bytes(self._request.method, self._request.path, replica.pool.authority, headers, body)
         is_fresh = False
         while True:
@@ -336,8 +387,8 @@ class Life:
             relay = Relay(
                 self._reply,
                 connection,
-                extra_headers=self._answer_headers(replica),
-                on_first_byte=lambda: self._first_byte(ticket),
+                extra_headers=self._answer_headers(attempt),
+                on_first_byte=lambda: self._first_byte(attempt),
                 pace=Pace(lambda itl_s: self._paced(replica, itl_s)),
                 on_written=self._wrote,
                 silence_s=self._means.rules.silence_s,
@@ -345,7 +396,8 @@ class Life:
                 record=record,
                 goes_on=self._so_far is not None,
             )
-            ticket.sent_at = self._loop.time()
+            attempt.relay = relay
+            attempt.ticket.sent_at = self._loop.time()
             connection.ask(data, relay)
             replica.answers.add(relay)
             try:
@@ -366,8 +418,11 @@ class Life:
             relay.drop()
             raise
 
-    def _first_byte(self, ticket: Ticket) -> None:
+    def _first_byte(self, attempt: Attempt) -> None:
+        ticket = attempt.ticket
         ticket.first_byte()
+        if self._racing:
+            self._won(attempt)
         if self._body.get("stream") is True:
             now = self._loop.time()
             ticket.replica.observed.first_token(now - ticket.sent_at, ticket.work_tokens, now)
@@ -385,6 +440,20 @@ class Life:
         if self._exchange.cached_tokens:
             children.cached_tokens.inc(self._exchange.cached_tokens)
 
+    def _won(self, attempt: Attempt) -> None:
+        """Of those that race `attempt` is the first to begin."""
+        racing, self._racing = self._racing, []
+        self._begun.set_result(None)
+        self._note(attempt)
+        now = self._loop.time()
+        for rival in racing:
+            if rival is attempt or rival.ticket.is_released:
+                continue
+            if rival.relay is not None:
+                # It would have taken longer, but that is known only of those that are waited for.
+                rival.replica.observed.first_token(now - rival.ticket.sent_at, rival.ticket.work_tokens, now)
+            rival.give_up()
+
     def _paced(self, replica: ReplicaState, itl_s: float) -> None:
         now = self._loop.time()
         self._deployment.load.itl.add(itl_s, now)
@@ -394,16 +463,16 @@ class Life:
         self._permit.wrote(tokens, self._loop.time())
         self._deployment.turns.wrote(self._caller, tokens)
 
-    def _answer_headers(self, replica: ReplicaState) -> Headers:
-        exchange = self._exchange
+    def _answer_headers(self, attempt: Attempt) -> Headers:
+        pick = attempt.pick
         return [
-            (_REPLICA, replica.id.encode()),
-            (_REASON, exchange.reason.encode()),
-            (_CACHED_TOKENS, b"%d" % exchange.cached_tokens),
-            (_INDEX_MODE, exchange.index_mode.encode()),
-            *([(_MISS, exchange.miss.encode())] if exchange.miss else []),
-            (_ATTEMPTS, b"%d" % exchange.attempts),
-            (_REQUEST_ID, exchange.request_id.encode()),
+            (_REPLICA, pick.replica.encode()),
+            (_REASON, pick.reason.encode()),
+            (_CACHED_TOKENS, b"%d" % pick.cached_tokens),
+            (_INDEX_MODE, attempt.index_mode.encode()),
+            *([(_MISS, attempt.miss.encode())] if attempt.miss else []),
+            (_ATTEMPTS, b"%d" % attempt.number),
+            (_REQUEST_ID, self._exchange.request_id.encode()),
             *self._wait.headers(),
             *rate_limit_headers(self._caller, self._loop.time()),
         ]

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from quire_api.wire import IndexMode
 from quire_gateway.fleet import Fleet
+from quire_gateway.hedge import Winner
 from quire_gateway.kv_feed import LOSS_CAUSES
 from quire_gateway.warm import Warming
 from quire_gateway.workers import RestartCause
@@ -81,6 +82,9 @@ class Metrics:
             self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
         )
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
+        self._hedges = self._counter(
+            "hedges", "Streams asked of a second replica because they were late, by who began first.", "winner"
+        )
         self._broken = self._counter("streams_broken", "Answers that broke off after their first byte.", "cause")
         self._moves = self._counter("stream_moves", "Streams continued on another replica, by what failed.", "cause")
         self._ejections = self._counter("ejections", "Replicas left out for answering worse than the others.", "cause")
@@ -190,6 +194,9 @@ class Metrics:
 
     def retried(self, who: tuple[str, str], cause: str) -> None:
         self._retries.labels(*who, cause).inc()
+
+    def hedged(self, who: tuple[str, str], winner: Winner) -> None:
+        self._hedges.labels(*who, winner).inc()
 
     def ejected(self, who: tuple[str, str], cause: str) -> None:
         self._ejections.labels(*who, cause).inc()
