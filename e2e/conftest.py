@@ -16,9 +16,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import installation
+import stores
 from client import Client, eventually
 from cluster import teardown
 from cluster.layout import REPOSITORY
+from stores import Hub, Registry
 
 IN_THE_IMAGE = "/opt/quire/models/quire-tiny"
 KEEP = os.environ.get("QUIRE_KEEP_CLUSTER") == "1"
@@ -155,6 +157,28 @@ def tiny(cluster: Client, namespace: str) -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture
+def hub(node: Client, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
+    """Starts a hub on the node that serves a folder, with the flags of hub.py."""
+    started: list[Hub] = []
+
+    def start(folder: Path, *flags: str, port: int = stores.HUB_PORT) -> Hub:
+        started.append(Hub(node, tmp_path / f"hub-{port}.log", folder, *flags, port=port))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def registry(node: Client, tmp_path: Path) -> Iterator[Registry]:
+    """An empty registry of images on the node."""
+    registry = Registry(node, tmp_path / "registry")
+    yield registry
+    registry.stop()
 
 
 MOUNTED = {

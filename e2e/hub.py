@@ -1,8 +1,9 @@
 """As much of the Hugging Face Hub's API as a download needs: the files of FOLDER as org/model.
 
-    python hub.py FOLDER PORT LOG [--hold-weights]
+    python hub.py FOLDER PORT LOG [--hold-weights] [--token TOKEN] [--hide-sizes]
 
-Writes a line `METHOD PATH` to LOG for each request. With --hold-weights no weights ever arrive.
+Writes a line `METHOD PATH` to LOG for each request. With --hold-weights no weights ever arrive, with --token nothing is
+shown to whoever does not send it, with --hide-sizes the model's description does not say how large its files are.
 """
 
 import argparse
@@ -22,18 +23,23 @@ class Handler(BaseHTTPRequestHandler):
     folder: Path
     log: Path
     holds_weights: bool
+    token: str | None
+    hides_sizes: bool
 
     def do_GET(self) -> None:
         with self.log.open("a") as log:
             log.write(f"{self.command} {self.path}\n")
+        if self.token is not None and self.headers.get("authorization") != f"Bearer {self.token}":
+            return self._send(b"{}", {}, 401)
         path = self.path.partition("?")[0]
-        if path.startswith(LISTING):
+        if path == LISTING or path.startswith(f"{LISTING}/"):
             said = self._files() if path.startswith(f"{LISTING}/tree/") else self._listing()
             return self._send(json.dumps(said).encode(), {"Content-Type": "application/json"})
         file = self.folder / path.removeprefix(FILES).partition("/")[2]
         if path.startswith(FILES) and file.is_file():
             return self._send_file(file)
-        self._send(b"{}", {"X-Error-Code": "EntryNotFound"}, 404)
+        missing = "EntryNotFound" if path.startswith(FILES) else "RepoNotFound"
+        self._send(b"{}", {"X-Error-Code": missing}, 404)
 
     do_HEAD = do_GET
 
@@ -42,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _listing(self) -> dict[str, object]:
         siblings = [{**file, "rfilename": file["path"], "blobId": file["oid"]} for file in self._files()]
+        for file in siblings if self.hides_sizes else ():
+            del file["size"]
         return {"id": "org/model", "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0}
 
     def _files(self) -> list[dict[str, object]]:
@@ -87,8 +95,11 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("log", type=Path)
     parser.add_argument("--hold-weights", action="store_true")
+    parser.add_argument("--token")
+    parser.add_argument("--hide-sizes", action="store_true")
     options = parser.parse_args()
     Handler.folder, Handler.log, Handler.holds_weights = options.folder, options.log, options.hold_weights
+    Handler.token, Handler.hides_sizes = options.token, options.hide_sizes
     ThreadingHTTPServer(("0.0.0.0", options.port), Handler).serve_forever()
 
 

@@ -2,57 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster.layout import NODE_IP, REPOSITORY
+from cluster.layout import REPOSITORY
 from scenario import apply, ask, names, serve, wait_for_replicas
 
-PORT = 8391
 TINY = REPOSITORY / "models" / "quire-tiny"
-
-
-class Hub:
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self._log = log
-
-    def downloads(self) -> int:
-        """How often the weights were asked for."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        return sum(line.startswith("GET ") and line.endswith(".safetensors") for line in lines)
-
-    def model(self, **more: object) -> dict[str, object]:
-        return {"source": "hf://org/model", **more}
-
-    def pod_template(self, template: dict) -> dict:
-        """With the agent told where this hub is."""
-        environment = [{"name": "HF_ENDPOINT", "value": self.url}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]
-        return {"spec": {**template.get("spec", {}), "initContainers": [{"name": "agent", "env": environment}]}}
-
-
-@pytest.fixture
-def hub(node, tmp_path, soon) -> Iterator[Callable[..., Hub]]:
-    """Starts a hub on the node that serves a folder, or holds its weights back for ever."""
-    started = []
-
-    def start(folder: Path, *flags: str) -> Hub:
-        log = tmp_path / "hub.log"
-        script = str(Path(__file__).with_name("hub.py"))
-        started.append(
-            subprocess.Popen([*node.inside, sys.executable, script, str(folder), str(PORT), str(log), *flags])
-        )
-        url = f"http://{NODE_IP}:{PORT}"
-        soon(lambda: "org/model" in node.run("curl", "-s", f"{url}/api/models/org/model", check=False), "the hub")
-        return Hub(url, log)
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture

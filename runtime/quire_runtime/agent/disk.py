@@ -10,6 +10,7 @@ from quire_runtime.agent.errors import CacheNotWritable, DiskFull
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 SPARE_BYTES = 16 << 20
+MORE_SPACE = "Free some space, name another download directory, or in a cluster a larger spec.model.volume"
 
 
 def check_space(needed: int, place: Path, source: object) -> None:
@@ -22,7 +23,7 @@ def check_space(needed: int, place: Path, source: object) -> None:
     if needed and needed + SPARE_BYTES > free:
         raise DiskFull(
             f"{source} needs {needed / 1e9:.2f} GB, but {standing} has {free / 1e9:.2f} GB free. "
-            "Free some space or name another download directory."
+            f"{MORE_SPACE}."
         )
 
 
@@ -31,7 +32,7 @@ def disk_error(error: OSError, source: object, place: Path) -> UserError | None:
     if error.errno in NO_SPACE:
         return DiskFull(
             f"The disk of {place} was full before {source} was complete. "
-            "Free some space or name another download directory, then start again."
+            f"{MORE_SPACE}, then start again."
         )
     if error.errno in NOT_WRITABLE:
         return CacheNotWritable(

@@ -54,7 +54,8 @@ def _refused(response: httpx.Response, name: str) -> UserError:
     if status in (401, 403):
         return WeightsUnauthorized(
             f"The Hub refuses access to {name} ({status}): it is private, gated, or does not exist. "
-            "Check the name, accept the model's terms on its page, and give a token that may read it (HF_TOKEN)."
+            "Check the name, accept the model's terms on its page, and give a token that may read it "
+            "(HF_TOKEN; in a cluster the entry `token` of the Secret that spec.model.auth names)."
         )
     if status == 404:
         return WeightsNotFound(

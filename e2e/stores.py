@@ -1,0 +1,75 @@
+"""Where models and images are fetched from, played on the node: a hub, and a registry of images."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from client import Client, eventually
+from cluster.layout import NODE_IP
+
+HUB_PORT = 8391
+REGISTRY_PORT = 5391
+
+
+class Hub:
+    """hub.py on the node; it serves a folder as org/model until `stop`."""
+
+    def __init__(self, cluster: Client, log: Path, folder: Path, *flags: str, port: int = HUB_PORT) -> None:
+        script = str(Path(__file__).with_name("hub.py"))
+        command = [*cluster.inside, sys.executable, script, str(folder), str(port), str(log), *flags]
+        self._process = subprocess.Popen(command)
+        self._log = log
+        self.url = f"http://{NODE_IP}:{port}"
+        eventually(lambda: cluster.run("curl", "-s", f"{self.url}/api/models/org/model", check=False), "the hub")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def downloads(self) -> int:
+        """How often the weights were asked for."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return sum(line.startswith("GET ") and line.endswith(".safetensors") for line in lines)
+
+    def model(self, **more: object) -> dict[str, object]:
+        return {"source": "hf://org/model", **more}
+
+    def pod_template(self, template: dict[str, Any], volumes: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """With the agent told where this hub is, and with `volumes` laid over those there are."""
+        environment = [{"name": "HF_ENDPOINT", "value": self.url}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]
+        spec = {**template.get("spec", {}), "initContainers": [{"name": "agent", "env": environment}]}
+        return {"spec": {**spec, "volumes": [*spec.get("volumes", []), *volumes]}}
+
+
+class Registry:
+    """Debian's docker-registry on the node, whose containerd speaks plain HTTP to loopback only."""
+
+    def __init__(self, cluster: Client, folder: Path, port: int = REGISTRY_PORT) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.address = f"127.0.0.1:{port}"
+        self._cluster = cluster
+        config = {
+            "version": "0.1",
+            "log": {"level": "error"},
+            "storage": {"filesystem": {"rootdirectory": str(folder / "images")}},
+            "http": {"addr": self.address},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [*cluster.inside, "docker-registry", "serve", str(folder / "config.yaml")]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(lambda: cluster.run("curl", "-s", f"http://{self.address}/v2/", check=False), "the registry")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def push(self, image: str, name: str) -> str:
+        """Put an image of the node into the registry; its name there."""
+        there = f"{self.address}/{name}"
+        socket = self._cluster.layout.containerd_socket
+        for arguments in (["tag", "--force", image, there], ["push", "--plain-http", there], ["rm", there]):
+            self._cluster.run("ctr", f"--address={socket}", "--namespace=k8s.io", "images", *arguments)
+        return there
