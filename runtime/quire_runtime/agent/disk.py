@@ -22,18 +22,14 @@ def check_space(needed: int, place: Path, source: object) -> None:
     free = shutil.disk_usage(standing).free
     if needed and needed + SPARE_BYTES > free:
         raise DiskFull(
-            f"{source} needs {needed / 1e9:.2f} GB, but {standing} has {free / 1e9:.2f} GB free. "
-            f"{MORE_SPACE}."
+            f"{source} needs {needed / 1e9:.2f} GB, but {standing} has {free / 1e9:.2f} GB free. {MORE_SPACE}."
         )
 
 
 def disk_error(error: OSError, source: object, place: Path) -> UserError | None:
     """The error to show for one of the file system's, or None if it is about neither space nor rights."""
     if error.errno in NO_SPACE:
-        return DiskFull(
-            f"The disk of {place} was full before {source} was complete. "
-            f"{MORE_SPACE}, then start again."
-        )
+        return DiskFull(f"The disk of {place} was full before {source} was complete. {MORE_SPACE}, then start again.")
     if error.errno in NOT_WRITABLE:
         return CacheNotWritable(
             f"Downloads cannot be kept in {place} ({error.strerror}). Name another download directory."
