@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, generate_latest
 
 import quire_operator.metrics  # noqa: F401  (fills the registry)
 from quire.serve import ENVIRONMENT, setting_help, settings_fields
-from quire_gateway.config import GatewayConfig
+from quire_gateway.config import settings as gateway_settings
 from quire_gateway.fleet import Fleet
 from quire_gateway.metrics import Metrics as GatewayMetrics
 from quire_runtime.config import EngineConfig
@@ -164,11 +164,9 @@ def _serve_settings() -> Iterator[tuple[str, ...]]:
 
 def _gateway_settings() -> Iterator[tuple[str, ...]]:
     yield "flag", "environment", "default", "meaning"
-    prefix = str(GatewayConfig.model_config.get("env_prefix", ""))
-    for name, field in GatewayConfig.model_fields.items():
-        variable = ENVIRONMENT.get(name, f"{prefix}{name.upper()}")
-        default = "" if field.default in ("", None) else f"`{field.default}`"
-        yield f"`--{name.replace('_', '-')}`", f"`{variable}`", default, field.description or ""
+    for each in gateway_settings():
+        default = f"`{each.default}`" if each.default else ""
+        yield f"`{each.flag}`", f"`{each.variables[0]}`", default, each.meaning
 
 
 def _table(rows: Iterator[tuple[str, ...]]) -> str:

@@ -16,7 +16,6 @@ from quire_api import wire
 from quire_gateway.health import internal_headers
 from quire_gateway.upstream import UpstreamFailure, UpstreamPool
 from quire_text.bundle import TokenizerBundle
-from quire_text.chat import encode_chat
 from quire_text.errors import MalformedTokenizer
 from quire_text.tokenizer import Tokenizer
 
@@ -119,6 +118,9 @@ class ModelStore:
 
 
 def _unpack(packed: bytes, digest: str) -> Tokenizer:
+    # Jinja takes a third of the imports of a start: in a thread, while the gateway listens and finds its peers.
+    import quire_text.chat  # noqa: F401
+
     bundle = TokenizerBundle.unpack(packed)
     if bundle.digest != digest:
         raise MalformedTokenizer(f"The tokenizer's digest is {bundle.digest}, its engine says {digest}.")
@@ -126,6 +128,8 @@ def _unpack(packed: bytes, digest: str) -> Tokenizer:
 
 
 def _encode_chat(tokenizer: Tokenizer, body: Mapping[str, Any], window: int) -> Prompt:
+    from quire_text.chat import encode_chat
+
     tokens = encode_chat(tokenizer, body, window=window)
     return Prompt(tokens, len(tokens))
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from quire_api import openapi, wire
+from quire_api import wire
 from quire_gateway.admission import holds_key
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.fleet import DeploymentState, Fleet
@@ -54,6 +54,9 @@ class Pages:
             case Route.VERSION:
                 return _json({"version": version("quire"), "wire": wire.WIRE_VERSION})
             case Route.OPENAPI:
+                # Only here, because pydantic, which it needs, is half of what a start would have to import.
+                from quire_api import openapi
+
                 return _json(openapi.document())
             case Route.REPLICAS:
                 self.check_internal(request)
