@@ -10,6 +10,7 @@ from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
 from quire_operator.pods import replicas_of
 from quire_operator.scaling import Scaler
+from quire_operator.served import served_by
 from quire_operator.store import Store
 from quire_operator.world import Key
 
@@ -36,8 +37,8 @@ async def autoscale_for_ever(
 
 
 async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) -> None:
-    found = [resource.deployment for resource in store.resources.values() if resource.deployment]
-    scaled = {Key.of(deployment): deployment for deployment in found if deployment.spec.autoscaling}
+    found = [served_by(store, resource) for resource in store.resources.values()]
+    scaled = {Key.of(served): served for served in found if served is not None and served.spec.autoscaling}
     if not scaled:
         return
     now = time.time()

@@ -2,17 +2,17 @@
 
 NAME-REVISION   Deployment, one for each revision
 NAME            Service, ServiceAccount, NetworkPolicy, and from two replicas on a PodDisruptionBudget
-NAME-internal   Secret with the key between gateways and engines
+NAME-internal   Secret with the key between gateways and engines, and the spec that all this was built from
 NAME-weights    PersistentVolumeClaim, where `model.volume` asks for one
 """
 
 import base64
-from collections.abc import Mapping
 
 from quire_api.v1alpha1 import API_VERSION, KIND, LABEL_DEPLOYMENT, LLMDeployment
 from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.build_pod import ENGINE_PORT, Settings, claim_name, pod_template
 from quire_operator.merge import Manifest
+from quire_operator.record import record_of
 
 LABEL_REVISION = "quire.dev/revision"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -88,6 +88,11 @@ def weights_claim(deployment: LLMDeployment) -> Manifest | None:
     return {**manifest, "spec": spec}
 
 
+def internal_name(deployment: str) -> str:
+    """Of the Secret between gateways, engines and operators."""
+    return f"{deployment}-internal"
+
+
 def owner_reference(deployment: LLMDeployment) -> Manifest:
     """Deleting the deployment deletes what carries this, without any finalizer."""
     return {
@@ -114,8 +119,9 @@ def _object(api_version: str, kind: str, name: str, deployment: LLMDeployment) -
 
 
 def _internal_secret(deployment: LLMDeployment, key: str) -> Manifest:
-    data: Mapping[str, str] = {"key": base64.b64encode(key.encode()).decode()}
-    name = f"{deployment.metadata.name}-internal"
+    entries = {"key": key, **record_of(deployment)}
+    data = {entry: base64.b64encode(text.encode()).decode() for entry, text in entries.items()}
+    name = internal_name(deployment.metadata.name)
     return {**_object("v1", "Secret", name, deployment), "type": "Opaque", "data": data}
 
 

@@ -58,6 +58,8 @@ class View:
     revision: str
     replicas: Sequence[ReplicaState]
     finding: Finding | None = None
+    complaint: Finding | None = None
+    """Said like a finding; but replicas start all the same."""
     is_refused: bool = False
     """The name belongs to another; nothing is served."""
     wakes_on_request: bool = False
@@ -147,9 +149,13 @@ def _leaves(view: View) -> dict[str, Verdict]:
 
 
 def _resolved(view: View) -> Verdict:
-    finding = view.finding or view.failure_of(view.newest)
-    if finding and (view.finding or finding.reason in _RESOLVED_REASONS):
-        return Verdict("False", finding.reason, finding.message)
+    failure = view.failure_of(view.newest)
+    told = failure if failure and failure.reason in _RESOLVED_REASONS else None
+    found = [said for said in (view.finding, told, view.complaint) if said is not None]
+    if found:
+        # A spec that is not understood is to be mended first: what else is said is about a former one.
+        said = view.complaint if view.complaint and view.complaint.reason == "InvalidSpec" else found[0]
+        return Verdict("False", said.reason, said.message)
     return Verdict("True", "Resolved")
 
 

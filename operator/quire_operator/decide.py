@@ -84,6 +84,7 @@ def decide(
             revision=revision_of(deployment),
             replicas=replicas,
             finding=finding,
+            complaint=observed.complaints.get(key),
             is_refused=key in conflicts,
             wakes_on_request=_wakes_on_request(deployment),
             gateways=observed.gateways,

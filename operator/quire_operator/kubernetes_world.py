@@ -1,6 +1,5 @@
 """The World of one deployment in a cluster: observes through the store, gathers intentions, writes them together."""
 
-import base64
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from quire_operator.build import (
     LABEL_MANAGED_BY,
     LABEL_REVISION,
     MANAGER,
+    internal_name,
     revision_deployment,
     standing_objects,
     weights_claim,
@@ -32,6 +32,7 @@ from quire_operator.nodes import Nodes
 from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
 from quire_operator.pods import gates_to_open, replicas_of
 from quire_operator.routing import Routing
+from quire_operator.served import decoded
 from quire_operator.store import Store
 from quire_operator.world import (
     Finding,
@@ -83,9 +84,17 @@ class Cluster:
 class KubernetesWorld:
     """Made anew for every reconcile. `flush` carries out what was applied."""
 
-    def __init__(self, cluster: Cluster, deployment: LLMDeployment, revision: str, memory: Memory) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        deployment: LLMDeployment,
+        revision: str,
+        memory: Memory,
+        complaint: Finding | None = None,
+    ) -> None:
         self._cluster = cluster
         self._deployment = deployment
+        self._complaint = complaint
         self._revision = revision
         self._memory = memory
         self._key = Key.of(deployment)
@@ -110,6 +119,7 @@ class KubernetesWorld:
             replicas=self._replicas,
             routes={key: cluster.routing.routes[key]} if key in cluster.routing.routes else {},
             findings={key: finding} if finding else {},
+            complaints={key: self._complaint} if self._complaint else {},
             facts={key: facts} if facts else {},
             fits={key: fit} if fit else {},
             gateways=cluster.gateways.count,
@@ -143,11 +153,8 @@ class KubernetesWorld:
         self._route(internal_key)
         plan = plan_of(self._intentions, self._replicas)
         for pod, annotations in plan.marks.items():
-            await self._patch_pod(pod, {"metadata": {"annotations": annotations}})
-        words = self._cluster.gateways.words.get(self._key, {})
-        for pod in gates_to_open(self._cluster.store.children(self._key, "Pod"), words):
-            gate = {"type": ROUTABLE_GATE, "status": "True", "reason": "Probed"}
-            await self._patch_pod(pod, {"status": {"conditions": [gate]}}, "status")
+            await patch_pod(self._cluster, self._key, pod, {"metadata": {"annotations": annotations}})
+        await open_gates(self._cluster, self._key)
         await self._apply_revision(plan.replicas.get(self._revision, 0))
         await self._scale_former(plan.replicas)
         await self._tidy()
@@ -224,14 +231,6 @@ class KubernetesWorld:
         for name in forgotten_revisions(deployments, self._revision):
             await cluster.kube.delete("apps/v1", "Deployment", key.namespace, name)
 
-    async def _patch_pod(self, name: str, change: Manifest, subresource: str = "") -> None:
-        try:
-            pod = await self._cluster.kube.patch("v1", "Pod", self._key.namespace, name, change, subresource)
-            self._cluster.store.put("Pod", pod)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-
     async def _ensure(self, manifest: Manifest) -> None:
         """Apply what is not there as wished. An object of that name which is not ours is left alone.
 
@@ -271,8 +270,8 @@ class KubernetesWorld:
         return worst(fits)
 
     def _internal_key(self) -> str:
-        secret = self._cluster.store.child(self._key, "Secret", f"{self._key.name}-internal")
-        kept = _decoded(secret).get("key", "").strip() if secret else ""
+        secret = self._cluster.store.child(self._key, "Secret", internal_name(self._key.name))
+        kept = decoded(secret).get("key", "").strip() if secret else ""
         return kept or secrets.token_urlsafe(24)
 
     def _route(self, internal_key: str) -> None:
@@ -299,7 +298,7 @@ class KubernetesWorld:
         references = [spec.access.api_keys_secret_ref, spec.model.auth.secret_ref if spec.model.auth else None]
         for name in {reference.name for reference in references if reference} - self._secrets.keys():
             secret = await self._cluster.kube.get("v1", "Secret", self._key.namespace, name)
-            self._secrets[name] = _decoded(secret) if secret is not None else None
+            self._secrets[name] = decoded(secret) if secret is not None else None
 
     def _finding(self) -> Finding | None:
         spec = self._deployment.spec
@@ -367,6 +366,31 @@ class KubernetesWorld:
         return None
 
 
+async def open_gates(cluster: Cluster, key: Key) -> None:
+    """Let the pods through which gateways have got answers count as ready.
+
+    Raises:
+        ApiError, ApiUnavailable, NotLeading
+    """
+    for pod in gates_to_open(cluster.store.children(key, "Pod"), cluster.gateways.words.get(key, {})):
+        gate = {"type": ROUTABLE_GATE, "status": "True", "reason": "Probed"}
+        await patch_pod(cluster, key, pod, {"status": {"conditions": [gate]}}, "status")
+
+
+async def patch_pod(cluster: Cluster, key: Key, name: str, change: Manifest, subresource: str = "") -> None:
+    """Write to a pod, if it is still there.
+
+    Raises:
+        ApiError, ApiUnavailable, NotLeading
+    """
+    try:
+        pod = await cluster.kube.patch("v1", "Pod", key.namespace, name, change, subresource)
+        cluster.store.put("Pod", pod)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+
+
 def refusal(what: str, error: ApiError, correction: str = "correct the spec") -> Finding:
     """What an owner can do about an object that the API server does not take.
 
@@ -393,8 +417,3 @@ def _mark(live: Manifest) -> str:
     metadata = live["metadata"]
     labels = json.dumps([metadata.get("labels"), metadata.get("ownerReferences")], sort_keys=True)
     return f"{metadata.get('generation') or metadata.get('resourceVersion')} {labels}"
-
-
-def _decoded(secret: Manifest) -> dict[str, str]:
-    data = secret.get("data") or {}
-    return {name: base64.b64decode(value).decode(errors="replace") for name, value in data.items()}

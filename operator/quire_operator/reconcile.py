@@ -11,12 +11,13 @@ from quire_operator.conditions import invalid_status
 from quire_operator.decide import Holder, decide, name_conflicts, wanted_replicas
 from quire_operator.events import event_of, happenings
 from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
-from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory
+from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory, open_gates
 from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONCILES, REPLICAS, STATUS_WRITES
 from quire_operator.queue import WakeQueue
 from quire_operator.resource import Resource
 from quire_operator.revision import revision_of
-from quire_operator.world import Key
+from quire_operator.served import served_by
+from quire_operator.world import Finding, Key
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +109,23 @@ class Reconciler:
             self._cluster.agents.forget(key)
             self._cluster.routing.withdraw(key)
             return
-        if resource.deployment is None:
+        served = served_by(store, resource)
+        if served is None:
+            await open_gates(self._cluster, key)
             status = invalid_status(resource.previous, resource.message, resource.generation, time.time())
             await self._say(resource, status)
+            self.queue.wake_in(key, LOOK_AGAIN_S)
             return
-        await self._bring(resource)
+        await self._bring(resource, served)
 
-    async def _bring(self, resource: Resource) -> None:
-        key, deployment = resource.key, resource.deployment
-        assert deployment is not None
-        store = self._cluster.store
+    async def _bring(self, resource: Resource, deployment: LLMDeployment) -> None:
+        """Towards `deployment`, which is the resource as last understood."""
+        key, store = resource.key, self._cluster.store
         memory = self._memories.setdefault(key, Memory())
         rivals = [Holder(rival.created, rival.key, tuple(rival.served_names)) for rival in store.rivals(key)]
         conflict = name_conflicts(rivals).get(key)
-        world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory)
+        complaint = Finding("InvalidSpec", resource.message) if resource.problems else None
+        world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory, complaint)
         now = time.time()
         decision = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         for intention in decision.intentions:
@@ -168,8 +172,8 @@ class Reconciler:
             word, reason = (str(ready.status), ready.reason) if ready else ("Unknown", "New")
             states[word, reason] += 1
             READY.labels(*who, reason).set(word == "True")
-            if resource.deployment is not None:
-                REPLICAS.labels(*who, "wanted").set(wanted_replicas(resource.deployment))
+            if (served := served_by(self._cluster.store, resource)) is not None:
+                REPLICAS.labels(*who, "wanted").set(wanted_replicas(served))
             REPLICAS.labels(*who, "existing").set(status.replicas)
             REPLICAS.labels(*who, "ready").set(status.ready_replicas)
         for (word, reason), count in states.items():

@@ -95,7 +95,7 @@ class Store:
         uid = raw["metadata"].get("uid") if raw else None
         found = [body for (of, _), body in self._children.get(key, {}).items() if of == kind]
         if kind != "Pod":
-            found = [body for body in found if _owner_uid(body) == uid]
+            found = [body for body in found if owner_uid(body) == uid]
         return sorted(found, key=lambda body: str(body["metadata"]["name"]))
 
     def rivals(self, key: Key) -> list[Resource]:
@@ -144,7 +144,8 @@ def _owner(body: Manifest) -> Key | None:
     return Key(str(metadata.get("namespace", "")), str(name)) if name else None
 
 
-def _owner_uid(body: Manifest) -> str | None:
+def owner_uid(body: Manifest) -> str | None:
+    """Uid of the deployment that a child belongs to."""
     for reference in body["metadata"].get("ownerReferences") or ():
         if reference.get("kind") == KIND:
             return str(reference.get("uid"))

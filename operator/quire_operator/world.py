@@ -135,6 +135,8 @@ class Observed:
     replicas: Sequence[ReplicaState] = ()
     routes: Mapping[Key, Route] = field(default_factory=dict)
     findings: Mapping[Key, Finding] = field(default_factory=dict)
+    complaints: Mapping[Key, Finding] = field(default_factory=dict)
+    """What is wrong and is said, and keeps nothing from going on."""
     facts: Mapping[Key, ModelFacts] = field(default_factory=dict)
     fits: Mapping[Key, Fit] = field(default_factory=dict)
     gateways: int = 0

@@ -48,6 +48,7 @@ class SimulatedWorld:
     age: dict[str, int] = field(default_factory=dict)
     log: list[Intention] = field(default_factory=list)
     findings: dict = field(default_factory=dict)
+    complaints: dict = field(default_factory=dict)
     fits: dict = field(default_factory=dict)
 
     def observe(self) -> Observed:
@@ -57,6 +58,7 @@ class SimulatedWorld:
             gateways=self.gateways,
             url="http://gateway",
             findings=self.findings,
+            complaints=self.complaints,
             fits=self.fits,
         )
 
