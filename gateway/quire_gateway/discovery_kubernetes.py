@@ -17,6 +17,7 @@ import msgspec
 
 from quire_api import wire
 from quire_api.connection import Connection
+from quire_api.routing_secret import unpack
 from quire_api.v1alpha1 import LABEL_DEPLOYMENT
 from quire_gateway.discovery import MalformedTable, parse_table
 
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-FIELD = "table.json"
 DRAINING_MARKS = ("quire.dev/drain-deadline", "quire.dev/stopping")
 PORT = 8000
 GATHER_S = 0.02
@@ -86,7 +86,8 @@ class KubernetesDiscovery:
         found = secret.objects.get(f"{self._namespace}/{self._table}")
         if found is not None:
             try:
-                self._last = parse_table(base64.b64decode(found.get("data", {}).get(FIELD, "")))
+                entries = {name: base64.b64decode(value) for name, value in (found.get("data") or {}).items()}
+                self._last = parse_table(unpack(entries))
             except (MalformedTable, ValueError) as error:
                 self.problem = (
                     f"The table in {self._namespace}/{self._table} is malformed, the last one stands: {error}"

@@ -114,12 +114,13 @@ class KubernetesWorld:
         fit = await self._fit(pods, heard)
         await self._read_secrets()
         finding = self._finding() or await self._claim_finding()
+        complaint = self._complaint or cluster.routing.refusals.get(key)
         facts = self._facts()
         return Observed(
             replicas=self._replicas,
             routes={key: cluster.routing.routes[key]} if key in cluster.routing.routes else {},
             findings={key: finding} if finding else {},
-            complaints={key: self._complaint} if self._complaint else {},
+            complaints={key: complaint} if complaint else {},
             facts={key: facts} if facts else {},
             fits={key: fit} if fit else {},
             gateways=cluster.gateways.count,

@@ -13,6 +13,11 @@ QUEUE_DEPTH = Gauge("quire_operator_queue_depth", "LLMDeployments that wait for 
 STATUS_WRITES = Counter("quire_operator_status_writes", "Patches of a status.")
 IS_LEADER = Gauge("quire_operator_is_leader", "1 while this operator holds the lease.")
 GATEWAYS = Gauge("quire_operator_gateways", "Gateways that report.")
+TABLE_BYTES = Gauge("quire_operator_routing_table_bytes", "Size of the routing table; a Secret takes 1,000,000.")
+TABLE_REFUSED = Gauge(
+    "quire_operator_routing_table_refused",
+    "LLMDeployments whose entry, or its change, has no room in the routing table.",
+)
 DEPLOYMENTS = Gauge("quire_operator_llmdeployments", "LLMDeployments by their Ready condition.", ["ready", "reason"])
 REPLICAS = Gauge(
     "quire_operator_llmdeployment_replicas",

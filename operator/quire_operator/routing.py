@@ -1,6 +1,7 @@
 """The routing table without replicas, as a Secret that the gateways follow: names, policies, keys.
 
-One operator writes it, gateways may read this one Secret and no other.
+One operator writes it, gateways may read this one Secret and no other. Operators of different namespaces may share it:
+each writes its own namespaces' entries, and leaves the others as they are.
 """
 
 import asyncio
@@ -8,18 +9,21 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from quire_api import wire
 from quire_api.access import wire_limits
+from quire_api.routing_secret import unpack
 from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
-from quire_operator.world import Key, Route
+from quire_operator.merge import Manifest
+from quire_operator.metrics import TABLE_BYTES, TABLE_REFUSED
+from quire_operator.table import Table, fitting, refusal_of
+from quire_operator.world import Finding, Key, Route
 
 log = logging.getLogger(__name__)
 
-FIELD = "table.json"
 GATHER_S = 0.1
 AGAIN_S = 2.0
 REST = 5.0
@@ -30,26 +34,42 @@ NOBODYS_KEY = secrets.token_urlsafe(32)
 
 
 class Routing:
-    """Routes as wished; `run` writes them whenever they change."""
+    """Routes as wished; `run` writes them whenever they change.
 
-    def __init__(self, kube: Kube, namespace: str, name: str) -> None:
+    namespaces: whose entries are ours; empty: all.
+    on_refused: gets the deployments for which `refusals` has changed.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        namespace: str,
+        name: str,
+        namespaces: Collection[str] = (),
+        on_refused: Callable[[Iterable[Key]], None] = lambda keys: None,
+    ) -> None:
         self.routes: dict[Key, Route] = {}
+        self.refusals: Mapping[Key, Finding] = {}
+        """What found no room in the table."""
         self._kube = kube
         self._namespace = namespace
         self._name = name
+        self._namespaces = frozenset(namespaces)
+        self._on_refused = on_refused
         self._entries: dict[Key, wire.Deployment] = {}
-        self._written: bytes | None = None
+        self._former: Mapping[Key, wire.Deployment] = {}
+        """What gateways have."""
+        self._written: Mapping[str, bytes] | None = None
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
-        """Begin with what was written last, so that nothing vanishes while everything is looked at anew."""
-        secret = await self._kube.get("v1", "Secret", self._namespace, self._name)
-        try:
-            data = base64.b64decode((secret or {}).get("data", {}).get(FIELD, ""))
-            table = msgspec.json.decode(data, type=wire.RoutingTable) if data else wire.RoutingTable()
-        except (ValueError, msgspec.MsgspecError):
-            table = wire.RoutingTable()
-        self._entries = {Key(entry.namespace, entry.name): entry for entry in table.deployments}
+        """Begin with what was written last, so that nothing vanishes while everything is looked at anew.
+
+        Raises:
+            ApiError, ApiUnavailable
+        """
+        self._former, _ = await self._read()
+        self._entries = {key: entry for key, entry in self._former.items() if self._is_ours(key)}
         self.routes = {}
         self._written = None
 
@@ -86,26 +106,84 @@ class Routing:
             await self._changed.wait()
             await asyncio.sleep(GATHER_S)
             self._changed.clear()
-            table = wire.RoutingTable(deployments=[self._entries[key] for key in sorted(self._entries)])
-            data = msgspec.json.encode(table)
-            if data == self._written:
-                continue
             began = time.monotonic()
             try:
-                await self._kube.apply(self._secret(data), force=True)
-                self._written = data
-                # It holds every deployment: while thousands change, most of the time belongs to other writes.
-                await asyncio.sleep(min(REST * (time.monotonic() - began), LONGEST_REST_S))
+                if await self._write():
+                    # It holds every deployment: while thousands change, most of the time belongs to other writes.
+                    await asyncio.sleep(min(REST * (time.monotonic() - began), LONGEST_REST_S))
             except (ApiError, ApiUnavailable, NotLeading) as error:
                 log.warning("the routing table cannot be written: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 self._changed.set()
 
-    def _secret(self, data: bytes) -> dict[str, object]:
+    async def _write(self) -> bool:
+        """Whether there was something to write.
+
+        Raises:
+            ApiError: 409 where another operator was faster.
+            ApiUnavailable, NotLeading
+        """
+        wished, version = dict(self._entries), ""
+        if self._namespaces:
+            self._former, version = await self._read()
+            wished |= {key: entry for key, entry in self._former.items() if not self._is_ours(key)}
+        # A table that does not fit is compressed several times over.
+        table = await asyncio.to_thread(fitting, self._former, wished)
+        self._refuse(table, wished)
+        if table.fields == (Table.of(self._former).fields if version else self._written):
+            return False
+        secret = self._secret(table)
+        if version:
+            secret["metadata"]["resourceVersion"] = version
+        if self._namespaces and not version:
+            await self._kube.create(secret)
+        else:
+            await self._kube.apply(secret, force=True)
+        self._former, self._written = table.entries, table.fields
+        TABLE_BYTES.set(table.size)
+        return True
+
+    def _refuse(self, table: Table, wished: Mapping[Key, wire.Deployment]) -> None:
+        entries = table.entries
+        before, self.refusals = (
+            self.refusals,
+            {
+                key: refusal_of(entry, is_known=key in entries)
+                for key, entry in wished.items()
+                if entries.get(key) != entry
+            },
+        )
+        TABLE_REFUSED.set(len(self.refusals))
+        changed = {key for key in before.keys() | self.refusals if before.get(key) != self.refusals.get(key)}
+        for key in sorted(changed & self.refusals.keys()):
+            log.warning("%s: %s", key, self.refusals[key].message)
+        self._on_refused(changed)
+
+    async def _read(self) -> tuple[dict[Key, wire.Deployment], str]:
+        """The entries as they are written, and the Secret's resource version; nothing where there is no Secret.
+
+        Raises:
+            ApiError, ApiUnavailable
+        """
+        secret = await self._kube.get("v1", "Secret", self._namespace, self._name)
+        if secret is None:
+            return {}, ""
+        try:
+            data = unpack({name: base64.b64decode(value) for name, value in (secret.get("data") or {}).items()})
+            table = msgspec.json.decode(data, type=wire.RoutingTable) if data else wire.RoutingTable()
+        except (ValueError, msgspec.MsgspecError):
+            table = wire.RoutingTable()
+        entries = {Key(entry.namespace, entry.name): entry for entry in table.deployments}
+        return entries, str(secret["metadata"].get("resourceVersion", ""))
+
+    def _is_ours(self, key: Key) -> bool:
+        return not self._namespaces or key.namespace in self._namespaces
+
+    def _secret(self, table: Table) -> Manifest:
         return {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": self._name, "namespace": self._namespace},
             "type": "Opaque",
-            "data": {FIELD: base64.b64encode(data).decode()},
+            "data": {name: base64.b64encode(value).decode() for name, value in table.fields.items()},
         }

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from quire_api.routing_secret import unpack
+
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "e2e"))
 
@@ -77,13 +79,13 @@ class Cluster:
         """Status, reason and message of the Ready condition."""
         return condition(self.get("llmd", name, namespace), "Ready")
 
-    def routes(self, namespace: str) -> list[dict[str, Any]]:
-        """The namespace's entries in the gateways' table."""
-        secret = self.get("secret", "quire-routing", SYSTEM)
-        if not secret:
+    def routes(self, namespace: str, secret: str = "quire-routing") -> list[dict[str, Any]]:
+        """The namespace's entries in the gateways' table; without a namespace those of all."""
+        found = self.get("secret", secret, SYSTEM)
+        if not found:
             return []
-        table = json.loads(base64.b64decode(secret["data"]["table.json"]))
-        return [entry for entry in table["deployments"] if entry["namespace"] == namespace]
+        table = json.loads(unpack({name: base64.b64decode(value) for name, value in found["data"].items()}))
+        return [entry for entry in table["deployments"] if namespace in ("", entry["namespace"])]
 
     def report(self, replicas: list[dict[str, Any]]) -> None:
         """What the one gateway of this cluster says from now on."""
