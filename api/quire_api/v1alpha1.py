@@ -185,6 +185,9 @@ class EngineSpec(WireModel):
     """Longest prompt plus answer, in tokens. Default: what the model supports and the memory holds."""
     kv_cache: KvCache = Field(default_factory=KvCache)
     """The paged cache of keys and values."""
+    start_timeout: Duration | None = None
+    """How long an engine may take from its start until it serves, before it is started anew. Default: by the size of
+    the weights, 10m at least. Without a cluster it has no effect."""
     extra_args: Annotated[
         list[Annotated[str, Field(max_length=1024)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

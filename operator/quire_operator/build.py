@@ -13,6 +13,7 @@ from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.build_pod import ENGINE_PORT, Settings, claim_name, pod_template
 from quire_operator.merge import Manifest
 from quire_operator.record import record_of
+from quire_operator.start import START_TIMEOUT, kept_allowance_s, start_allowance_s
 
 LABEL_REVISION = "quire.dev/revision"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -33,11 +34,17 @@ def labels_of(deployment: LLMDeployment) -> dict[str, str]:
 
 
 def revision_deployment(
-    deployment: LLMDeployment, revision: str, replicas: int, settings: Settings, live: Manifest | None = None
+    deployment: LLMDeployment,
+    revision: str,
+    replicas: int,
+    settings: Settings,
+    live: Manifest | None = None,
+    weight_bytes: int | None = None,
 ) -> Manifest:
     """The Deployment of one revision, built from the spec that the revision was made of.
 
-    `rollout.drainTimeout` is no part of a revision: pods keep the one that their `live` Deployment began with.
+    `rollout.drainTimeout` and the size of the weights are no part of a revision: pods keep the times that their `live`
+    Deployment began with.
 
     Raises:
         BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
@@ -45,9 +52,11 @@ def revision_deployment(
     labels = {**labels_of(deployment), LABEL_REVISION: revision}
     selector = {LABEL_DEPLOYMENT: deployment.metadata.name, LABEL_REVISION: revision}
     manifest = _object("apps/v1", "Deployment", f"{deployment.metadata.name}-{revision}", deployment)
-    begun = ((live or {}).get("metadata", {}).get("annotations") or {}).get(DRAIN_TIMEOUT)
-    drain_timeout = begun or deployment.spec.rollout.drain_timeout
-    manifest["metadata"] |= {"labels": labels, "annotations": {DRAIN_TIMEOUT: drain_timeout}}
+    begun = (live or {}).get("metadata", {}).get("annotations") or {}
+    drain_timeout = begun.get(DRAIN_TIMEOUT) or deployment.spec.rollout.drain_timeout
+    start_s = start_allowance_s(deployment.spec, weight_bytes) if live is None else kept_allowance_s(begun)
+    annotations = {DRAIN_TIMEOUT: drain_timeout, START_TIMEOUT: str(start_s)}
+    manifest["metadata"] |= {"labels": labels, "annotations": annotations}
     manifest["spec"] = {
         "replicas": replicas,
         "selector": {"matchLabels": selector},
@@ -55,7 +64,7 @@ def revision_deployment(
         "progressDeadlineSeconds": 2**31 - 1,
         # Only a newer operator changes the template of a revision.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": pod_template(deployment, labels, duration_seconds(drain_timeout), settings),
+        "template": pod_template(deployment, labels, start_s, duration_seconds(drain_timeout), settings),
     }
     return manifest
 

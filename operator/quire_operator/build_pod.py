@@ -25,8 +25,6 @@ MARGIN_S = 10
 FETCH_S = 6 * 3600
 """What fetching may take before the kubelet tries anew."""
 DOCKER_CONFIG = "/registry"
-STARTUP_S = 3600
-"""What loading may take before the kubelet tries anew."""
 AGENT = "agent"
 AGENT_PORT = 8001
 AGENT_REQUESTS = {"cpu": "10m", "memory": "64Mi"}
@@ -55,8 +53,10 @@ class Settings:
     """Whose pods may read metrics; empty: nobody but gateways reaches engines."""
 
 
-def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: float, settings: Settings) -> Manifest:
-    """A pod that may take `drain_s` seconds to end its requests.
+def pod_template(
+    deployment: LLMDeployment, labels: Mapping[str, str], start_s: int, drain_s: float, settings: Settings
+) -> Manifest:
+    """A pod whose engine may take `start_s` seconds to serve, and `drain_s` to end its requests.
 
     Raises:
         BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
@@ -78,7 +78,7 @@ def pod_template(deployment: LLMDeployment, labels: Mapping[str, str], drain_s: 
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "initContainers": [_agent(deployment, settings)] if _has_agent(deployment) else [],
-        "containers": [_engine(deployment, drain_s, settings)],
+        "containers": [_engine(deployment, start_s, drain_s, settings)],
         "volumes": [
             {"name": "cache", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
@@ -124,7 +124,7 @@ def model_location(model: ModelSpec) -> str:
     return MODELS
 
 
-def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Manifest:
+def _engine(deployment: LLMDeployment, start_s: int, drain_s: float, settings: Settings) -> Manifest:
     spec = deployment.spec
     flags = serve_flags(deployment, model_location(spec.model), "0.0.0.0", ENGINE_PORT, max(drain_s, 1.0))
     probe = {"periodSeconds": 2, "timeoutSeconds": 5}
@@ -145,9 +145,10 @@ def _engine(deployment: LLMDeployment, drain_s: float, settings: Settings) -> Ma
             "httpGet": {"path": "/ready", "port": "http"},
             "periodSeconds": 1,
             "timeoutSeconds": 5,
-            "failureThreshold": STARTUP_S,
+            "failureThreshold": start_s,
         },
         "readinessProbe": {"httpGet": {"path": "/ready", "port": "http"}, **probe, "failureThreshold": 2},
+        # Asked only once the startup probe has held: no start is too slow for it.
         "livenessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 10},
         "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
         "resources": _resources(deployment, settings.gpu_resource),

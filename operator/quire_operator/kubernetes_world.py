@@ -63,6 +63,8 @@ class Memory:
     """What the API server refused (hash), until when that is believed, and its words."""
     shapes: dict[str, ModelShape] = field(default_factory=dict)
     """By revision, what an agent has told of the model's size."""
+    weights: tuple[str, str | None, int] | None = None
+    """Source and revision of a model, and the size of its weights in bytes."""
     bad_keys: frozenset[str] = frozenset()
     """What is wrong with entries of the API keys' Secret, as the log has it already."""
 
@@ -199,12 +201,21 @@ class KubernetesWorld:
         if live is None and replicas == 0:
             return
         try:
-            manifest = revision_deployment(self._deployment, self._revision, replicas, self._cluster.settings, live)
-            await self._ensure(manifest)
+            await self._ensure(self._revision_deployment(replicas, live))
         except BadTemplate as error:
             self.refuse(Finding("InvalidSpec", f"spec.podTemplate.{error}"))
         except ApiError as error:
             self.refuse(refusal("the pods of this spec", error))
+
+    def _revision_deployment(self, replicas: int, live: Manifest | None) -> Manifest:
+        """
+        Raises:
+            BadTemplate
+        """
+        model, weights = self._deployment.spec.model, self._memory.weights
+        size = weights[2] if weights and weights[:2] == (model.source, model.revision) else None
+        settings = self._cluster.settings
+        return revision_deployment(self._deployment, self._revision, replicas, settings, live, size)
 
     def refuse(self, finding: Finding) -> None:
         """Let the finding stand until the spec changes or it is time to try again."""
@@ -259,6 +270,8 @@ class KubernetesWorld:
             said = heard.get(pod["metadata"]["name"])
             if said is not None and said.shape is not None:
                 self._memory.shapes = shapes = {self._revision: said.shape}
+                model = self._deployment.spec.model
+                self._memory.weights = model.source, model.revision, said.shape.weight_bytes
         shape = shapes.get(self._revision)
         if shape is None:
             return None

@@ -6,7 +6,7 @@ import secrets
 import pytest
 
 SYSTEM = "quire-system"
-MANY = 9000
+MANY = 10_000
 """Keys of 64 characters: more than half of what the table takes, compressed."""
 
 
