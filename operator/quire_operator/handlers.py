@@ -4,7 +4,7 @@ Index handlers take in the first listing of every kind; kopf lets no event throu
 first event says that the store is whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -87,11 +87,13 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def settings_of(kinds: Mapping[str, Kind]) -> kopf.OperatorSettings:
-    """Watch only our own children; write nothing through kopf."""
+def settings_of(kinds: Mapping[str, Kind], namespaces: Sequence[str]) -> kopf.OperatorSettings:
+    """Watch only our own children; write nothing through kopf; in single namespaces ask for nothing outside them."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
+    # kopf would watch namespaces and CRDs, which Roles do not reach.
+    settings.scanning.disabled = bool(namespaces)
     settings.queueing.idle_timeout = 1.0
     settings.persistence.diffbase_storage = _NoHistory()
     settings.persistence.progress_storage = _NoProgress()

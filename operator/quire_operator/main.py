@@ -133,7 +133,7 @@ async def _operate(config: OperatorConfig, connection: Connection, closing: cont
     watching = asyncio.create_task(
         kopf.operator(
             registry=registry_of(store, reconciler, resync, connection, kinds),
-            settings=settings_of(kinds),
+            settings=settings_of(kinds, config.namespaces),
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,
             # Else kopf asks for the user's name, and a container's user may have none.
