@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterable
 
 from quire_api.v1alpha1 import API_VERSION, KIND
 from quire_operator.events import Happening, event_of
@@ -20,7 +21,12 @@ EVERY_S = 1.0
 
 
 async def autoscale_for_ever(
-    kube: Kube, store: Store, gateways: Gateways, is_leading: asyncio.Event, identity: str
+    kube: Kube,
+    store: Store,
+    gateways: Gateways,
+    is_leading: asyncio.Event,
+    identity: str,
+    wake: Callable[[Iterable[Key]], None],
 ) -> None:
     """Apply the law to every deployment that has `autoscaling`, while we lead; a new leader begins with no memory."""
     scaler = Scaler()
@@ -30,13 +36,15 @@ async def autoscale_for_ever(
             scaler = Scaler()
             continue
         try:
-            await _step(kube, store, gateways, scaler)
+            await _step(kube, store, gateways, scaler, wake)
             await _object(kube, store, scaler, identity)
         except (ApiError, ApiUnavailable, NotLeading) as error:
             log.warning("scaling: %s", error)
 
 
-async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) -> None:
+async def _step(
+    kube: Kube, store: Store, gateways: Gateways, scaler: Scaler, wake: Callable[[Iterable[Key]], None]
+) -> None:
     found = [served_by(store, resource) for resource in store.resources.values()]
     scaled = {Key.of(served): served for served in found if served is not None and served.spec.autoscaling}
     if not scaled:
@@ -63,7 +71,8 @@ async def _step(kube: Kube, store: Store, gateways: Gateways, scaler: Scaler) ->
             log.warning("scaling %s: %s", key, error)
             continue
         if after is not None:
-            store.put(KIND, after)
+            # Its event will be no news to the store then, and somebody's edit may have come with it.
+            wake(store.put(KIND, after))
         scaler.wrote(key, decision.replicas)
         log.info("%s scales %s", key, decision.reason)
 

@@ -114,11 +114,15 @@ class Kube:
                 return int(answer["metadata"]["resourceVersion"]), found
             parameters["continue"] = token
 
-    async def apply(self, manifest: Manifest, *, force: bool) -> Manifest:
-        """Server-side apply. Without `force` a field that another manager set differently is an ApiError 409."""
+    async def apply(self, manifest: Manifest, *, force: bool, is_rehearsal: bool = False) -> Manifest:
+        """Server-side apply. Without `force` a field that another manager set differently is an ApiError 409.
+
+        is_rehearsal: everything is checked as if it were written (a server-side dry run).
+        """
         metadata = manifest["metadata"]
         path = path_of(manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"])
         parameters = {"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"}
+        parameters |= {"dryRun": "All"} if is_rehearsal else {}
         return await self._call("PATCH", path, parameters, manifest, "application/apply-patch+yaml")
 
     async def patch(
@@ -190,7 +194,7 @@ class Kube:
                     trouble = f"{method} {path} was answered with no JSON: {error}"
                     continue
             refusal = _refusal(answer.status, content)
-            if answer.status not in _RETRIED:
+            if refusal.status not in _RETRIED:
                 raise refusal
             trouble = f"{method} {path}: {refusal}"
             if (after := answer.headers.get("retry-after", "")).isdigit():
@@ -208,6 +212,9 @@ def path_of(api_version: str, kind: str, namespace: str | None, name: str = "") 
 def _refusal(status: int, content: bytes) -> ApiError:
     try:
         said: Any = msgspec.json.decode(content)
-        return ApiError(status, str(said.get("reason", "")), str(said.get("message", "")))
+        reason, message = str(said.get("reason", "")), str(said.get("message", ""))
+        # So it answers a server-side apply with a field that does not exist, or a list where a mapping belongs.
+        is_ours = status == 500 and message.startswith("failed to create typed patch object")
+        return ApiError(422 if is_ours else status, reason, message)
     except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError):
         return ApiError(status, "", content[:500].decode(errors="replace"))

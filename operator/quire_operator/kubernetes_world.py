@@ -49,8 +49,26 @@ from quire_operator.world import (
 
 log = logging.getLogger(__name__)
 
-TRY_REFUSED_AGAIN_S = 30.0
+TRY_REFUSED_AGAIN_S = 10.0
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An object that the API server did not take; believed for a while, unless the spec changes or it is taken."""
+
+    kind: str
+    name: str
+    wish: str
+    """Hash of the spec that it was made for."""
+    until: float
+    """Of the monotonic clock: when to try again."""
+    finding: Finding
+
+    @property
+    def holds(self) -> bool:
+        """Whether pods cannot do without it: an eviction without a budget is better than no replica."""
+        return self.kind != "PodDisruptionBudget"
 
 
 @dataclass
@@ -59,8 +77,9 @@ class Memory:
 
     applied: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     """By kind and name: what was asked for (hash), and the version or generation it led to."""
-    refused: tuple[str, float, Finding] | None = None
-    """What the API server refused (hash), until when that is believed, and its words."""
+    refused: Refusal | None = None
+    rehearsed: str = ""
+    """The revision whose Deployment the API server would take."""
     shapes: dict[str, ModelShape] = field(default_factory=dict)
     """By revision, what an agent has told of the model's size."""
     weights: tuple[str, str | None, int] | None = None
@@ -115,8 +134,12 @@ class KubernetesWorld:
         )
         fit = await self._fit(pods, heard)
         await self._read_secrets()
-        finding = self._finding() or await self._claim_finding()
+        refused = self._refusal()
+        finding = refused.finding if refused is not None and refused.holds else None
+        finding = finding or self._finding() or await self._claim_finding() or await self._rehearse()
         complaint = self._complaint or cluster.routing.refusals.get(key)
+        if complaint is None and refused is not None and not refused.holds:
+            complaint = refused.finding
         facts = self._facts()
         return Observed(
             replicas=self._replicas,
@@ -163,19 +186,21 @@ class KubernetesWorld:
         await self._tidy()
 
     async def _apply_standing(self, wanted: int, internal_key: str) -> bool:
-        """Whether all of them stand; one that is refused keeps no other from being applied."""
-        refusals = []
+        """Whether all stand that pods need; one that is refused keeps no other from being applied."""
+        refusals: list[Refusal] = []
         for manifest in standing_objects(self._deployment, wanted, internal_key, self._cluster.settings):
             try:
                 await self._ensure(manifest)
             except ApiError as error:
-                refusals.append(refusal(f"the {manifest['kind']} {manifest['metadata']['name']}", error))
+                finding = refusal(f"the {manifest['kind']} {manifest['metadata']['name']}", error)
+                refusals.append(self._refuse(manifest, finding))
+        refusals.sort(key=lambda refused: not refused.holds)
         if refusals:
-            self.refuse(refusals[0])
+            self._memory.refused = refusals[0]
         name = self._key.name
         if wanted <= 1 and self._cluster.store.child(self._key, "PodDisruptionBudget", name):
             await self._cluster.kube.delete("policy/v1", "PodDisruptionBudget", self._key.namespace, name)
-        return not refusals
+        return not any(refused.holds for refused in refusals)
 
     async def _apply_claim(self) -> None:
         manifest = weights_claim(self._deployment)
@@ -188,12 +213,43 @@ class KubernetesWorld:
                 if there is not None and there["metadata"].get("labels", {}).get(LABEL_MANAGED_BY) != MANAGER:
                     # Owning it would mean to delete it one day.
                     message = f"the volume claim {name} exists and belongs to somebody else; rename one of the two"
-                    self.refuse(Finding("NameConflict", message))
+                    self._refuse(manifest, Finding("NameConflict", message))
                     return
             await self._ensure(manifest)
         except ApiError as error:
             finding = refusal(f"the claim {name}", error, "change it back, or delete the claim first")
-            self.refuse(replace(finding, message=f"spec.model.volume: {finding.message}"))
+            self._refuse(manifest, replace(finding, message=f"spec.model.volume: {finding.message}"))
+
+    async def _rehearse(self) -> Finding | None:
+        """What the API server says of a new revision's Deployment, before anything is done towards it.
+
+        Else a former replica might have gone already for a template that nobody takes.
+        """
+        live = self._cluster.store.child(self._key, "Deployment", f"{self._key.name}-{self._revision}")
+        if live is not None or self._memory.rehearsed == self._revision:
+            return None
+        try:
+            manifest = self._revision_deployment(1, None)
+        except BadTemplate as error:
+            return Finding("InvalidSpec", f"spec.podTemplate.{error}")
+        try:
+            await self._cluster.kube.apply(manifest, force=False, is_rehearsal=True)
+        except ApiError as error:
+            # Some admission webhook; what it says shows when the Deployment is written.
+            if "does not support dry run" not in error.message:
+                return self._refuse(manifest, self._template_refusal(error)).finding
+        self._memory.rehearsed = self._revision
+        return None
+
+    def _template_refusal(self, error: ApiError) -> Finding:
+        """
+        Raises:
+            ApiError: the error itself, where it tells nothing of the object.
+        """
+        finding = refusal("the pods of this spec", error)
+        if self._deployment.spec.pod_template is None:
+            return finding
+        return replace(finding, message=finding.message.replace("spec.template.", "spec.podTemplate."))
 
     async def _apply_revision(self, replicas: int) -> None:
         name = f"{self._key.name}-{self._revision}"
@@ -201,11 +257,13 @@ class KubernetesWorld:
         if live is None and replicas == 0:
             return
         try:
-            await self._ensure(self._revision_deployment(replicas, live))
-        except BadTemplate as error:
-            self.refuse(Finding("InvalidSpec", f"spec.podTemplate.{error}"))
+            manifest = self._revision_deployment(replicas, live)
+        except BadTemplate:  # said when it was rehearsed
+            return
+        try:
+            await self._ensure(manifest)
         except ApiError as error:
-            self.refuse(refusal("the pods of this spec", error))
+            self._refuse(manifest, self._template_refusal(error))
 
     def _revision_deployment(self, replicas: int, live: Manifest | None) -> Manifest:
         """
@@ -217,9 +275,19 @@ class KubernetesWorld:
         settings = self._cluster.settings
         return revision_deployment(self._deployment, self._revision, replicas, settings, live, size)
 
-    def refuse(self, finding: Finding) -> None:
-        """Let the finding stand until the spec changes or it is time to try again."""
-        self._memory.refused = self._wish(), time.monotonic() + TRY_REFUSED_AGAIN_S, finding
+    def _refuse(self, manifest: Manifest, finding: Finding) -> Refusal:
+        """Let the finding stand until the spec changes, the object is taken or it is time to try again."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        refused = Refusal(kind, name, self._wish(), time.monotonic() + TRY_REFUSED_AGAIN_S, finding)
+        self._memory.refused = refused
+        return refused
+
+    def _refusal(self) -> Refusal | None:
+        """What was refused last and not taken since."""
+        refused = self._memory.refused
+        if refused is not None and (refused.wish != self._wish() or time.monotonic() >= refused.until):
+            self._memory.refused = None
+        return self._memory.refused
 
     def _wish(self) -> str:
         return hashlib.sha256(self._deployment.spec.model_dump_json().encode()).hexdigest()
@@ -260,6 +328,9 @@ class KubernetesWorld:
         self._cluster.store.put(kind, after)
         self._memory.applied[kind, name] = wish, _mark(after)
         log.info("applied %s %s/%s", kind, self._key.namespace, name)
+        refused = self._memory.refused
+        if refused is not None and (refused.kind, refused.name) == (kind, name):
+            self._memory.refused = None
 
     async def _fit(self, pods: Sequence[Manifest], heard: Mapping[str, AgentProgress]) -> Fit | None:
         """The arithmetic for pods of the newest revision that have a node and do not serve yet."""
@@ -316,11 +387,6 @@ class KubernetesWorld:
 
     def _finding(self) -> Finding | None:
         spec = self._deployment.spec
-        refused = self._memory.refused
-        if refused is not None:
-            if refused[0] == self._wish() and time.monotonic() < refused[1]:
-                return refused[2]
-            self._memory.refused = None
         for path, reference in (
             ("access.apiKeysSecretRef", spec.access.api_keys_secret_ref),
             ("model.auth.secretRef", spec.model.auth.secret_ref if spec.model.auth else None),

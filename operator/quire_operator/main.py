@@ -149,7 +149,7 @@ async def _operate(config: OperatorConfig, connection: Connection, closing: cont
         gateways.run(),
         agents.run(),
         routing.run(),
-        autoscale_for_ever(kube, store, gateways, reconciler.is_leading, identity),
+        autoscale_for_ever(kube, store, gateways, reconciler.is_leading, identity, reconciler.wake),
         _lead(lease, reconciler, routing, config),
         _told_to_end(stop, listening),
     )

@@ -126,7 +126,7 @@ class Reconciler:
         conflict = name_conflicts(rivals).get(key)
         complaint = Finding("InvalidSpec", resource.message) if resource.problems else None
         world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory, complaint)
-        now = time.time()
+        was_refused, now = memory.refused is not None, time.time()
         decision = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         for intention in decision.intentions:
             await world.apply(intention)
@@ -135,6 +135,11 @@ class Reconciler:
         after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         await self._say(resource, after.statuses[key])
         wake_in = look_again_in(deployment, after.statuses[key])
+        if memory.refused is not None:
+            wake_in = min(wake_in, max(memory.refused.until - time.monotonic(), 0.05))
+        elif was_refused:
+            # What was held back goes on.
+            wake_in = 0.05
         if after.wake_at is not None:
             wake_in = min(wake_in, max(after.wake_at - time.time(), 0.05))
         self.queue.wake_in(key, wake_in)
@@ -154,7 +159,10 @@ class Reconciler:
                 return
             raise
         STATUS_WRITES.inc()
-        store.put(KIND, after)
+        # An edit since then comes with it; of its event the store will know everything.
+        concerned = store.put(KIND, after)
+        if after["metadata"].get("generation") != resource.generation:
+            self.wake(concerned)
         for happening in happenings(resource.previous, status):
             try:
                 await kube.create(event_of(happening, after, self._identity))

@@ -34,6 +34,8 @@ class World:
         self.replicas = dict.fromkeys(names, 1)
         self.failures = {}
         self.events = []
+        self.woken = set()
+        self.names = {}
         self.version = 0
         for name in names:
             self.store.put("LLMDeployment", resource(name, 1, 0))
@@ -68,7 +70,10 @@ class World:
         return {}
 
     async def get(self, api_version, kind, namespace, name):
-        return resource(name, self.replicas[name], self.version)
+        found = resource(name, self.replicas[name], self.version)
+        if name in self.names:
+            found["spec"]["model"]["servedNames"] = self.names[name]
+        return found
 
     async def create(self, manifest):
         self.events.append((manifest["type"], manifest["reason"], manifest["message"]))
@@ -78,7 +83,7 @@ class World:
         for _ in range(count):
             self.now += 1
             with contextlib.suppress(ApiUnavailable):  # as `autoscale_for_ever`
-                await _step(self, self.store, self, self.scaler)
+                await _step(self, self.store, self, self.scaler, self.woken.update)
                 await _object(self, self.store, self.scaler, "operator-0")
 
 
@@ -125,3 +130,18 @@ async def test_another_autoscaler_is_told_of_once_and_left_its_way(monkeypatch):
     [(kind, reason, message)] = world.events
     assert (kind, reason) == ("Warning", "AutoscalingContested")
     assert "remove that autoscaler, or spec.autoscaling" in message
+
+
+async def test_who_waits_for_a_name_is_woken_when_it_was_freed_beside_a_write_of_the_law(monkeypatch):
+    """The event of that edit is no news any more to a store that has the law's own answer."""
+    world = World(monkeypatch, "a")
+    waiting = resource("b", 0, 0)
+    del waiting["spec"]["autoscaling"]
+    waiting["spec"]["model"]["servedNames"] = ["a"]
+    world.store.put("LLMDeployment", waiting)
+    await world.seconds(5)
+    world.names["a"] = ["other"]
+    world.in_flight["a"] = 5
+    await world.seconds(30)
+    assert world.replicas == {"a": 5}
+    assert {str(key) for key in world.woken} == {"d/a", "d/b"}
