@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import overload
 
 from quire_api import blocks
 from quire_gateway.block_space import BlockSpace
@@ -25,12 +26,21 @@ class Chain:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, depth: int) -> bytes:
-        try:
-            return self._known[depth]
-        except IndexError:
-            self._known.extend(islice(self._rest, depth + 1 - len(self._known)))
-            return self._known[depth]
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        """One key, or those of a slice that names its end."""
+        if isinstance(at, slice):
+            self._know(at.stop)
+        elif at >= len(self._known):
+            self._know(at + 1)
+        return self._known[at]
+
+    def _know(self, count: int) -> None:
+        if count > len(self._known):
+            self._known.extend(islice(self._rest, count - len(self._known)))
 
     def at(self, depth: int) -> bytes | None:
         """The key of one block; None beyond the last."""
@@ -60,8 +70,7 @@ class Matched:
         return self._match[number] * self._block_size
 
     def at_most(self) -> list[int]:
-        size = self._block_size
-        return [length * size for length in self._match.at_most()]
+        return self._match.at_most(self._block_size)
 
     def settle(self, numbers: Iterable[int]) -> bool:
         return self._match.settle(numbers)

@@ -66,11 +66,18 @@ class _Holder:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Replicas whose match is asked for: their bits in one mask, and of each the length of its bit; 0: not tracked."""
+    """Replicas whose match is asked for: their bits in one mask, and of each its bit and that one's length.
+
+    Both are 0 of a replica that is not tracked.
+    """
 
     replicas: tuple[str, ...]
     mask: int
     places: list[int]
+    bits: list[int]
+
+
+_NOBODY = _Asked((), 0, [], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class PrefixIndex:
         self._masks: dict[int, int] = {}
         self._open = 0
         """Bits of the replicas that are not closed."""
-        self._asked = _Asked((), 0, [])
+        self._asked = _NOBODY
         self.removed = Removed()
         """What replicas have evicted lately."""
 
@@ -127,7 +134,7 @@ class PrefixIndex:
                 bit <<= 1
             holder = self._replicas[replica] = _Holder(bit, capacity)
             self._names[bit] = replica
-            self._asked = _Asked((), 0, [])
+            self._asked = _NOBODY
         holder.capacity = max(0, capacity)
         self._shrink(holder)
 
@@ -138,15 +145,14 @@ class PrefixIndex:
         if holder is not None:
             del self._names[holder.bit]
             self._open &= ~holder.bit
-            self._asked = _Asked((), 0, [])
+            self._asked = _NOBODY
 
     def clear_replica(self, replica: str) -> None:
         """`replica` has lost its cache (its engine restarted) and has told nothing of the new one."""
         holder = self._replicas.get(replica)
         if holder is not None:
             known = (holder.stored, holder.arriving or (), holder.expected, holder.guessed)
-            for key in set().union(*known):
-                self._unset(key, holder.bit)
+            self._unset(set().union(*known), holder.bit)
             self._replicas[replica] = _Holder(holder.bit, holder.capacity)
             self._open &= ~holder.bit
 
@@ -161,13 +167,15 @@ class PrefixIndex:
         if holder is None:
             return
         guessed, stored = holder.guessed, holder.stored
+        fresh: list[bytes] = []
         for key in reversed(keys[: holder.capacity]):
             stored.pop(key, None)
             if key in guessed:
                 del guessed[key]
             else:
-                self._set(key, holder.bit)
+                fresh.append(key)
             guessed[key] = None
+        self._set(fresh, holder.bit)
         self._shrink(holder)
         self._judge(holder)
 
@@ -182,22 +190,24 @@ class PrefixIndex:
         if not holder.is_exact:
             self.insert(replica, keys)
             return None
+        # Several quick passes over the chain: this runs between a choice and its request's departure.
         stored, expected = holder.stored, holder.expected
-        fresh: list[bytes] = []
-        anchor = None
-        for key in keys:
-            if key in stored:
-                anchor = anchor if fresh else key
-                continue
-            count = expected.get(key, 0)
-            if not count:
-                if len(expected) >= holder.capacity:
-                    break
-                self._set(key, holder.bit)
-            expected[key] = count + 1
-            fresh.append(key)
+        fresh = [key for key in keys if key not in stored]
+        unexpected = [key for key in fresh if key not in expected]
+        room = holder.capacity - len(expected)
+        if len(unexpected) > room:
+            del fresh[fresh.index(unexpected[room]) :]
+            del unexpected[room:]
         if not fresh:
             return None
+        if len(unexpected) == len(fresh):
+            expected.update(dict.fromkeys(fresh, 1))
+        else:
+            for key in fresh:
+                expected[key] = expected.get(key, 0) + 1
+        self._set(unexpected, holder.bit)
+        first = keys.index(fresh[0])
+        anchor = keys[first - 1] if first else None
         if anchor is not None:
             holder.anchors[anchor] = holder.anchors.get(anchor, 0) + 1
         return Expectation(replica, fresh, anchor, holder)
@@ -213,14 +223,10 @@ class PrefixIndex:
             if not holder.anchors[anchor]:
                 del holder.anchors[anchor]
                 holder.lost_anchors.discard(anchor)
-        over = []
-        for key in expectation.keys:
-            count = expected.get(key, 0)
-            if count > 1:
-                expected[key] = count - 1
-            elif count:
-                del expected[key]
-                over.append(key)
+        keys = expectation.keys
+        left = {key: count - 1 for key in keys if (count := expected.pop(key)) > 1}
+        expected.update(left)
+        over = [key for key in keys if key not in left] if left else keys
         if holder.is_exact:
             self._release(holder, over)
         else:
@@ -260,8 +266,7 @@ class PrefixIndex:
         holder = self._telling(replica)
         stored = holder.stored if holder.arriving is None else holder.arriving
         stored.update(dict.fromkeys(keys))
-        for key in keys:
-            self._set(key, holder.bit)
+        self._set(keys, holder.bit)
         if holder.lost_anchors and holder.arriving is None:
             holder.lost_anchors.difference_update(keys)
             self._judge(holder)
@@ -315,7 +320,8 @@ class PrefixIndex:
         asked = self._asked_for(replicas)
         holders_of = self._holders.get
         holding = holders_of(keys[0], 0) & asked.mask if len(keys) else 0
-        return Match(keys, holders_of, asked.places, holding & ~self._open, holding & self._open)
+        nested, others = holding & ~self._open, holding & self._open
+        return Match(keys, holders_of, asked.places, asked.bits, nested, others)
 
     def _asked_for(self, replicas: Sequence[str]) -> _Asked:
         asked = replicas if isinstance(replicas, tuple) else tuple(replicas)
@@ -328,7 +334,7 @@ class PrefixIndex:
         mask = 0
         for bit in bits:
             mask |= bit
-        return _Asked(replicas, mask, [bit.bit_length() for bit in bits])
+        return _Asked(replicas, mask, [bit.bit_length() for bit in bits], bits)
 
     def _telling(self, replica: str) -> _Holder:
         holder = self._replicas.get(replica)
@@ -356,26 +362,33 @@ class PrefixIndex:
             self._release(holder, keys)
             self.removed.add(keys)
 
-    def _set(self, key: bytes, bit: int) -> None:
-        mask = self._holders.get(key)
-        if mask is None:
-            self._holders[key] = bit
-        elif not mask & bit:
-            self._holders[key] = self._shared(mask | bit)
+    def _set(self, keys: Sequence[bytes], bit: int) -> None:
+        """Give the replica's bit to `keys`."""
+        holders = self._holders
+        known = [key for key in keys if key in holders]
+        if len(known) < len(keys):
+            fresh = keys if not known else [key for key in keys if key not in holders]
+            holders.update(dict.fromkeys(fresh, bit))
+        for key in known:
+            mask = holders[key]
+            if not mask & bit:
+                holders[key] = self._shared(mask | bit)
 
     def _release(self, holder: _Holder, keys: Iterable[bytes]) -> None:
         """Take the replica's bit from those of `keys` that are in none of its sets."""
-        stored, expected, guessed, arriving = holder.stored, holder.expected, holder.guessed, holder.arriving or ()
-        for key in keys:
-            if not (key in stored or key in expected or key in guessed or key in arriving):
-                self._unset(key, holder.bit)
+        for known in (holder.stored, holder.expected, holder.guessed, holder.arriving):
+            if known:
+                keys = [key for key in keys if key not in known]
+        self._unset(keys, holder.bit)
 
-    def _unset(self, key: bytes, bit: int) -> None:
-        mask = self._holders.get(key, 0) & ~bit
-        if mask:
-            self._holders[key] = self._shared(mask)
-        else:
-            self._holders.pop(key, None)
+    def _unset(self, keys: Iterable[bytes], bit: int) -> None:
+        holders = self._holders
+        for key in keys:
+            mask = holders.get(key, 0)
+            if mask == bit:
+                del holders[key]
+            elif mask & bit:
+                holders[key] = self._shared(mask ^ bit)
 
     def _shared(self, mask: int) -> int:
         """One object for equal masks: of each key's own they would be a fifth of the index."""

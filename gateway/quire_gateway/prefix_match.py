@@ -9,7 +9,9 @@ a span of blocks, and settles those that it is asked for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from functools import reduce
+from operator import or_
+from typing import Protocol, overload
 
 HoldersOf = Callable[[bytes, int], int]
 
@@ -24,7 +26,10 @@ class Keys(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, depth: int, /) -> bytes: ...
+    @overload
+    def __getitem__(self, at: int, /) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice, /) -> list[bytes]: ...
 
 
 class Match:
@@ -36,11 +41,20 @@ class Match:
     most. All others' lengths are what they hold.
     """
 
-    def __init__(self, keys: Keys, holders_of: HoldersOf, places: Sequence[int], nested: int, others: int) -> None:
-        """places: of the replicas. nested, others: those that hold the first block, for `bisect` and for `walk`."""
+    def __init__(
+        self,
+        keys: Keys,
+        holders_of: HoldersOf,
+        places: Sequence[int],
+        bits: Sequence[int],
+        nested: int,
+        others: int,
+    ) -> None:
+        """places, bits: of the replicas. nested, others: those that hold the first block, for `bisect`, for `walk`."""
         self._keys = keys
         self._holders_of = holders_of
         self._places = places
+        self._bits = bits
         self._lengths = [0] * (1 + max(places, default=0))
         if others:
             walk(keys, holders_of, others, self._lengths)
@@ -55,22 +69,22 @@ class Match:
         self.settle((number,))
         return self._lengths[self._places[number]]
 
-    def at_most(self) -> list[int]:
-        """Of each replica a number of blocks that it holds no more than; those that are settled hold as many."""
+    def at_most(self, unit: int = 1) -> list[int]:
+        """Of each replica a number of blocks, times `unit`, that it holds no more than; settled ones hold as many."""
         lengths = self._lengths
-        return [lengths[place] for place in self._places]
+        return [lengths[place] * unit for place in self._places]
 
     def settle(self, numbers: Iterable[int]) -> bool:
         """Find how much the replicas of these numbers hold; False: that is known."""
         if not self._spans:
             return False
-        asked = 0
-        for place in {self._places[number] for number in numbers} - {0}:
-            asked |= 1 << (place - 1)
+        asked = reduce(or_, map(self._bits.__getitem__, numbers), 0)
         left, is_new = [], False
+        # All of them have been taken: a plain list is looked into sooner.
+        keys = self._keys[: max(end for _, end, _ in self._spans)]
         for start, end, bits in self._spans:
             if found := bits & asked:
-                _settle(self._keys, self._holders_of, (start, end, found), self._lengths)
+                _settle(keys, self._holders_of, (start, end, found), self._lengths)
                 bits ^= found
                 is_new = True
             if bits:
@@ -114,7 +128,11 @@ def walk(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> N
 
     alive: mask of the replicas that are asked for; all of them hold the first block. lengths[place]: the answer.
     """
-    _note(lengths, _walk_between(keys, holders_of, alive, 0, len(keys), lengths), len(keys))
+    end, high = len(keys), 0
+    while alive and high + 1 < end:
+        low, high = high, min(2 * high + 1, end - 1)
+        alive = _walk_between(keys, holders_of, alive, low, high + 1, lengths)
+    _note(lengths, alive, end)
 
 
 def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> list[Span]:
@@ -144,6 +162,9 @@ def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) ->
 def _settle(keys: Keys, holders_of: HoldersOf, span: Span, lengths: list[int]) -> None:
     """Where in the span each of its replicas falls out."""
     start, end, bits = span
+    if end - start <= _MANY * bits.bit_count():
+        _note(lengths, _walk_between(keys, holders_of, bits, start, end, lengths), end)
+        return
     for low, high, gone in _fallen(keys, holders_of, (start, end, bits, 0), dense=_MANY):
         _note(lengths, _walk_between(keys, holders_of, gone, low, high, lengths), high)
 
@@ -174,8 +195,8 @@ def _fallen(
 def _walk_between(keys: Keys, holders_of: HoldersOf, alive: int, start: int, end: int, lengths: list[int]) -> int:
     """Those of `alive`, which hold the block at `start`, that hold all blocks before `end`; others are noted."""
     same = alive
-    for depth in range(start + 1, end):
-        mask = holders_of(keys[depth], 0)
+    for depth, key in enumerate(keys[start + 1 : end], start + 1):
+        mask = holders_of(key, 0)
         # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
         if mask is same:
             continue

@@ -22,9 +22,9 @@ class Taken:
     def __len__(self):
         return len(self.chain)
 
-    def __getitem__(self, depth):
-        self.most = max(self.most, depth + 1)
-        return self.chain[depth]
+    def __getitem__(self, at):
+        self.most = max(self.most, min(at.stop, len(self)) if isinstance(at, slice) else at + 1)
+        return self.chain[at]
 
 
 class AgainstModel(RuleBasedStateMachine):
