@@ -76,6 +76,17 @@ class Scaler:
         taken, self._objections = self._objections, {}
         return taken
 
+    def history(self, key: Key) -> History | None:
+        """What the law remembers of it."""
+        return self._histories.get(key)
+
+    def histories(self) -> list[tuple[Key, History]]:
+        return list(self._histories.items())
+
+    def restore(self, key: Key, history: History) -> None:
+        """Go on with what another remembered."""
+        self._histories[key] = history
+
     def wrote(self, key: Key, replicas: int | None) -> None:
         """What was written of the last decision; None where nobody knows, so that the next number is no rival's."""
         self._histories[key] = replace(self._histories[key], wrote=replicas)

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +119,22 @@ class TestRestart:
         wish.deployments[KEY] = with_replicas(wish.deployments[KEY], 1)
         scaling.restore(wish.deployments)
         assert wish.deployments[KEY].spec.replicas == 3
+
+    async def test_what_the_law_knows_of_others_outlives_it(self, wish, scaling, tmp_path):
+        scaling.told = load(in_flight=1)
+        for replicas in (1, 4, 1, 4, 1):
+            wish.deployments[KEY] = with_replicas(wish.deployments[KEY], replicas)
+            await scaling.step(wish.deployments)
+        assert "somebody else changed replicas" in scaling.said[-1]
+        scaling._save(wish.deployments)
+        said = []
+        heir = Scaling(scaling._world, SimpleNamespace(path=tmp_path / "state"), said.append)
+        heir.restore(wish.deployments)
+        scaling.told = load(in_flight=1000)
+        before = wish.deployments[KEY].spec.replicas
+        await heir.step(wish.deployments)
+        assert wish.deployments[KEY].spec.replicas == before
+        assert "somebody else changed replicas" in said[-1]
 
     @pytest.mark.parametrize(("age_s", "replicas"), [(10, 0), (299, 0), (301, 1)])
     def test_not_beyond_the_time_the_law_would_have_kept_it(self, wish, scaling, tmp_path, age_s, replicas):

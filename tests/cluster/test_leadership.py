@@ -1,5 +1,9 @@
 """Two operators, one that writes."""
 
+import json
+
+IDLE_AT_ONCE = json.dumps({"spec": {"autoscaling": {"idleTimeout": "1s", "scaleDownDelay": "1s"}}})
+
 
 def generation_of(cluster, namespace) -> dict[str, str]:
     kinds = "deployments,services,serviceaccounts,networkpolicies,secrets,llmd,pods"
@@ -54,3 +58,32 @@ def test_a_restarted_operator_changes_nothing(cluster, namespace, tiny, soon, op
     after = generation_of(cluster, namespace)
     after.pop("LLMDeployment/tiny"), before.pop("LLMDeployment/tiny")
     assert after == before
+
+
+def test_a_new_leader_goes_on_with_the_scaling_laws_memory(cluster, namespace, tiny, soon):
+    """Here: for how long as many replicas have been ready, without which idleTimeout would begin anew."""
+
+    def memory():
+        annotations = cluster.get("secret", "tiny-internal", namespace)["metadata"].get("annotations", {})
+        text = annotations.get("quire.dev/scaling-memory")
+        return json.loads(text) if text else {"ready": 0}
+
+    entry = {"deployment": "tiny", "namespace": namespace, "held": 0, "queued_tokens": 0, "requests": 9}
+    busy = {**entry, "in_flight": 1, "idle_s": 0.0}
+    flags = ("--lease", "heirs", "--lease-duration-s", "4", "--namespaces", namespace)
+    with cluster.operator("former", *flags) as former:
+        cluster.load([busy])
+        scaling = {"minReplicas": 0, "maxReplicas": 2, "idleTimeout": "1h", "targets": {"inFlightPerReplica": 4}}
+        cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(replicas=1, autoscaling=scaling))
+        (pod,) = soon(lambda: cluster.objects("pods", namespace), "a pod")
+        cluster.route(namespace, "tiny", pod["metadata"]["name"])
+        before = soon(lambda: (m := memory())["ready"] == 1 and m, "a memory of one ready replica")
+        former.kill()
+    with cluster.operator("heir", *flags) as heir:
+        soon(lambda: "this operator leads" in heir.says, "the heir to lead")
+        after = soon(lambda: (m := memory()) != before and m["ready"] == 1 and m, "the heir to write its own memory")
+        assert abs(after["ready_changed_at"] - before["ready_changed_at"]) < 1.0
+        cluster.kubectl("patch", "llmd", "tiny", "-n", namespace, "--type=merge", "-p", IDLE_AT_ONCE)
+        cluster.load([{**entry, "in_flight": 0, "idle_s": 100_000.0}])
+        soon(lambda: cluster.get("llmd", "tiny", namespace)["spec"]["replicas"] == 0, "nobody to be needed")
+    cluster.load([])

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 
 from quire.up.state import StateDir, write_atomically
 from quire.up.wish import with_replicas
@@ -10,6 +11,7 @@ from quire.up.world import LocalWorld
 from quire_api.v1alpha1 import AutoscalingSpec, LLMDeployment
 from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.scaling import Scaler
+from quire_operator.scaling_memory import from_text, to_text
 from quire_operator.world import Key
 
 EVERY_S = 1.0
@@ -34,6 +36,10 @@ class Scaling:
                 spec, entry = deployment.spec.autoscaling, saved.get(str(key))
                 if spec is not None and entry is not None and time.time() - float(entry["at"]) < _remembered_s(spec):
                     deployments[key] = with_replicas(deployment, int(entry["replicas"]))
+                    history = from_text(str(entry.get("memory", "")), time.monotonic(), time.time())
+                    if history is not None:
+                        # Its replicas are gone, and none has been ready for any time.
+                        self._scaler.restore(key, replace(history, ready=0, wrote=int(entry["replicas"])))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
 
@@ -58,12 +64,13 @@ class Scaling:
             self._world.changed.set()
 
     def _save(self, deployments: MutableMapping[Key, LLMDeployment]) -> None:
-        numbers = {
-            str(key): {"replicas": deployment.spec.replicas, "at": time.time()}
-            for key, deployment in deployments.items()
-            if deployment.spec.autoscaling
-        }
-        write_atomically(self._file, json.dumps(numbers, indent=1))
+        entries = {}
+        for key, deployment in deployments.items():
+            history = self._scaler.history(key)
+            if deployment.spec.autoscaling and history is not None:
+                memory = to_text(history, time.monotonic(), time.time())
+                entries[str(key)] = {"replicas": deployment.spec.replicas, "at": time.time(), "memory": memory}
+        write_atomically(self._file, json.dumps(entries, indent=1))
         self._saved_at = time.monotonic()
 
 
