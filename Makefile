@@ -81,7 +81,7 @@ e2e: $(if $(filter own,$(CLUSTER)),.quire/bin/.built) $(STAMP) ## Quire installe
 	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest $(SCENARIOS)
 
 images: $(STAMP) ## Quire's images, built by buildah without a network; IMAGES=full builds the engine's too
-	$(CLUSTERCTL) images $(if $(filter full,$(IMAGES)),--runtime)
+	$(CLUSTERCTL) images $(if $(filter full,$(IMAGES)),--runtime --record bench/results/images.json)
 
 cluster-build: .quire/bin/.built ## Kubernetes and its tools from Go modules: minutes the first time, seconds after
 

@@ -1,5 +1,6 @@
 """`python -m cluster`: build, up, down, and commands inside."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ NODE_PACKAGES = {
     "runc": "runc",
     "iptables": "iptables",
     "conntrack": "conntrack",
+    "ipset": "ipset",
     "ip": "iproute2",
     "socat": "socat",
     "ethtool": "ethtool",
@@ -27,7 +29,7 @@ NODE_PACKAGES = {
 
 
 @app.command("build")
-def build_all(tools: Annotated[bool, typer.Option(help="Also helm, kwok, CoreDNS and metrics-server.")] = True) -> None:
+def build_all(tools: Annotated[bool, typer.Option(help="Also helm, kwok and what runs on a node.")] = True) -> None:
     """Build Kubernetes and its tools from Go modules: minutes the first time, seconds after."""
     _timed("kube", lambda: build.build_kube(LAYOUT))
     for tool in build.TOOLS if tools else ():
@@ -37,12 +39,21 @@ def build_all(tools: Annotated[bool, typer.Option(help="Also helm, kwok, CoreDNS
 @app.command("images")
 def build_images(
     runtime: Annotated[bool, typer.Option(help="Also the engine's image: torch makes it 5 GB.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Keep size and time of what is built in this file.")] = None,
 ) -> None:
     """Build Quire's images with buildah, without a network, from a Debian base."""
-    names = (*quire_images.SMALL, *([quire_images.RUNTIME] if runtime else []))
-    for name in names:
-        _timed(name, lambda name=name: quire_images.build(LAYOUT, [name]))
-        print(f"  {quire_images.archive(LAYOUT, name)}")
+    found = json.loads(record.read_text())["images"] if record and record.exists() else {}
+    for name in (*quire_images.SMALL, *([quire_images.RUNTIME] if runtime else [])):
+        began = time.monotonic()
+        sizes = quire_images.build(LAYOUT, [name])
+        seconds, file = time.monotonic() - began, quire_images.archive(LAYOUT, name)
+        print(f"{name:24s} {seconds:6.1f} s  {sizes.get(name, 'as it was'):>10s}  {file}", flush=True)
+        if name in sizes:
+            size = {"image": sizes[name], "archive_bytes": file.stat().st_size}
+            found[name] = {**size, "seconds": round(seconds, 1), "load_average_15m": round(os.getloadavg()[2], 1)}
+    if record:
+        text = "make images IMAGES=full (seconds: with the download of wheels that are not there yet)"
+        record.write_text(json.dumps({"command": text, "cpus": os.cpu_count(), "images": found}, indent=1) + "\n")
 
 
 @app.command()

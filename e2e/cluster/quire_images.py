@@ -6,6 +6,7 @@ alone, for pods that mount the repository and its environment from the node, rea
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from cluster import images
+from cluster import images, machine
 from cluster.errors import ClusterError
 from cluster.layout import IMAGE_PREFIX, REPOSITORY, Layout
 
@@ -48,35 +49,49 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 
 
-def build(layout: Layout, components: Iterable[str]) -> None:
+def build(layout: Layout, components: Iterable[str]) -> dict[str, str]:
     """Build what has changed since it was built last; archives are in `layout.images`, that of the runtime one below.
+
+    Of what was built, the size that buildah tells: all layers unpacked.
 
     Raises:
         ClusterError: buildah or debootstrap is missing, or a build failed.
     """
     wanted = {name: _digest_of_sources(name) for name in components}
     stale = {name: digest for name, digest in wanted.items() if not _is_current(archive(layout, name), digest)}
+    sizes: dict[str, str] = {}
     if not stale:
-        return
+        return sizes
     wheels = _download_wheels(layout, stale)
-    for name, digest in stale.items():
-        packages = f"{BASE_PACKAGES},{COMPILER_PACKAGES}" if name == RUNTIME else BASE_PACKAGES
-        base = _ensure_base(layout, packages)
-        built = f"localhost/quire-{name}:1"
-        _buildah(
-            layout,
-            *("bud", "--quiet", "--pull-never", "--layers=false"),
-            *("--file", f"images/{name}.Dockerfile", "--tag", built, "--volume", f"{wheels}:/wheels:ro"),
-            *("--build-arg", f"BASE_IMAGE={base}"),
-            *("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "."),
-            without_network=True,
-        )
-        file = archive(layout, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-        _buildah(layout, "push", "--quiet", built, f"docker-archive:{file}:{IMAGE_PREFIX}/quire-{name}:1")
-        _buildah(layout, "rmi", "--force", built)
-        _stamp(file).write_text(digest)
+    try:
+        for name, digest in stale.items():
+            sizes[name] = _build(layout, name, wheels)
+            _stamp(archive(layout, name)).write_text(digest)
+    finally:
+        # buildah leaves its store mounted.
+        _unmount_below(layout.home / "containers")
+    return sizes
+
+
+def _build(layout: Layout, name: str, wheels: Path) -> str:
+    """Build one image into its archive; its size."""
+    base = _ensure_base(layout, f"{BASE_PACKAGES},{COMPILER_PACKAGES}" if name == RUNTIME else BASE_PACKAGES)
+    built = f"localhost/quire-{name}:1"
+    _buildah(
+        layout,
+        *("bud", "--quiet", "--pull-never", "--layers=false"),
+        *("--file", f"images/{name}.Dockerfile", "--tag", built, "--volume", f"{wheels}:/wheels:ro"),
+        *("--build-arg", f"BASE_IMAGE={base}"),
+        *("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "."),
+        without_network=True,
+    )
+    file = archive(layout, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    _buildah(layout, "push", "--quiet", built, f"docker-archive:{file}:{IMAGE_PREFIX}/quire-{name}:1")
+    (told,) = json.loads(_buildah(layout, "images", "--json", built))
+    _buildah(layout, "rmi", "--force", built)
+    return str(told["size"])
 
 
 def archive(layout: Layout, name: str) -> Path:
@@ -134,24 +149,42 @@ def _download_wheels(layout: Layout, components: Iterable[str]) -> Path:
 
 
 def _ensure_base(layout: Layout, packages: str) -> str:
-    """A Debian with `packages` as an image; its name."""
-    name = f"localhost/base-{hashlib.sha256(packages.encode()).hexdigest()[:8]}:1"
-    if _buildah(layout, "images", "--quiet", "--filter", f"reference={name}").strip():
-        return name
+    """A Debian with `packages` as an image; its name, pinned by its digest."""
+    name = f"localhost/base-{hashlib.sha256(packages.encode()).hexdigest()[:8]}"
+    if pinned := _pinned(layout, name):
+        return pinned
     # The Debian mirror that this machine uses.
     sites = _run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages").split()
     root = layout.home / "base"
-    shutil.rmtree(root, ignore_errors=True)
+    _remove(root)
     try:
         _run("debootstrap", "--variant=minbase", f"--include={packages}", SUITE, root, *sites[:1])
+        # debootstrap leaves /proc mounted where something else had a file of it open.
+        _unmount_below(root)
         for leftover in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
             shutil.rmtree(root / leftover, ignore_errors=True)
         container = _buildah(layout, "from", "scratch").strip()
         _buildah(layout, "add", "--quiet", container, str(root), "/")
-        _buildah(layout, "commit", "--quiet", "--rm", container, name)
+        _buildah(layout, "commit", "--quiet", "--rm", container, f"{name}:1")
     finally:
-        shutil.rmtree(root, ignore_errors=True)
-    return name
+        _remove(root)
+    return _pinned(layout, name)
+
+
+def _pinned(layout: Layout, name: str) -> str:
+    """The name with the digest of what it is now; empty if there is no such image."""
+    found = json.loads(_buildah(layout, "images", "--json", "--filter", f"reference={name}:1")) or []
+    return f"{name}@{found[0]['digest']}" if found else ""
+
+
+def _remove(root: Path) -> None:
+    _unmount_below(root)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _unmount_below(root: Path) -> None:
+    for mount in machine.mounts_below(root):
+        _run("umount", "--lazy", mount)
 
 
 def _buildah(layout: Layout, *arguments: str, without_network: bool = False) -> str:
