@@ -22,6 +22,7 @@ TOOLS = {
     "coredns": (".", ""),
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", ""),
     "metrics-server": ("sigs.k8s.io/metrics-server/cmd/metrics-server", ""),
+    "network-policies": (".", ""),
 }
 VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 

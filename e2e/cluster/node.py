@@ -1,4 +1,4 @@
-"""containerd, kubelet and kube-proxy: one real node."""
+"""containerd, kubelet, kube-proxy and what enforces network policies: one real node."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ import yaml
 
 from cluster import daemon, machine
 from cluster.errors import ClusterError
-from cluster.layout import DNS_IP, IMAGE_PREFIX, NODE, NODE_IP, NODE_POD_CIDR, POD_CIDR, Layout
+from cluster.layout import DNS_IP, IMAGE_PREFIX, NODE, NODE_IP, NODE_POD_CIDR, POD_CIDR, SERVICE_CIDR, Layout
 
-NAMES = ("kubelet", "kube-proxy", "containerd")
+POLICIES = "network-policies"
 CNI_PLUGINS = "/usr/lib/cni"
 READY_DEADLINE_S = 120.0
 
@@ -92,6 +92,17 @@ def start(layout: Layout) -> None:
     )
     daemon.start(layout, "kube-proxy", ["kube-proxy", f"--config={settings / 'kube-proxy.yaml'}"])
     daemon.wait_for("the node to be Ready", lambda: _node_is_ready(layout), READY_DEADLINE_S, layout, "kubelet")
+    # It asks for the node's address once, when it starts.
+    daemon.start(
+        layout,
+        POLICIES,
+        [
+            POLICIES,
+            f"--kubeconfig={layout.kubeconfig()}",
+            f"--hostname-override={NODE}",
+            f"--service-cluster-ip-range={SERVICE_CIDR}",
+        ],
+    )
 
 
 def import_image(layout: Layout, archive: Path) -> None:

@@ -14,9 +14,8 @@ CONTAINERS_DEADLINE_S = 30.0
 
 def down(layout: Layout, *, keep_state: bool = False) -> None:
     """A cluster that is not up is fine."""
-    daemon.stop(layout, "kwok")
-    daemon.stop(layout, "kubelet")
-    daemon.stop(layout, "kube-proxy")
+    for name in ("kwok", node.POLICIES, "kubelet", "kube-proxy"):
+        daemon.stop(layout, name)
     sandboxes = _sandbox_namespaces(layout)
     if daemon.is_running(layout, "containerd"):
         _remove_containers(layout)
