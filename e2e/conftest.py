@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import installation
 import stores
 from client import Client, eventually
-from cluster import teardown
+from cluster import teardown, traces
 from cluster.layout import REPOSITORY
 from stores import Hub, Registry
 
@@ -26,6 +26,8 @@ IN_THE_IMAGE = "/opt/quire/models/quire-tiny"
 KEEP = os.environ.get("QUIRE_KEEP_CLUSTER") == "1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TIMES: dict[str, float] = {}
+RECORD = REPOSITORY / ".quire" / "cluster.json"
+"""Of every run; those that are published are written to bench/results."""
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +38,12 @@ def soon() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Client]:
-    """A cluster with Quire installed by its chart. With QUIRE_KEEP_CLUSTER=1 ours stays up, and is taken up again."""
+    """A cluster with Quire installed by its chart. With QUIRE_KEEP_CLUSTER=1 ours stays up, and is taken up again.
+
+    Else it goes in the end, and the run fails if it leaves anything on the machine.
+    """
     client = installation.open_client()
+    before = traces.read(client.layout) if client.is_own else frozenset()
     try:
         if client.is_own and not (KEEP and client.layout.namespace.exists()):
             TIMES.update(installation.bring_up(client))
@@ -50,6 +56,9 @@ def cluster() -> Iterator[Client]:
         client.close()
         if client.is_own and not KEEP:
             teardown.down(client.layout)
+            left = sorted(traces.read(client.layout) - before)
+            if left:
+                pytest.fail("the cluster left behind:\n" + "\n".join(left))
 
 
 @pytest.fixture
@@ -62,7 +71,7 @@ def node(cluster: Client) -> Client:
 
 @pytest.fixture
 def record() -> Callable[[str, float], None]:
-    """Keeps a measured time under a name; the session's end prints all, and writes them to $QUIRE_RECORD."""
+    """Keeps a measured time under a name; the session's end prints all, and writes them to RECORD or $QUIRE_RECORD."""
 
     def keep(what: str, seconds: float) -> None:
         TIMES[what] = round(seconds, 2)
@@ -76,15 +85,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("measured, in seconds")
     for what, seconds in TIMES.items():
         terminalreporter.line(f"{seconds:8.2f}  {what}")
-    if file := os.environ.get("QUIRE_RECORD"):
-        machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
-        found = {
-            "command": f"QUIRE_RECORD={file} make e2e",
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": {**machine, "load_average_15m": round(os.getloadavg()[2], 1)},
-            "seconds": TIMES,
-        }
-        Path(file).write_text(json.dumps(found, indent=1) + "\n")
+    file = Path(os.environ.get("QUIRE_RECORD") or RECORD)
+    machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    found = {
+        "command": "QUIRE_RECORD=bench/results/cluster.json make e2e",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {**machine, "load_average_15m": round(os.getloadavg()[2], 1)},
+        "scenarios": {
+            state: len(terminalreporter.getreports(state)) for state in ("passed", "failed", "error", "skipped")
+        },
+        "seconds": TIMES,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    terminalreporter.line(f"written to {file}")
 
 
 @pytest.fixture
