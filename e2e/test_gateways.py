@@ -2,6 +2,8 @@
 
 import base64
 import json
+import time
+from typing import Any
 from urllib.parse import urlencode
 
 from client import SYSTEM, Client
@@ -41,3 +43,32 @@ def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_l
             soon(lambda address=address: in_flight(node, address, model) > 0, "the load to count at each gateway")
         assert traffic.answered(after=begun) > 0
     assert traffic.failed == []
+
+
+def test_an_autoscaler_adds_gateways_under_load_by_their_own_cpu(
+    node, namespace, tiny, soon, install, tmp_path, record
+):
+    model = serve(node, soon, tiny())
+
+    def autoscaler() -> dict[str, Any]:
+        return node.get("hpa", "quire-gateway", SYSTEM).get("status", {})
+
+    def utilization() -> int | None:
+        metrics = autoscaler().get("currentMetrics") or [{}]
+        return metrics[0].get("resource", {}).get("current", {}).get("averageUtilization")
+
+    scaling = ("enabled=true", "maxReplicas=3", "targetCPU=10")
+    try:
+        install(values=[f"gateway.autoscaling.{setting}" for setting in scaling])
+        soon(lambda: utilization() is not None, "the gateways' CPU to be known")
+        with load(node, model, tmp_path) as traffic:
+            begun, began = traffic.begun, time.monotonic()
+            soon(lambda: len(addresses(node)) == 3, "a third gateway")
+            record("load -> a third gateway ready", time.monotonic() - began)
+            assert utilization() > 10
+            assert traffic.answered(after=begun) > 0
+        assert traffic.failed == []
+    finally:
+        install()
+    assert not autoscaler()
+    soon(lambda: len(addresses(node)) == 2, "two gateways")
