@@ -1,5 +1,6 @@
 """The manifests that stand ready to be applied."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def count(file: Path) -> int:
 def test_a_sample_is_taken_by_the_api_server(cluster, namespace, file):
     taken = cluster.kubectl(*DRY_RUN, "-n", namespace, "-f", str(file)).split()
     assert len(taken) == count(file)
+
+
+def test_the_resources_of_the_page_are_taken_by_the_api_server(cluster, namespace):
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+    given = [document for block in blocks for document in yaml.safe_load_all(block)]
+    taken = cluster.kubectl(*DRY_RUN, "-n", namespace, "-f", "-", given=given).split()
+    assert len(taken) == len(given) >= 3
 
 
 def test_the_plain_manifests_are_taken_by_the_api_server(cluster):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def rendered(*flags: str) -> list[dict]:
 def one(objects: list[dict], kind: str, name: str) -> dict:
     (found,) = (o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
     return found
+
+
+def documented() -> list[list[str]]:
+    """Every `helm install` and `helm upgrade` of the pages, without what only a cluster understands."""
+    pages = [REPOSITORY / "docs" / "kubernetes.md", REPOSITORY / "images" / "README.md"]
+    text = "\n".join(page.read_text().replace("\\\n", " ") for page in pages)
+    commands = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("helm ")]
+    return [words[2:] for words in commands if words[1] in ("install", "upgrade")]
+
+
+def test_commands_of_the_pages_name_values_that_the_chart_takes():
+    assert len(documented()) >= 5
+    for words in documented():
+        assert words[:2] == ["quire", "charts/quire"]
+        flags = [
+            word for word in words[2:] if word not in ("--wait", "--create-namespace", "--reset-then-reuse-values")
+        ]
+        done = template(*(flag.replace("sha256:...", f"sha256:{'0' * 64}") for flag in flags))
+        assert done.returncode == 0, f"{words}: {done.stderr}"
 
 
 def test_lint_finds_nothing():
