@@ -1,7 +1,5 @@
 """What the API server does not take is found before a running replica is touched, and holds back only what needs it."""
 
-import json
-
 import pytest
 
 OURS = "app.kubernetes.io/managed-by=quire-operator"
@@ -89,27 +87,3 @@ def test_a_budget_that_is_refused_is_told_and_holds_nobody_back(cluster, namespa
     quota(cluster, namespace, soon, "poddisruptionbudgets.policy", 1)
     soon(lambda: cluster.get("pdb", "tiny", namespace), "the budget")
     soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "the finding to go")
-
-
-def test_a_new_revision_is_rehearsed_once(cluster, operator, namespace, tiny, soon):
-    """The number of writes until Ready is that of the objects, the gate, the status, events, and one dry run."""
-
-    def patches() -> float:
-        return operator.counted("quire_operator_api_requests_total", 'method="GET"', 'method="POST"', 'method="PUT"')
-
-    serve(cluster, namespace, soon, tiny())
-    settled = patches()
-    for number in range(3):
-        change = json.dumps({"metadata": {"annotations": {"touched": str(number)}}})
-        cluster.kubectl("patch", "llmd", "tiny", "-n", namespace, "--type=merge", "-p", change)
-        soon(
-            lambda number=number: (
-                cluster.get("llmd", "tiny", namespace)["metadata"]["annotations"]["touched"] == str(number)
-            ),
-            "the change",
-        )
-    marker = tiny("marker", replicas=0)
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=marker)
-    soon(lambda: cluster.ready("marker", namespace)[1] == "ScaledToZero", "what came later")
-    # The marker's four objects, its dry run, and one or two writes of its status.
-    assert patches() - settled <= 7

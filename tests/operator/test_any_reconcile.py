@@ -67,6 +67,7 @@ class Server:
         self.refusals: dict[str, tuple[int, str]] = {}
         self.secrets: dict[str, dict] = {}
         self.statuses: dict[str, dict] = {}
+        self.rehearsed: list[str] = []
         self._version = 1000
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
@@ -82,6 +83,8 @@ class Server:
         if request.method == "DELETE":
             return web.json_response({})
         self._version += 1
+        if "dryRun" in request.query:
+            self.rehearsed.append(name)
         if plural == "llmdeployments":
             known = self.resources[name]
             known = {**known, "metadata": {**known["metadata"], "resourceVersion": str(self._version)}, **body}
@@ -196,3 +199,21 @@ def says(server: Server, key: Key) -> str:
     """The reason of Ready."""
     conditions = {each["type"]: each for each in server.statuses[key.name]["conditions"]}
     return conditions["Ready"]["reason"]
+
+
+@pytest.mark.parametrize(("replicas", "refused"), [(1, {}), (0, {}), (1, {"services": (403, "exceeded quota: small")})])
+async def test_a_revision_is_rehearsed_once_also_where_nothing_comes_of_it(impatient, replicas, refused):
+    def spec(length):
+        return {"model": {"source": "file:///m"}, "replicas": replicas, "engine": {"maxModelLen": length}}
+
+    server = Server(raw(ODD, spec(64)))
+    server.refusals = refused
+    async with operator(server) as (reconciler, store, _):
+        for generation, length in enumerate((64, 64, 128)):
+            resource = raw(ODD, spec(length))
+            resource["metadata"] |= {"generation": generation, "resourceVersion": str(10_000 + generation)}
+            server.resources[ODD.name] = resource
+            store.put("LLMDeployment", resource)
+            for _ in range(3):
+                await reconciler.reconcile(ODD)
+    assert len(server.rehearsed) == len(set(server.rehearsed)) == 2
