@@ -24,6 +24,7 @@ from quire_operator.build import (
 )
 from quire_operator.build_pod import ROUTABLE_GATE, Settings, claim_name
 from quire_operator.credentials import missing_entries
+from quire_operator.drift import excess
 from quire_operator.fits import fit_of, memory_of, worst
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, Kube
@@ -320,11 +321,16 @@ class KubernetesWorld:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         live = self._cluster.store.child(self._key, kind, name)
         wish = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-        if live is not None and (
-            covers(live, manifest) or self._memory.applied.get((kind, name)) == (wish, _mark(live))
-        ):
+        # A default or a webhook that says otherwise is asked once, not for ever.
+        if live is not None and self._memory.applied.get((kind, name)) == (wish, _mark(live)):
             return
-        after = await self._cluster.kube.apply(manifest, force=live is not None)
+        is_whole = live is not None and covers(live, manifest)
+        if is_whole and live is not None and excess(live, manifest) is None:
+            return
+        kube = self._cluster.kube
+        after = live if is_whole and live is not None else await kube.apply(manifest, force=live is not None)
+        if (change := excess(after, manifest)) is not None:
+            after = await kube.patch(manifest["apiVersion"], kind, self._key.namespace, name, change)
         self._cluster.store.put(kind, after)
         self._memory.applied[kind, name] = wish, _mark(after)
         log.info("applied %s %s/%s", kind, self._key.namespace, name)

@@ -96,6 +96,60 @@ def test_manual_edits_of_children_are_repaired(cluster, namespace, tiny, soon):
     soon(lambda: cluster.get("deployment", name, namespace), "the Deployment again")
 
 
+def test_what_others_add_that_changes_pods_or_their_selection_goes_and_their_notes_stay(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny(replicas=2))
+    (live,) = cluster.objects("deployments", namespace, OURS)
+    name = live["metadata"]["name"]
+    wanted = live["spec"]["template"]["spec"]
+    pod = {
+        "containers": [{"name": "theirs", "image": "x"}, {"name": "engine", "env": [{"name": "X", "value": "1"}]}],
+        "volumes": [{"name": "theirs", "emptyDir": {}}],
+        "nodeSelector": {"theirs": "1"},
+    }
+    note = {"metadata": {"annotations": {"somebodys": "note"}}}
+    patch = json.dumps(note | {"spec": {"template": note | {"spec": pod}}})
+    cluster.kubectl("patch", "deployment", name, "-n", namespace, "-p", patch)
+
+    def template() -> dict:
+        return cluster.get("deployment", name, namespace)["spec"]["template"]
+
+    soon(lambda: template()["spec"] == wanted, "the pod as it was")
+    assert template()["metadata"]["annotations"]["somebodys"] == "note"
+    assert cluster.get("deployment", name, namespace)["metadata"]["annotations"]["somebodys"] == "note"
+
+    selector = {"spec": {"selector": {"theirs": "1"}}}
+    cluster.kubectl("patch", "service", "tiny", "-n", namespace, "-p", json.dumps(selector))
+    labels = {"spec": {"selector": {"matchLabels": {"theirs": "1"}}}}
+    cluster.kubectl("patch", "pdb", "tiny", "-n", namespace, "-p", json.dumps(labels))
+    soon(
+        lambda: "theirs" not in cluster.get("service", "tiny", namespace)["spec"]["selector"], "the Service's selector"
+    )
+    soon(lambda: "theirs" not in str(cluster.get("pdb", "tiny", namespace)["spec"]), "the budget's selector")
+
+
+def test_what_we_set_is_restored_also_from_a_manager_that_has_forced_its_way(cluster, namespace, tiny, soon):
+    serve(cluster, namespace, soon, tiny())
+    (live,) = cluster.objects("deployments", namespace, OURS)
+    name, engine = live["metadata"]["name"], live["spec"]["template"]["spec"]["containers"][0]
+    theirs = {"name": "engine", "image": "somebody/else:1", "livenessProbe": {"periodSeconds": 99}}
+    forced = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"replicas": 3, "template": {"spec": {"containers": [theirs]}}},
+    }
+    apply = ("apply", "--server-side", "--force-conflicts", "--field-manager=theirs", "-f", "-")
+    cluster.kubectl(*apply, given=forced)
+
+    def spec() -> dict:
+        return cluster.get("deployment", name, namespace)["spec"]
+
+    soon(lambda: spec()["replicas"] == 1 and spec()["template"]["spec"]["containers"] == [engine], "all as it was")
+    refused = cluster.try_kubectl(*(word for word in apply if word != "--force-conflicts"), given=forced)
+    assert refused.returncode != 0
+    assert 'conflicts with "quire-operator"' in refused.stderr
+
+
 def test_a_rollout_keeps_the_former_revision_until_the_new_one_is_routed(cluster, namespace, tiny, soon):
     (old,) = serve(cluster, namespace, soon, tiny())
     cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny(engine={"device": "cpu", "maxModelLen": 64}))
