@@ -112,6 +112,12 @@ REPLICAS = Row(
             "How evenly clients are spread over the gateways.",
         ),
         Panel(
+            "Bodies of requests",
+            [Query("max by (pod) (quire_gateway_buffered_body_bytes)", "{{pod}}")],
+            "bytes",
+            "What arrives, waits or is being answered; --max-buffered-bytes bounds it, and slow senders give way.",
+        ),
+        Panel(
             "Routing table",
             [Query("max by (pod) (quire_gateway_routing_table_stale)", "{{pod}}")],
             "short",
@@ -172,6 +178,19 @@ ROUTING = Row(
             "1 while some gateway guesses what the cache of this replica holds.",
             thresholds=((None, "green"), (1, "orange")),
             runbook="QuireIndexNotExact",
+        ),
+        Panel(
+            "Event streams lost",
+            [Query(rate("quire_gateway_index_losses_total", "cause"), "{{cause}}")],
+            "ops",
+            "Times that a replica's cache ceased to be known exactly, by what happened to its KV events.",
+            runbook="QuireIndexNotExact",
+        ),
+        Panel(
+            "Blocks told of",
+            [Query(rate("quire_gateway_index_blocks_told_total"), BY_LEGEND)],
+            "ops",
+            "Blocks that replicas' KV events told of as stored or removed, snapshots included.",
         ),
         Panel(
             "New replicas warmed",

@@ -370,8 +370,8 @@ class Fleet:
         self.others: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
         """By deployment and replica: requests in flight and tokens queued there by other gateways."""
 
-    def apply(self, table: wire.RoutingTable) -> list[ReplicaState]:
-        """Take over `table`; the replicas that are new (or at a new address) and have to be probed.
+    def apply(self, table: wire.RoutingTable) -> None:
+        """Take over `table`; replicas that are new, or at a new address, are not routable yet.
 
         Raises:
             BadReplicaUrl: an address cannot be used; nothing was changed.
@@ -379,7 +379,6 @@ class Fleet:
         for entry in table.deployments:
             for replica in entry.replicas:
                 UpstreamPool(replica.url)
-        added = []
         kept: dict[tuple[str, str], DeploymentState] = {}
         for entry in table.deployments:
             key = entry.namespace, entry.name
@@ -392,7 +391,7 @@ class Fleet:
                 deployment.policy = POLICIES[entry.policy]()
             deployment.serve(entry)
             kept[key] = deployment
-            added += self._apply_replicas(deployment, entry)
+            self._apply_replicas(deployment, entry)
         for key, deployment in self.deployments.items():
             if key not in kept:
                 for gone in list(deployment.replicas.values()):
@@ -412,7 +411,6 @@ class Fleet:
         for each in callers:
             for digest in each.digests():
                 self._by_key.setdefault(digest, []).append(each)
-        return added
 
     def check_token(self, token: str) -> None:
         """Turn away who may use no model, whatever the request says; what it costs does not grow with the deployments.
@@ -469,8 +467,7 @@ class Fleet:
             gateway=self.id, window_s=WINDOW_S, deployments=[load_of(each, now) for each in self.deployments.values()]
         )
 
-    def _apply_replicas(self, deployment: DeploymentState, entry: wire.Deployment) -> list[ReplicaState]:
-        added = []
+    def _apply_replicas(self, deployment: DeploymentState, entry: wire.Deployment) -> None:
         listed = {replica.id: replica for replica in entry.replicas}
         for state in list(deployment.replicas.values()):
             if state.id not in listed or listed[state.id].url != state.url:
@@ -480,9 +477,7 @@ class Fleet:
             if known is None:
                 known = ReplicaState(replica.id, replica.url, deployment, UpstreamPool(replica.url))
                 deployment.replicas[replica.id] = known
-                added.append(known)
             known.is_draining = replica.is_draining
-        return added
 
     def _remove(self, replica: ReplicaState) -> None:
         replica.is_removed = True

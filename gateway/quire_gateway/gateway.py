@@ -25,7 +25,7 @@ from quire_gateway.pages import Pages
 from quire_gateway.peer_follow import Peers
 from quire_gateway.proxy import Proxy, parse_body
 from quire_gateway.reply import Reply
-from quire_gateway.request import Request, session_of
+from quire_gateway.request import Request, new_request_id, session_of
 from quire_gateway.routes import Route, find_route
 from quire_gateway.server import Limits, Server
 from quire_gateway.siblings import OWN, Siblings
@@ -146,12 +146,14 @@ class Gateway:
         """Say not ready, finish what is in flight (up to the configured time), then close.
 
         The address stays open meanwhile, so that probes see why. Each connection closes behind its next answer: clients
-        are to find another gateway before the grace time is over and requests for models are turned away with 503.
+        are to find another gateway before the grace time is over and requests for models are turned away with 503. What
+        is open then closes too, so that nobody sends one more request where a long stream has just ended.
         """
         self._is_draining = True
         self._server.leave()
         await asyncio.sleep(self._config.drain_grace_s)
         self._turns_away = True
+        self._server.close_idle()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_idle.wait(), self._config.shutdown_timeout_s)
         self.peers.stop_telling()
@@ -232,10 +234,13 @@ class Gateway:
             if not self._in_flight:
                 self._is_idle.set()
 
-    def _unread(self, refusal: Refusal) -> None:
+    def _unread(self, refusal: Refusal, peer: str, method: str, path: str) -> None:
         """A request was not HTTP, or did not arrive whole; whose it would have been is not known."""
         self._metrics.refused(("", ""), refusal.code, "")
         self._metrics.answered(("", ""), refusal.status)
+        exchange = Exchange(new_request_id(), method, path, peer, status=refusal.status)
+        exchange.outcome, exchange.detail = "refused", refusal.code
+        self._access_log.write(exchange)
 
     def _record(self, request: Request, reply: Reply, exchange: Exchange) -> None:
         took = asyncio.get_running_loop().time() - request.arrived_at

@@ -75,12 +75,15 @@ class Metrics:
     def __init__(self, restarts: Mapping[RestartCause, int] = MappingProxyType({})) -> None:
         """restarts: of this worker, before this process was started."""
         self._registry = CollectorRegistry()
+        self._counted: list[Counter | Histogram] = []
+        """Those that are counted by deployment, and grow."""
         self._requests = _ChildrenByLabels(self._counter("requests", "Requests answered, by status code.", "code"))
         self._refusals = self._counter("refusals", "Requests that the gateway answered with an error itself.", "reason")
         self._picks = _ChildrenByLabels(self._counter("picks", "Choices of a replica, by reason.", "reason"))
         self._misses = _ChildrenByLabels(
             self._counter("prefix_misses", "Prompts not wholly cached where they went, by reason.", "reason")
         )
+        self._cached = (self._requests, self._picks, self._misses)
         self._retries = self._counter("retries", "Requests sent to another replica, by what failed.", "cause")
         self._hedges = self._counter(
             "hedges", "Streams asked of a second replica because they were late, by who began first.", "winner"
@@ -199,9 +202,11 @@ class Metrics:
         self._hedges.labels(*who, winner).inc()
 
     def ejected(self, who: tuple[str, str], cause: str) -> None:
+        self.of(who)
         self._ejections.labels(*who, cause).inc()
 
     def warmed(self, who: tuple[str, str], warming: Warming) -> None:
+        self.of(who)
         self._warmings.labels(*who, warming.outcome).inc()
         self._warmed_prefixes.labels(*who).inc(warming.prefixes)
         self._warmed_tokens.labels(*who).inc(warming.tokens)
@@ -214,7 +219,9 @@ class Metrics:
         self._broken.labels(*who, cause).inc()
 
     def render(self, fleet: Fleet, is_table_stale: bool) -> bytes:
-        """The exposition text, gauges read from `fleet` now."""
+        """The exposition text, gauges read from `fleet` now; of deployments that are gone nothing is left."""
+        for who in self._children.keys() - fleet.deployments.keys():
+            self._forget(who)
         for gauge in (self._in_flight, self._held, self._routable, self._replicas, self._index):
             gauge.clear()
         self._index_mode.clear()
@@ -233,11 +240,23 @@ class Metrics:
         self._stale.set(is_table_stale)
         return generate_latest(self._registry)
 
+    def _forget(self, who: tuple[str, str]) -> None:
+        del self._children[who]
+        for cached in self._cached:
+            for labels in [labels for labels in cached if labels[: len(_WHO)] == who]:
+                del cached[labels]
+        for metric in self._counted:
+            metric.remove_by_labels(dict(zip(_WHO, who, strict=True)))
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"quire_gateway_{name}", text, (*_WHO, *labels), registry=self._registry)
+        counter = Counter(f"quire_gateway_{name}", text, (*_WHO, *labels), registry=self._registry)
+        self._counted.append(counter)
+        return counter
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"quire_gateway_{name}", text, _WHO, registry=self._registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"quire_gateway_{name}", text, _WHO, buckets=_SECONDS, registry=self._registry)
+        histogram = Histogram(f"quire_gateway_{name}", text, _WHO, buckets=_SECONDS, registry=self._registry)
+        self._counted.append(histogram)
+        return histogram

@@ -61,8 +61,12 @@ class Request:
         given = self.header(b"x-request-id")
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode("ascii")
-        # Unique, not secret: no need of the system's randomness, whose every asking is a system call.
-        return f"req-{random.getrandbits(128):032x}"
+        return new_request_id()
+
+
+def new_request_id() -> str:
+    """Unique, not secret: no need of the system's randomness, whose every asking is a system call."""
+    return f"req-{random.getrandbits(128):032x}"
 
 
 def end_to_end(headers: Headers) -> Headers:

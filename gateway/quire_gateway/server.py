@@ -21,11 +21,12 @@ from quire_gateway.reply import Reply
 from quire_gateway.request import Headers, Request
 
 Handler = Callable[[Request, Reply], Awaitable[None]]
-OnRefused = Callable[[Refusal], None]
-"""Hears of requests that no handler has seen."""
+OnRefused = Callable[[Refusal, str, str, str], None]
+"""Hears of requests that no handler has seen: why, the client's address, method and path, as far as they are known."""
 
 _MAX_PIPELINED = 8
 _LINGER_S = 2.0
+_LONGEST_TOLD_PATH = 256
 _TICK_S = 0.001
 """uvloop's timers fire as much too early."""
 
@@ -72,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         self._fires_at = 0.0
         self._stall: asyncio.TimerHandle | None = None
         self._peer = ""
+        self._fresh_bytes = 0
         self._is_lingering = False
         self._is_write_paused = False
         self._is_read_paused = False
@@ -125,6 +127,8 @@ class ClientConnection(asyncio.Protocol):
         if self._is_lingering:
             return
         self._raw_bytes += len(data)
+        # All of it is the next request's, unless another one ends in it.
+        self._fresh_bytes = 0 if self._is_reading else len(data)
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
@@ -176,6 +180,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._reset()
+        self._raw_bytes, self._fresh_bytes = self._fresh_bytes, 0
         self._is_reading = True
         self._allow(self._limits.header_timeout_s)
 
@@ -368,7 +373,11 @@ class ClientConnection(asyncio.Protocol):
             self._transport, is_old=False, is_head=False, keeps_alive=False, is_paused=False, on_end=lambda: None
         )
         reply.send(refusal.status, [(b"content-type", JSON), *refusal.headers()], refusal.body())
-        self._server.on_refused(refusal)
+        method = path = ""
+        if self._is_reading and self._url:
+            method = self._parser.get_method().decode("ascii")
+            path = self._url.partition(b"?")[0][:_LONGEST_TOLD_PATH].decode("latin-1")
+        self._server.on_refused(refusal, self._peer, method, path)
         # Closing with unread input would reset the connection before the client has read why.
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -437,7 +446,7 @@ class ClientConnection(asyncio.Protocol):
 class Server:
     """Listens, and knows its connections."""
 
-    def __init__(self, handler: Handler, limits: Limits, on_refused: OnRefused = lambda _: None) -> None:
+    def __init__(self, handler: Handler, limits: Limits, on_refused: OnRefused = lambda *_: None) -> None:
         self._handler = handler
         self.on_refused = on_refused
         self._limits = limits
@@ -494,6 +503,10 @@ class Server:
         """Accept no more; each connection closes behind the answer it is giving."""
         for listener in self._listeners:
             listener.close()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close each connection that is open now, behind the answers that it is giving."""
         for connection in list(self._connections):
             connection.close_when_idle()
 

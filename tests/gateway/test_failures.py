@@ -394,6 +394,29 @@ async def test_clients_of_a_gateway_that_drains_are_told_to_leave_before_it_turn
     draining.cancel()
 
 
+async def test_a_stream_that_outlasts_the_grace_takes_its_connection_along(make_world):
+    world = await make_world(2, {"policy": "roundRobin"}, drain_grace_s=0.01)
+    body = b'{"model": "m", "prompt": "w1", "stream": true}'
+    clients = []
+    for engine in world.engines.values():
+        engine.stalls_after_tokens = 2
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await reader.readuntil(b"data: {")
+        clients.append((engine, reader, writer))
+    draining = asyncio.create_task(world.gateway.drain())
+    async with world.http() as http:
+        while (await http.post("/v1/completions", json=[])).status_code != 503:
+            pass
+    async with asyncio.timeout(60):
+        for engine, reader, writer in clients:
+            engine.stalls_after_tokens = None
+            # To its end, while the other one goes on: nobody is led to send one more request here.
+            assert (await reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+            writer.close()
+        await draining
+
+
 async def test_a_port_in_use_is_one_line_and_exit_code_2(world, capsys):
     flags = ["--port", str(world.gateway.port), "--routing-table", str(world.table_path)]
     assert await asyncio.to_thread(main, flags) == 2

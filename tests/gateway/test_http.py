@@ -262,9 +262,13 @@ async def test_what_was_no_whole_request_is_counted_by_reason(make_world, data, 
     nobody = 'deployment="",namespace=""'
     assert f'quire_gateway_refusals_total{{{nobody},reason="{reason}"}} 2.0' in lines
     assert f'quire_gateway_requests_total{{code="{code}",{nobody}}} 2.0' in lines
+    logged = [(line["status"], line["outcome"], line["detail"], line["peer"]) for line in world.log_lines()]
+    assert logged == [(code, "refused", reason, "127.0.0.1")] * 2
+    told = ("", "") if data.startswith(b"HELO") else tuple(data.decode().split(" ")[:2])
+    assert {(line["method"], line["path"]) for line in world.log_lines()} == {told}
 
 
-async def served(limits, takes_s=0.0, on_refused=lambda _: None):
+async def served(limits, takes_s=0.0, on_refused=lambda *_: None):
     """A server of these limits whose answers take so long, and a connection to it."""
 
     async def handler(request, reply):
@@ -281,13 +285,28 @@ async def served(limits, takes_s=0.0, on_refused=lambda _: None):
 async def test_a_request_that_stops_half_way_is_told_so_whatever_came_before(before, part):
     limits = Limits(header_timeout_s=2.0, body_timeout_s=2.0, keep_alive_s=1000.0)
     refused = []
-    server, reader, writer = await served(limits, on_refused=refused.append)
+    server, reader, writer = await served(limits, on_refused=lambda *told: refused.append(told))
     writer.write(GET * before + part)
     async with asyncio.timeout(60):
         assert statuses(await reader.read()) == [200] * before + [408]
-    assert [refusal.code for refusal in refused] == ["request_timeout"]
+    assert [refusal.code for refusal, *_ in refused] == ["request_timeout"]
     writer.close()
     server.close_when_idle()
+
+
+@pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\nhost: x\r\nlong: ", b"GET /"], ids=["header", "path"])
+async def test_a_head_that_is_too_large_is_told_so_though_it_came_in_one_piece(head):
+    limits = Limits(header_bytes=1000, header_timeout_s=2.0)
+    for before in (b"", GET):
+        server, reader, writer = await served(limits)
+        writer.write(before)
+        async with asyncio.timeout(60):
+            if before:
+                await reader.readuntil(b"ok")
+            writer.write(head + b"v" * 2000)
+            assert statuses(await reader.read()) == [431]
+        writer.close()
+        server.close_when_idle()
 
 
 async def test_an_idle_connection_is_closed_and_an_answer_under_way_is_not_cut():

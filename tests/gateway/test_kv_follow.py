@@ -51,7 +51,8 @@ def table(**urls):
 
 async def follow(fleet, engine):
     """What follows `engine`, which is r0 from now on."""
-    (replica,) = fleet.apply(table(r0=engine.url))
+    fleet.apply(table(r0=engine.url))
+    (replica,) = fleet.replicas()
     replica.deployment.index.add_replica("r0", CAPACITY)
     task = asyncio.create_task(follow_events(replica))
     await engine.asked.wait()

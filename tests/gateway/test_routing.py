@@ -195,3 +195,29 @@ async def test_the_first_of_two_deployments_keeps_a_name_both_claim(make_world, 
     await world.until_routable("r0", "x")
     await ask(world, "w1")
     assert not other.seen
+
+
+async def test_of_a_deployment_that_is_gone_no_metric_is_left(make_world):
+    world = await make_world(1)
+    (entry,) = world.table.deployments
+    successor = msgspec.structs.replace(entry, name="other")
+    async with world.http() as http:
+
+        async def named(deployment):
+            lines = (await http.get("/metrics")).text.splitlines()
+            return [line for line in lines if f'deployment="{deployment}"' in line]
+
+        async def serve(entry):
+            world.table.deployments = [entry]
+            world.publish()
+            await world.until(lambda: (entry.namespace, entry.name) in world.gateway.fleet.deployments)
+            await world.until_routable("r0")
+            for stream in (False, True):
+                body = {"model": "m", "prompt": words(0, 20), "stream": stream}
+                assert (await http.post("/v1/completions", json=body)).status_code == 200
+
+        for now, before in ((entry, successor), (successor, entry), (entry, successor)):
+            await serve(now)
+            assert await named(before.name) == []
+            counted = f'quire_gateway_requests_total{{code="200",deployment="{now.name}",namespace="n"}} 2.0'
+            assert counted in await named(now.name)
