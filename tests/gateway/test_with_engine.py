@@ -76,23 +76,26 @@ async def test_streaming_and_not_streaming_give_the_same_words(real):
 
 
 async def test_a_client_that_hangs_up_frees_the_engine(real, engine_url):
-    stream = await real.client().completions.create(
-        model="m", prompt=[9] * 16, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
-    )
-    async for _ in stream:
-        break
-    await stream.close()
-    await real.until(real.is_quiet)
     async with real.http() as http:
 
-        async def running():
+        async def ended():
+            """Choices that the engine has ended, by reason."""
             text = (await http.get(f"{engine_url}/metrics")).text
-            lines = [line for line in text.splitlines() if line.startswith("quire:num_requests_running")]
-            return sum(float(line.rpartition(" ")[2]) for line in lines)
+            lines = [line for line in text.splitlines() if line.startswith("quire:request_success_total")]
+            return {line.split('finished_reason="')[1].split('"')[0]: float(line.split()[-1]) for line in lines}
 
+        before = await ended()
+        stream = await real.client().completions.create(
+            model="m", prompt=[9] * 16, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+        )
+        async for _ in stream:
+            break
+        await stream.close()
+        await real.until(real.is_quiet)
         async with asyncio.timeout(60):
-            while await running():  # noqa: ASYNC110
+            while (after := await ended()) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+    assert after == {**before, "abort": before.get("abort", 0.0) + 1}
 
 
 async def test_the_engines_refusals_pass(real):
