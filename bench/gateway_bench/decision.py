@@ -21,8 +21,9 @@ from time import thread_time_ns
 from typing import Any
 
 from quire_api import blocks, wire
+from quire_gateway.block_space import BlockSpace
 from quire_gateway.choose import Chain, Choice
-from quire_gateway.cost import QUEUE_WEIGHT
+from quire_gateway.cost import FIRST_TOKEN_WEIGHT
 from quire_gateway.fleet import DeploymentState, ReplicaState
 from quire_gateway.index import PrefixIndex
 from quire_gateway.models import Prompt
@@ -30,7 +31,8 @@ from quire_gateway.upstream import UpstreamPool
 
 BLOCK_SIZE = 16
 REVISION = "decision"
-FACTS = REVISION, BLOCK_SIZE
+SPACE = BlockSpace(REVISION, BLOCK_SIZE, "")
+ROOT = SPACE.root("")
 PROMPT_TOKENS = 8192
 
 
@@ -40,11 +42,10 @@ def measure(replicas: int = 100, blocks_each: int = 100_000, rounds: int = 400) 
 
 async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, Any]:
     rng = random.Random(5)
-    root = blocks.root_key(REVISION, BLOCK_SIZE)
     shared = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
     warm = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
-    chains = [list(blocks.chain(root, tokens, BLOCK_SIZE)) for tokens in shared]
-    warm_chains = [list(blocks.chain(root, tokens, BLOCK_SIZE)) for tokens in warm]
+    chains = [list(blocks.chain(ROOT, tokens, BLOCK_SIZE)) for tokens in shared]
+    warm_chains = [list(blocks.chain(ROOT, tokens, BLOCK_SIZE)) for tokens in warm]
     gc.collect()
     before = resident_bytes()
     deployment = DeploymentState(wire.Deployment(name="d", namespace="n", served_names=["m"]))
@@ -120,7 +121,7 @@ def _time(
     """Microseconds of `act` on one prompt after the other, each time after `before`."""
     hashed = []
     for tokens in prompts:
-        chain = Chain(blocks.root_key(*FACTS), tokens, BLOCK_SIZE)
+        chain = Chain(ROOT, tokens, BLOCK_SIZE)
         chain.all()
         hashed.append((Prompt(tokens, len(tokens)), chain))
     taken = []
@@ -135,7 +136,7 @@ def _time(
 
 
 def _decide(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
-    Choice(deployment, prompt, {FACTS: chain}).pick(deployment.candidates(set()))
+    Choice(deployment, prompt, {SPACE: chain}).pick(deployment.candidates(set()))
 
 
 def _load_alike(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
@@ -153,18 +154,19 @@ def _outweighed() -> Act:
             held[chain[0]] = list(deployment.index.match(chain, [replica.id for replica in replicas]))
         for replica, blocks_held in zip(replicas, held[chain[0]], strict=True):
             replica.in_flight = 20
-            replica.queued_tokens = blocks_held * BLOCK_SIZE * (replica.in_flight + 1) // QUEUE_WEIGHT
+            saved = blocks_held * BLOCK_SIZE * (replica.in_flight + FIRST_TOKEN_WEIGHT)
+            replica.queued_tokens = saved // FIRST_TOKEN_WEIGHT
 
     return outweigh
 
 
 def _hash(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
-    Chain(blocks.root_key(*FACTS), prompt.tokens, BLOCK_SIZE).all()
+    Chain(ROOT, prompt.tokens, BLOCK_SIZE).all()
 
 
 def _expect(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
     replica = next(iter(deployment.replicas.values()))
-    expectation = Choice(deployment, prompt, {FACTS: chain}).expect(replica)
+    expectation = Choice(deployment, prompt, {SPACE: chain}).expect(replica)
     if expectation is not None:
         deployment.index.settle(expectation)
 

@@ -1,28 +1,33 @@
 """Which replica can answer soonest: pure, so that `explain` re-runs the very function of the data plane.
 
-    cost = 8 x queued + own uncached prefill tokens x (in-flight + 1)
+    cost = 8 x (queued + uncached) + (uncached + prompt / 4) x in-flight
 
-Both counts are the gateway's own: tokens that its requests still have to prefill there, and requests that have not
-ended. An uncached token delays this request and each one that runs there; a queued one delays this request alone, but
-its first token, which is felt more than a pause between later ones: as much as eight of those.
+All are tokens but for in-flight, and the gateway's own counts: what its requests still have to prefill there, what of
+this prompt is not cached there, and requests that have not ended. Queued and uncached tokens delay this request's first
+token, and a wait for that is felt more than a pause between later ones: as much as eight of those. An uncached token
+also delays each request that runs there, and so does each token of the prompt, cached or not, when it is read for each
+token of the answer: over 110 of those as much as a quarter of a prefill token does (bench/results/step-cost.json).
+Without that quarter the few replicas that held a hot system prompt kept all its requests, while others were idle.
 
 The product (queued + uncached) x (in-flight + 1) of LMetric (arXiv 2603.15202) charges a queue for every request that
 runs beside it. Under load it left the warm replica for a cold one whenever a few prompts queued there; each such miss
 was a longer queue and somebody else's prefix evicted, so that one miss made the next: at 73 % cache pressure and 35
-requests/s it answered after 6.2 s in the mean, this sum after 0.08 s (bench/gateway_bench/quality.py).
+requests/s it answered after 6.2 s in the mean, such a sum after 0.08 s (bench/gateway_bench/quality.py).
 
 A replica far busier than the mean is no candidate however warm, so that one hot prefix cannot pile up on one replica.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Protocol
 
 import msgspec
 
-QUEUE_WEIGHT = 8
+FIRST_TOKEN_WEIGHT = 8
 """4 to 16 are alike in the simulations; 1 lengthens the queues of prompts that share nothing, by a tenth near
 saturation."""
+DECODE_DIVISOR = 4
 
 _FEW = 24
 """Of more replicas than that it takes less time to compute all costs in one pass."""
@@ -118,15 +123,21 @@ class Candidates(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class LoadBound:
-    """A replica may take a request while in-flight + 1 <= max(floor, factor x mean); the mean counts the request."""
+    """A replica may take a request while in-flight + 1 <= max(floor, factor x mean + deviations x root of the mean).
 
-    factor: float = 1.5
+    The mean counts the request. Counts differ by chance, by the root of their mean, and a bound that they pass so sends
+    warm prompts away: with 1.5 x mean, 4 of 100 requests of the shared-prefix ladder went to a cold replica for it
+    (8 requests/s, 73 % cache pressure).
+    """
+
+    factor: float = 1.25
     floor: int = 8
+    deviations: float = 3.0
 
     def limit(self, candidates: Candidates) -> float:
         """The largest in-flight count, the new request included, that any of `candidates` may reach."""
         mean = (sum(candidates.in_flight) + 1) / len(candidates)
-        return max(self.floor, self.factor * mean)
+        return max(self.floor, self.factor * mean + self.deviations * sqrt(mean))
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
@@ -183,13 +194,14 @@ def costs_of(prompt_tokens: int, candidates: Candidates) -> list[int]:
 def cost_of(prompt_tokens: int, candidates: Candidates, number: int) -> int:
     """The cost of sending it to candidate `number`."""
     uncached = _uncached(prompt_tokens, candidates.cached_tokens[number])
-    return QUEUE_WEIGHT * candidates.queued_tokens[number] + uncached * (candidates.in_flight[number] + 1)
+    queued, in_flight = candidates.queued_tokens[number], candidates.in_flight[number]
+    return FIRST_TOKEN_WEIGHT * (queued + uncached) + (uncached + prompt_tokens // DECODE_DIVISOR) * in_flight
 
 
 def _costs(prompt_tokens: int, candidates: Candidates, cached_tokens: list[int]) -> list[int]:
-    last = prompt_tokens - 1
+    last, weight, decode = prompt_tokens - 1, FIRST_TOKEN_WEIGHT, prompt_tokens // DECODE_DIVISOR
     return [
-        QUEUE_WEIGHT * queued + (prompt_tokens - cached if cached < last else 1) * (in_flight + 1)
+        weight * queued + (prompt_tokens - cached if cached < last else 1) * (in_flight + weight) + decode * in_flight
         for queued, cached, in_flight in zip(candidates.queued_tokens, cached_tokens, candidates.in_flight, strict=True)
     ]
 

@@ -5,17 +5,17 @@ all gateways and workers agree on it, and replicas that come and go move only th
 more: a home that would answer much later than the replica chosen otherwise is passed by, this time.
 """
 
-from quire_gateway.cost import LoadBound, Pick, cost_of, pick_of
+from quire_gateway.cost import FIRST_TOKEN_WEIGHT, LoadBound, Pick, cost_of, pick_of
 from quire_gateway.policies import weight
 
 MOST_EXTRA_SHARE = 0.25
-MOST_EXTRA_COST = 1024
-"""In the unit of `cost`: prompt tokens times requests that wait for them."""
+MOST_EXTRA_COST = 1024 * FIRST_TOKEN_WEIGHT
+"""As much as 1,024 more prompt tokens before the first token."""
 _BOUND = LoadBound()
 
 
 def keep_session(pick: Pick, session: bytes) -> Pick:
-    """`pick`, or that of the session's home if its cost is at most a quarter, or 1,024, more and it is not too busy."""
+    """`pick`, or that of the session's home if it costs at most a quarter, or MOST_EXTRA_COST, more and may take it."""
     candidates = pick.candidates
     weights = [weight(session, replica) for replica in candidates.replicas]
     home = weights.index(max(weights))

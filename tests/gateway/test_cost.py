@@ -22,25 +22,38 @@ def choose(prompt, *candidates, bound=None):
     return pick_lowest_cost(prompt, Candidates.of(candidates), bound or LoadBound())
 
 
-def test_the_cost_is_eight_times_the_queue_and_own_uncached_tokens_times_in_flight_and_one():
+def test_the_cost_is_eight_times_what_the_first_token_waits_for_and_what_delays_others_times_in_flight():
     pick = choose(100, candidate("a", in_flight=3, queued=50, cached=64), candidate("b", in_flight=1, queued=10))
     costs = {score.replica: score.cost for score in pick.scores}
-    assert costs == {"a": 8 * 50 + 36 * 4, "b": 8 * 10 + 100 * 2}  # 544 and 280
-    assert (pick.replica, pick.reason) == ("b", "lowest-cost")
+    assert costs == {"a": 8 * (50 + 36) + (36 + 25) * 3, "b": 8 * (10 + 100) + (100 + 25) * 1}  # 871 and 1,005
+    assert (pick.replica, pick.reason) == ("a", "prefix-hit")
 
 
 def test_a_warm_replica_wins_until_its_load_outweighs_the_prefix():
     cold = candidate("cold", in_flight=0)
-    assert choose(1000, candidate("warm", in_flight=3, cached=800), cold).replica == "warm"  # 200 x 4 < 1000 x 1
-    assert choose(1000, candidate("warm", in_flight=5, cached=800), cold).replica == "cold"  # 200 x 6 > 1000 x 1
+    few = candidate("warm", in_flight=7, cached=600)
+    assert choose(1000, few, cold).replica == "warm"  # 8 x 400 + (400 + 250) x 7 = 7,750 < 8 x 1,000
+    more = candidate("warm", in_flight=8, cached=600)
+    assert choose(1000, more, cold).replica == "cold"  # 8,400
+
+
+def test_a_hot_system_prompt_is_computed_where_it_is_not_rather_than_all_be_sent_to_where_it_is():
+    # 4,000 tokens for everybody, 300 own: 8 x 300 + (300 + 1,075) x in-flight beside 8 x 4,300 = 34,400
+    assert choose(4300, candidate("warm", in_flight=23, cached=4000), candidate("cold")).replica == "warm"  # 34,025
+    assert choose(4300, candidate("warm", in_flight=24, cached=4000), candidate("cold")).replica == "cold"  # 35,400
 
 
 def test_a_queue_at_the_warm_replica_does_not_scatter_its_prefix_while_requests_run():
     # A group of 6,000 shared tokens, 1,200 own, forty requests running on each replica, four such prompts queued.
     warm, cold = candidate("warm", in_flight=40, queued=4800, cached=6000), candidate("cold", in_flight=40)
-    assert choose(7200, warm, cold).replica == "warm"  # 8 x 4800 + 1200 x 41 = 87,600 < 7200 x 41 = 295,200
+    assert choose(7200, warm, cold).replica == "warm"  # 8 x 6000 + 3000 x 40 = 168,000 < 417,600
     idle = candidate("cold", in_flight=4)
-    assert choose(7200, warm, idle).replica == "cold"  # 7200 x 5 = 36,000
+    assert choose(7200, warm, idle).replica == "cold"  # 8 x 7200 + 9000 x 4 = 93,600
+
+
+def test_a_prompt_waits_for_its_twin_on_its_way_where_computing_it_again_takes_as_long():
+    warm, cold = candidate("warm", in_flight=3, queued=6000, cached=7200), candidate("cold", in_flight=3)
+    assert choose(7200, warm, cold).replica == "warm"  # 8 x 6001 + 1801 x 3 = 53,411 < 84,600
 
 
 def test_of_two_that_are_alike_the_shorter_queue_is_taken():
@@ -56,12 +69,12 @@ def test_a_whole_prompt_in_the_cache_still_costs_one_token():
     busy, idle = candidate("busy", in_flight=2, cached=64), candidate("idle", cached=64)
     pick = choose(64, busy, idle)
     assert pick.replica == "idle"
-    assert {score.cost for score in pick.scores} == {3.0, 1.0}
+    assert {score.cost for score in pick.scores} == {8 + 17 * 2, 8}
 
 
 def test_far_busier_than_the_mean_is_no_candidate_however_warm():
-    # mean (40 + 0 + 0 + 1) / 3 = 13.7, bound 1.5 x mean = 20.5 < 41
-    pick = choose(100_000, candidate("warm", in_flight=40, cached=99_999), candidate("b"), candidate("c", last_used=1))
+    # mean (30 + 0 + 0 + 1) / 3 = 10.3, bound 1.25 x 10.3 + 3 x 3.2 = 22.5 < 31
+    pick = choose(100_000, candidate("warm", in_flight=30, cached=99_999), candidate("b"), candidate("c", last_used=1))
     assert (pick.replica, pick.reason) == ("b", "load-bound")
     assert [score.is_over_bound for score in pick.scores] == [True, False, False]
 
@@ -69,6 +82,13 @@ def test_far_busier_than_the_mean_is_no_candidate_however_warm():
 def test_small_counts_are_not_bounded():
     pick = choose(10_000, candidate("warm", in_flight=7, cached=9_990), candidate("b"))  # 7 + 1 <= floor 8
     assert (pick.replica, pick.reason) == ("warm", "prefix-hit")
+
+
+def test_a_replica_busier_than_the_mean_by_chance_keeps_what_it_has_cached():
+    # mean (14 + 5 + 6 + 7 + 1) / 4 = 8.25, bound 1.25 x 8.25 + 3 x 2.87 = 18.9; 1.5 x mean would be 12.4
+    others = [candidate(name, in_flight=count) for name, count in (("b", 5), ("c", 6), ("d", 7))]
+    pick = choose(7200, candidate("warm", in_flight=14, cached=6000), *others)
+    assert (pick.replica, pick.reason) == ("warm", "prefix-hit")  # 8 x 1200 + 3000 x 14 = 51,600 < 102,600
 
 
 def test_ties_go_to_the_least_recently_used():

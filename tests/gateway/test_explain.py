@@ -41,8 +41,8 @@ async def test_scores_show_cache_and_load(world):
     assert explanation.prompt_tokens == 32  # <s>, 30 words, <a>
     assert (explanation.chosen, explanation.reason) == (warm, "prefix-hit")
     first, second = explanation.replicas
-    assert (first.replica, first.cached_tokens, first.uncached_tokens, first.cost) == (warm, 32, 1, 1.0)
-    assert (second.cached_tokens, second.cost) == (0, 32.0)
+    assert (first.replica, first.cached_tokens, first.uncached_tokens, first.cost) == (warm, 32, 1, 8.0)
+    assert (second.cached_tokens, second.cost) == (0, 256.0)
 
 
 async def test_asking_leaves_no_trace(world):
@@ -72,7 +72,7 @@ async def test_who_gets_nothing_is_listed_with_the_reason(world):
         explanation = told(await http.post("/debug/route", json=CHAT))
     assert (explanation.chosen, explanation.reason) == ("r1", "only-replica")
     assert [(score.replica, score.cost, score.excluded) for score in explanation.replicas] == [
-        ("r1", 32.0, ""),
+        ("r1", 256.0, ""),
         ("r0", None, "Draining"),
     ]
 

@@ -69,7 +69,7 @@ def test_the_choice_is_that_of_one_that_is_told_every_length(depths, doubtful, l
     queued = [tokens for _, tokens in loads[: len(depths)]]
     if is_balanced:
         in_flight = [10] * len(depths)
-        queued = [depth * 16 * 11 // 8 + rng.randrange(3) for depth in depths]
+        queued = [depth * 16 * 18 // 8 + rng.randrange(3) for depth in depths]
     last_used = rng.sample(range(1000), len(depths))
 
     def candidates(cached):
