@@ -38,8 +38,10 @@ class OperatorConfig(BaseSettings):
     identity: str = Field("", description="Our name on the lease; default: the host's name and a random end.")
     host: str = Field("0.0.0.0", description="Address of /healthz, /readyz and /metrics.")
     port: int = Field(8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 takes a free one.")
-    engine_image: str = Field("quire/runtime:0.1.0", description="Image of the engines.")
-    agent_image: str = Field("quire/agent:0.1.0", description="Image of the agents that fetch models.")
+    engine_image: str = Field("quire/runtime:0.1.0", description="Image of the engines, by tag or digest.")
+    agent_image: str = Field(
+        "quire/agent:0.1.0", description="Image of the agents that fetch models, by tag or digest."
+    )
     image_pull_policy: str = Field("IfNotPresent", description="Pull policy of both images.")
     image_pull_secrets: Names = Field([], description="Pull secrets of the engines' pods, comma-separated.")
     agent_port: int = Field(8001, ge=1, le=65535, description="Port of the agents.")

@@ -168,3 +168,16 @@ def test_the_namespace_of_monitoring_may_reach_metrics_of_engine_and_agent():
     *_, monitors = policy["spec"]["ingress"]
     assert monitors["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}}]
     assert [port["port"] for port in monitors["ports"]] == [8000, 8001]
+
+
+def test_images_by_digest_are_taken_as_they_are():
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    settings = replace(SETTINGS, engine_image=f"r.example:5000/quire@{digest}", agent_image=f"agent:1@{digest}")
+    pod = revision_deployment(wish("registry"), "r", 1, settings)["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == settings.engine_image
+    assert pod["initContainers"][0]["image"] == settings.agent_image
+    own = {"spec": {"containers": [{"name": "engine", "image": f"mirror/quire@{digest}"}]}}
+    wished = wish("smallest")
+    spec = wished.spec.model_copy(update={"pod_template": own})
+    manifest = revision_deployment(wished.model_copy(update={"spec": spec}), "r", 1, settings)
+    assert manifest["spec"]["template"]["spec"]["containers"][0]["image"] == f"mirror/quire@{digest}"
