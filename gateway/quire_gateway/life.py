@@ -111,7 +111,7 @@ class Life:
         self._is_woken = False
         self._racing: list[Attempt] = []
         """Those of which the first to begin goes on."""
-        self._begun: asyncio.Future[None] = self._loop.create_future()
+        self._begun: asyncio.Future[None] | None = None
         self._barren = 0
         """Replicas in a row that have failed on the stream without an event."""
         self._salt = caller.salt(body)
@@ -302,7 +302,8 @@ class Life:
             attempt.give_up()
 
         self._racing.append(first)
-        attempt, result, winner = await race(first, self._ask, find_second, self._begun, after_s, failed)
+        begun = self._begun = self._loop.create_future()
+        attempt, result, winner = await race(first, self._ask, find_second, begun, after_s, failed)
         self._racing = []
         self._note(attempt)
         if winner is not None:
@@ -443,7 +444,8 @@ class Life:
     def _won(self, attempt: Attempt) -> None:
         """Of those that race `attempt` is the first to begin."""
         racing, self._racing = self._racing, []
-        self._begun.set_result(None)
+        if self._begun is not None:
+            self._begun.set_result(None)
         self._note(attempt)
         now = self._loop.time()
         for rival in racing:
