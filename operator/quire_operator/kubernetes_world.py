@@ -44,7 +44,6 @@ from quire_operator.world import (
     Phase,
     ReplicaState,
     ServeRoute,
-    StartReplica,
     WithdrawRoute,
 )
 
@@ -165,19 +164,22 @@ class KubernetesWorld:
     async def apply(self, intention: Intention) -> None:
         self._intentions.append(intention)
 
-    async def flush(self, wanted: int, *, is_refused: bool) -> None:
-        """Write everything, drift included.
+    async def prepare(self, wanted: int) -> None:
+        """Write what pods stand on, drift included, before anything is decided: what is refused shows as a finding.
 
         Raises:
             ApiError, ApiUnavailable, NotLeading
         """
-        internal_key = self._internal_key()
-        if not is_refused:
-            if not await self._apply_standing(wanted, internal_key):
-                # As decided once the finding stands: what serves goes on, and no pod starts without what it needs.
-                self._intentions = [step for step in self._intentions if not isinstance(step, StartReplica)]
-            await self._apply_claim()
-        self._route(internal_key)
+        await self._apply_standing(wanted)
+        await self._apply_claim()
+
+    async def flush(self) -> None:
+        """Write what was decided, drift included.
+
+        Raises:
+            ApiError, ApiUnavailable, NotLeading
+        """
+        self._route(self._internal_key())
         plan = plan_of(self._intentions, self._replicas)
         for pod, annotations in plan.marks.items():
             await patch_pod(self._cluster, self._key, pod, {"metadata": {"annotations": annotations}})
@@ -186,10 +188,10 @@ class KubernetesWorld:
         await self._scale_former(plan.replicas)
         await self._tidy()
 
-    async def _apply_standing(self, wanted: int, internal_key: str) -> bool:
-        """Whether all stand that pods need; one that is refused keeps no other from being applied."""
+    async def _apply_standing(self, wanted: int) -> None:
+        """One that is refused keeps no other from being applied."""
         refusals: list[Refusal] = []
-        for manifest in standing_objects(self._deployment, wanted, internal_key, self._cluster.settings):
+        for manifest in standing_objects(self._deployment, wanted, self._internal_key(), self._cluster.settings):
             try:
                 await self._ensure(manifest)
             except ApiError as error:
@@ -201,7 +203,6 @@ class KubernetesWorld:
         name = self._key.name
         if wanted <= 1 and self._cluster.store.child(self._key, "PodDisruptionBudget", name):
             await self._cluster.kube.delete("policy/v1", "PodDisruptionBudget", self._key.namespace, name)
-        return not any(refused.holds for refused in refusals)
 
     async def _apply_claim(self) -> None:
         manifest = weights_claim(self._deployment)

@@ -127,10 +127,12 @@ class Reconciler:
         complaint = Finding("InvalidSpec", resource.message) if resource.problems else None
         world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory, complaint)
         was_refused, now = memory.refused is not None, time.time()
+        if conflict is None:
+            await world.prepare(wanted_replicas(deployment))
         decision = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         for intention in decision.intentions:
             await world.apply(intention)
-        await world.flush(0 if conflict else wanted_replicas(deployment), is_refused=conflict is not None)
+        await world.flush()
         # What was written shows already.
         after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
         await self._say(resource, after.statuses[key])
