@@ -86,9 +86,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, seconds in TIMES.items():
         terminalreporter.line(f"{seconds:8.2f}  {what}")
     file = Path(os.environ.get("QUIRE_RECORD") or RECORD)
+    given = {name: os.environ.get(f"QUIRE_E2E_{name}", "") for name in ("CLUSTER", "IMAGES")}
+    given["SCENARIOS"] = " ".join(terminalreporter.config.args)
+    command = ["make e2e", *(f"{name}='{value}'" for name, value in given.items() if value not in ("", "own", "e2e"))]
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
     found = {
-        "command": "QUIRE_RECORD=bench/results/cluster.json make e2e",
+        "command": " ".join(command),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {**machine, "load_average_15m": round(os.getloadavg()[2], 1)},
         "scenarios": {

@@ -1,5 +1,7 @@
 """Where models and images are fetched from, played on the node: a hub, and a registry of images."""
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +14,12 @@ from cluster.layout import NODE_IP
 
 HUB_PORT = 8391
 REGISTRY_PORT = 5391
+MANIFESTS = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
 
 
 class Hub:
@@ -48,6 +56,7 @@ class Registry:
     """Debian's docker-registry on the node, whose containerd speaks plain HTTP to loopback only."""
 
     def __init__(self, cluster: Client, folder: Path, port: int = REGISTRY_PORT) -> None:
+        assert shutil.which("docker-registry"), "docker-registry is missing: apt-get install docker-registry"
         folder.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.1:{port}"
         self._cluster = cluster
@@ -67,9 +76,14 @@ class Registry:
         self._process.wait()
 
     def push(self, image: str, name: str) -> str:
-        """Put an image of the node into the registry; its name there."""
+        """Put an image of the node into the registry; its name there, pinned by its digest."""
         there = f"{self.address}/{name}"
         socket = self._cluster.layout.containerd_socket
         for arguments in (["tag", "--force", image, there], ["push", "--plain-http", there], ["rm", there]):
             self._cluster.run("ctr", f"--address={socket}", "--namespace=k8s.io", "images", *arguments)
-        return there
+        repository, _, tag = name.partition(":")
+        manifest = f"http://{self.address}/v2/{repository}/manifests/{tag}"
+        headers = self._cluster.run("curl", "-sfI", "-H", f"Accept: {', '.join(MANIFESTS)}", manifest)
+        found = re.search(r"^docker-content-digest: (\S+)", headers, re.IGNORECASE | re.MULTILINE)
+        assert found, headers
+        return f"{self.address}/{repository}@{found[1]}"

@@ -1,9 +1,10 @@
 """The gateway's Service over TLS, and a certificate renewed while it serves."""
 
+import bystander
 import pytest
 from client import SYSTEM
 from cluster import pki
-from scenario import apply, serve
+from scenario import GATEWAY, apply, serve
 
 HOST = f"quire-gateway.{SYSTEM}.svc"
 
@@ -53,6 +54,10 @@ def test_the_gateway_serves_https_and_takes_in_a_renewed_certificate(
         install(values=["gateway.tls.secretName=gateway-tls"])
         soon(lambda: "text_completion" in ask(), "an answer over TLS")
         soon(lambda: node.get("llmd", "tiny", namespace)["status"]["url"] == f"https://{HOST}/v1", "the address")
+        bystander.place(node, namespace)
+        (gateway, *_) = node.pods(SYSTEM, GATEWAY)
+        assert bystander.reaches(node, namespace, gateway, 8443)
+        soon(lambda: not bystander.reaches(node, namespace, gateway, 8000), "plain HTTP to be closed to bystanders")
         secret()
         assert ask() == ""
         soon(lambda: "text_completion" in ask(), "the renewed certificate")
