@@ -32,7 +32,7 @@ def main() -> None:
     quality = parts.add_parser("quality", help="policies on 8 simulated replicas, in virtual time")
     quality.add_argument("--workloads", nargs="+", choices=names, default=names)
     quality.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
-    quality.add_argument("--seconds", type=float, default=40.0, help="of arrivals; the first quarter warms up")
+    quality.add_argument("--seconds", type=float, default=120.0, help="measured, after the warm-up")
     quality.add_argument("--every", type=int, default=1, help="2: every other load, and so on")
     quality.add_argument("--processes", type=int, default=2)
     scaling = parts.add_parser("scaling", help="scaling laws on shaped traffic, in virtual time")
@@ -51,12 +51,12 @@ def main() -> None:
     overhead.add_argument("--rounds", type=int, default=3)
     overhead.add_argument("--without-litellm", action="store_true", help="needs no package registry")
     chaos = parts.add_parser("chaos", help="what clients notice while engines, networks and gateways die")
-    chaos.add_argument("--seconds", type=float, default=300.0, help="over all kinds")
+    chaos.add_argument("--seconds", type=float, default=360.0, help="over all kinds")
     chaos.add_argument("--streams", type=int, default=200)
     chaos.add_argument("--kinds", nargs="+", choices=CHAOS, default=list(CHAOS[1:]))
     fit = parts.add_parser("fit", help="the cost of a step from bench/results/h200.jsonl")
     fit.add_argument("--model", default="m-8b")
-    fit.add_argument("--run", default="", help="default: the latest")
+    fit.add_argument("--run", default="", help="default: the latest that measured decodes of all sizes")
     parts.add_parser("report", help="the page and the plots from the results that are there")
     parts.add_parser("all", help="every part, then the report")
     given = parser.parse_args()
@@ -95,10 +95,12 @@ def _quality(given: argparse.Namespace) -> dict[str, Any]:
     runs = quality.sweep(given.workloads, given.policies, given.seconds, given.every, given.processes)
     return {
         "notes": [
-            f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, from `h200.jsonl`), "
-            "in virtual time; the gateway's own choice, cost, index and counts; the same requests for every policy. "
-            "prefixCost: exact events; prefixCost-fallback: none; chwbl: KubeAI's consistent hashing with "
-            "bounded loads; llm-d: its default scorers (`rivals.py` cites the sources)."
+            f"{REPLICAS} simulated replicas of an 8B model on one H200 each (`step-cost.json`, fitted to a run of "
+            "`h200.jsonl` that it names), in virtual time; the gateway's own choice, cost, index and counts; the same "
+            "requests for every policy. prefixCost: exact events; prefixCost-fallback: none; chwbl: KubeAI's "
+            "consistent hashing with bounded loads; llm-d: its default scorers (`rivals.py` cites the sources). Each "
+            "run warms up until what has come fills the fleet's caches once, were nothing kept twice, and a minute "
+            f"longer; the {given.seconds:g} s after that count."
         ],
         "workloads": {each.name: each.title for each in WORKLOADS if each.name in given.workloads},
         "runs": runs,

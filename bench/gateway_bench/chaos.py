@@ -1,15 +1,20 @@
 """What clients notice while things die: 200 concurrent streams through two gateways to four simulated engines.
 
 Real processes and sockets: the engines' real HTTP server with a simulated engine inside, reached through a process that
-copies bytes (the network), and two real gateways. One kind of trouble after the other, each for a fifth of the time:
+copies bytes (the network), and two real gateways. One kind of trouble after the other, all for the same time:
 
-gateway   a gateway is killed (-9) every 10 s, and is back within a moment; clients whose connection it held try again
+gateway   a gateway is killed (-9) every 10 s, and is back within a moment; who cannot connect goes to the other one
+drain     a gateway is told to end (SIGTERM) every 10 s or, if that takes longer, as soon as the last one is back; a
+          second later clients choose the other one, until it is ready again: as behind a Service
 kill      an engine is killed (-9) every 10 s, and is back within a moment
 freeze    an engine is stopped (SIGSTOP) for 5 s, every 10 s
 network   no byte passes between an engine and the gateways for 5 s, every 10 s
 events    all KV event streams of an engine end, every 5 s
 
 Gateways die first, so that those which are looked at in the end have been through all else.
+
+Clients send nothing again: a connection that breaks is a failed request, as for any client in mid-stream. One that
+broke before the answer began is counted apart, for there the OpenAI client would have tried again by itself.
 
 A request has failed if it was not answered with 200, its stream ended with an error or before [DONE], or its text or
 its token count is not what an undisturbed engine gives. Before and after are compared once all streams have
@@ -27,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +46,11 @@ from gateway_bench.servers import HERE, free_port
 from quire_api import wire
 from quire_api.wire import HEADER_INTERNAL_KEY
 
-KINDS = ("none", "gateway", "kill", "freeze", "network", "events")
+KINDS = ("none", "gateway", "drain", "kill", "freeze", "network", "events")
 STREAMS, ENGINES, TOKENS, GAP_S = 200, 4, 40, 0.2
 EVERY_S, PAUSE_S = 10.0, 5.0
+GRACE_S, NOTICED_S = 2.0, 1.0
+"""In which a gateway that was told to end takes new requests; after which nobody sends it any."""
 KEY = "chaos"
 PATIENCE_S = 120.0
 START_S = 600.0
@@ -61,6 +69,8 @@ class Fleet:
     running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     """Requests that clients have at each gateway now."""
+    leaving: set[str] = field(default_factory=set)
+    """Gateways that clients do not choose."""
 
     def build(self) -> None:
         names = [f"{what}{number}" for what in ("engine", "network") for number in range(ENGINES)]
@@ -79,6 +89,7 @@ class Fleet:
         for number in (0, 1):
             port = str(self.ports[f"gateway{number}"])
             flags = ["--port", port, "--routing-table", str(table), "--internal-key", KEY]
+            flags += ["--drain-grace-s", str(GRACE_S)]
             log = str(self.folder / f"access{number}.jsonl")
             self.commands[f"gateway{number}"] = [sys.executable, "-m", "quire_gateway", *flags, "--access-log", log]
         for name in self.commands:
@@ -151,7 +162,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
             until = time.monotonic() + seconds / len(kinds)
             while time.monotonic() < until:
                 tallies[kind].strikes += kind != "none"
-                await _strike(fleet, kind, tallies[kind], rng)
+                await _strike(fleet, http, kind, tallies[kind], rng)
         is_over = True
         await asyncio.gather(*clients)
     async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
@@ -170,7 +181,8 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
                 "failed": tally.requests - tally.ends["whole"],
                 "refused": tally.ends["refused"],
                 "broken": tally.ends["broken"] + tally.ends["wrong"],
-                "cut": tally.ends["cut"],
+                "cut": tally.ends["cut"] + tally.ends["unanswered"],
+                "unanswered": tally.ends["unanswered"],
                 "orphaned": tally.orphaned,
                 "words": dict(tally.words.most_common(5)),
             }
@@ -180,10 +192,21 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
     }
 
 
-async def _strike(fleet: Fleet, kind: str, tally: Tally, rng: random.Random) -> None:
+async def _strike(fleet: Fleet, http: httpx.AsyncClient, kind: str, tally: Tally, rng: random.Random) -> None:
     """One piece of trouble, and the rest until the next."""
     engine = rng.randrange(ENGINES)
-    if kind in ("kill", "gateway"):
+    began = time.monotonic()
+    if kind == "drain":
+        name = f"gateway{rng.randrange(2)}"
+        fleet.send(name, signal.SIGTERM)
+        await asyncio.sleep(NOTICED_S)
+        fleet.leaving.add(name)
+        await asyncio.to_thread(fleet.running[name].wait)
+        fleet.start(name)
+        await _until_ready(fleet, http, [name])
+        fleet.leaving.remove(name)
+        await asyncio.sleep(max(0.0, began + EVERY_S - time.monotonic()))
+    elif kind in ("kill", "gateway"):
         name = f"engine{engine}" if kind == "kill" else f"gateway{rng.randrange(2)}"
         tally.orphaned += fleet.asked[name]
         fleet.kill(name)
@@ -203,17 +226,19 @@ async def _strike(fleet: Fleet, kind: str, tally: Tally, rng: random.Random) -> 
 
 
 async def _ask(fleet: Fleet, http: httpx.AsyncClient, rng: random.Random, expected: str, may_move: bool) -> str:
-    """One streamed request: `whole`, or how it failed (`refused`, `broken`, `wrong`, `cut`) and in what words."""
-    gateways = [0, 1]
+    """One streamed request: `whole`, or how it failed and in what words.
+
+    `refused`, `broken`, `wrong`; its connection broke: `unanswered`, no answer had begun, or else `cut`.
+    """
+    gateways = [name for name in ("gateway0", "gateway1") if name not in fleet.leaving]
     rng.shuffle(gateways)
-    end = "cut"
-    for gateway in gateways if may_move else gateways[:1]:
-        name = f"gateway{gateway}"
+    end = "unanswered"
+    for name in gateways if may_move else gateways[:1]:
         fleet.asked[name] += 1
         end = await _ask_one(fleet.url(name), http, expected)
         fleet.asked[name] -= 1
         # A connection that was never made is anybody's to make anew, as a Service would.
-        if not end.startswith("cut: ConnectError"):
+        if end != "unanswered: ConnectError":
             break
     return end
 
@@ -227,10 +252,12 @@ async def _ask_one(url: str, http: httpx.AsyncClient, expected: str) -> str:
         "stream_options": {"include_usage": True},
     }
     text, usage = "", 0
+    broken = "unanswered"
     try:
         async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 return f"refused: {answer.status_code} {(await answer.aread())[:160]!r}"
+            broken = "cut"
             async for line in answer.aiter_lines():
                 if line == "data: [DONE]":
                     return "whole" if (text, usage) == (expected, TOKENS) else f"wrong: {usage} tokens"
@@ -243,7 +270,7 @@ async def _ask_one(url: str, http: httpx.AsyncClient, expected: str) -> str:
                 text += "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
             return "cut: ended before [DONE]"
     except httpx.HTTPError as error:
-        return f"cut: {type(error).__name__}"
+        return f"{broken}: {type(error).__name__}"
 
 
 async def _expected(fleet: Fleet, http: httpx.AsyncClient) -> str:
@@ -254,10 +281,12 @@ async def _expected(fleet: Fleet, http: httpx.AsyncClient) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-async def _until_ready(fleet: Fleet, http: httpx.AsyncClient) -> None:
-    """Both gateways route to every engine."""
+async def _until_ready(
+    fleet: Fleet, http: httpx.AsyncClient, gateways: Sequence[str] = ("gateway0", "gateway1")
+) -> None:
+    """The gateways route to every engine."""
     until = time.monotonic() + START_S
-    for gateway in ("gateway0", "gateway1"):
+    for gateway in gateways:
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 told = await http.get(f"{fleet.url(gateway)}/internal/v1/replicas", headers={HEADER_INTERNAL_KEY: KEY})

@@ -9,11 +9,10 @@ preempted when blocks run out. What is simpler: blocks of an answer become finda
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from gateway_bench.step_cost import StepCost, pairs
-from quire_gateway.choose import Chains
 
 BLOCK_SIZE = 16
 _LONGEST_STRETCH = 256
@@ -31,8 +30,6 @@ class Job:
     """Of the blocks that become full while it answers; made up where nobody will ask for them."""
     affinity: bytes = b""
     """What KubeAI's hash looks at: the first 100 characters of the first user message."""
-    chains: Chains = field(default_factory=dict)
-    """What gateways have hashed of it, for all runs: hashing is the same in each and no part of virtual time."""
     arrived_s: float = 0.0
     first_s: float = 0.0
     ended_s: float = 0.0
@@ -69,6 +66,11 @@ class BlockCache:
     def used(self) -> int:
         """Held blocks: what engines report as KV-cache usage."""
         return len(self._held) + self._private
+
+    @property
+    def fill(self) -> float:
+        """Share of its blocks that hold something, findable or in use."""
+        return (self.used + len(self._idle)) / self.blocks
 
     @property
     def findable(self) -> set[bytes]:

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from gateway_bench import rivals
@@ -11,16 +11,27 @@ from gateway_bench.step_cost import StepCost
 from gateway_bench.virtual import VirtualLoop
 from quire_api import blocks, wire
 from quire_api.kv_events import Batch, FrameReader, Operation, Removed, Stored, join_keys, pack_snapshot
-from quire_gateway.choose import Choice
+from quire_gateway.block_space import BlockSpace
+from quire_gateway.choose import Chain, Choice
 from quire_gateway.fleet import DeploymentState, ReplicaState, Ticket
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
 
 REVISION = "simulated"
-ROOT = blocks.root_key(REVISION, BLOCK_SIZE)
+SPACE = BlockSpace(REVISION, BLOCK_SIZE, "")
+ROOT = SPACE.root("")
 EVENT_DELAY_S = 0.001
 """From an engine's step to the gateway's index."""
 POLICIES = ("prefixCost", "prefixCost-fallback", "leastLoad", "roundRobin", "chwbl", "llm-d")
+
+
+class Hashed(Chain):
+    """A chain whose keys are known: hashing is the same for every policy, and no part of virtual time."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        super().__init__(ROOT, (), BLOCK_SIZE)
+        self._known = keys
+        self._length = len(keys)
 
 
 class SimulatedFleet:
@@ -135,7 +146,7 @@ class SimulatedFleet:
             self._prefixes.add(chosen, job.keys)
             return deployment.take(replicas[chosen], len(job.tokens))
         tokens = job.tokens if job.keys else []
-        choice = Choice(deployment, Prompt(tokens, len(job.tokens)), job.chains)
+        choice = Choice(deployment, Prompt(tokens, len(job.tokens)), {SPACE: Hashed(job.keys)})
         pick = choice.pick(replicas)
         replica = deployment.replicas[pick.replica]
         replica.saved_tokens.add(pick.cached_tokens, self._loop.time())

@@ -4,20 +4,26 @@ All on this machine, one after the other in each round, `rounds` rounds; every s
 the server's processes (user + system), so that neighbours on the machine touch it little; times are the client's and
 hold whatever else runs. "added" is the difference to the engine asked directly in the same round.
 
-requests   small chats, not streamed, 16 connections, back to back
-streams    64 streams, an event each 10 ms
-open       chats of 20 events, streamed, 200 a second (Poisson), whatever is still running: request to first event
+requests      small chats, not streamed, 16 connections, back to back
+streams       64 streams, an event each 10 ms
+open          chats of 20 events, streamed, 200 a second (Poisson), whatever is still running: request to first event
+few streams   4 streams, and
+slow          5 chats a second: streaming as far as LiteLLM can follow, so that its latency is no queue that only grows
 """
 
 import asyncio
 import json
+import os
 import random
+import re
 import statistics
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from math import ceil, isnan, nan
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,9 @@ from gateway_bench import servers
 from gateway_bench.servers import Server
 
 CLIENTS, STREAMS, STEP_S, RATE, EVENTS = 16, 64, 0.01, 200.0, 20
+FEW_STREAMS, SLOW_RATE = 4, 5.0
+_CPU_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_STAMP = re.compile(rb"\d{20}")
 GOALS = {
     "requests_per_cpu_s": 2500,
     "events_per_cpu_s": 20000,
@@ -107,36 +116,43 @@ async def _stream(port: int, events: int, delays: list[float], first: list[float
             if is_first:
                 first.append((time.perf_counter() - began) * 1e3)
                 is_first = False
-            stamp = line.rpartition(b'"at":')[2].strip(b"}\n ")
-            # LiteLLM writes each event anew, without the stamp: counted, not timed.
-            delays.append((time.monotonic_ns() - int(stamp)) / 1e6 if stamp.isdigit() else nan)
+            # LiteLLM ends with an event of its own, which no engine wrote.
+            if stamp := _STAMP.search(line):
+                delays.append((time.monotonic_ns() - int(stamp[0])) / 1e6)
         elif line.startswith(b"data: [DONE]"):
             break
     writer.close()
 
 
-async def streams(port: int, seconds: float) -> list[float]:
-    """Delays of every event of `STREAMS` concurrent streams."""
+async def streams(count: int, port: int, seconds: float) -> list[float]:
+    """Delays of every event of `count` concurrent streams."""
     delays: list[float] = []
     events = max(2, round(seconds / STEP_S))
-    await asyncio.gather(*(_stream(port, events, delays, []) for _ in range(STREAMS)))
+    await asyncio.gather(*(_stream(port, events, delays, []) for _ in range(count)))
     return delays
 
 
-async def open_loop(port: int, seconds: float) -> list[float]:
-    """Times to the first event of chats that come at `RATE`."""
+async def open_loop(rate: float, port: int, seconds: float) -> list[float]:
+    """Times to the first event of chats that come at `rate`, for twice the time where they are few."""
+    seconds *= 1 if rate == RATE else 2
     first: list[float] = []
     rng, loop = random.Random(1), asyncio.get_running_loop()
     began, due, tasks = loop.time(), 0.0, []
     while due < seconds:
         await asyncio.sleep(max(0.0, began + due - loop.time()))
         tasks.append(loop.create_task(_stream(port, EVENTS, [], first)))
-        due += rng.expovariate(RATE)
+        due += rng.expovariate(rate)
     await asyncio.gather(*tasks)
     return first
 
 
-LOADS = {"requests": requests, "streams": streams, "open": open_loop}
+LOADS: dict[str, Callable[[int, float], Awaitable[list[float]]]] = {
+    "requests": requests,
+    "streams": partial(streams, STREAMS),
+    "open": partial(open_loop, RATE),
+    "few streams": partial(streams, FEW_STREAMS),
+    "slow": partial(open_loop, SLOW_RATE),
+}
 
 
 async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str, Any]:
@@ -186,21 +202,20 @@ async def _ready(server: Server) -> None:
 def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: int) -> dict[str, Any]:
     rows = []
     for (name, what), one in seen.items():
-        direct = seen["engine", what]
+        direct, cpu_s = seen["engine", what], max(one.cpu_s, _CPU_TICK_S)
         row = {
             "server": name,
             "what": what,
             "count": len(one.times),
-            "cpu_us": round(one.cpu_s / len(one.times) * 1e6, 1),
-            "per_cpu_s": round(len(one.times) / one.cpu_s),
+            "cpu_us": round(cpu_s / len(one.times) * 1e6, 1),
+            "per_cpu_s": round(len(one.times) / cpu_s),
             "per_s": round(len(one.times) / one.wall_s),
         }
-        if not any(map(isnan, one.times)):
-            row["p50_ms"] = round(statistics.median(one.times), 3)
-            row["p99_ms"] = round(one.at(0.99), 3)
-            if one is not direct:
-                row["added_p50_ms"] = round(one.at(0.5) - direct.at(0.5), 3)
-                row["added_p99_ms"] = round(one.at(0.99) - direct.at(0.99), 3)
+        row["p50_ms"] = round(statistics.median(one.times), 3)
+        row["p99_ms"] = round(one.at(0.99), 3)
+        if one is not direct:
+            row["added_p50_ms"] = round(one.at(0.5) - direct.at(0.5), 3)
+            row["added_p99_ms"] = round(one.at(0.99) - direct.at(0.99), 3)
         rows.append(row)
     told = {(row["server"], row["what"]): row for row in rows}
     ours = {what: told["quire gateway", what] for what in LOADS}
@@ -222,11 +237,23 @@ def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: i
                 f"{what} beside {rival}: {ours[what]['per_s'] / theirs['per_s']:.2f} x its rate, "
                 f"{ours[what]['per_cpu_s'] / theirs['per_cpu_s']:.2f} x for each CPU-second"
             )
+    for what, meaning in (
+        ("few streams", f"an event of {FEW_STREAMS} streams"),
+        ("slow", f"the first event at {SLOW_RATE:g} streams/s"),
+    ):
+        if ("LiteLLM proxy", what) in told:
+            added = [
+                f"{name} p50 {told[name, what]['added_p50_ms']} ms, p99 {told[name, what]['added_p99_ms']} ms"
+                for name in ("quire gateway", "LiteLLM proxy")
+            ]
+            ratios.append(f"added to {meaning}: {'; '.join(added)}")
     return {
         "notes": [
             f"One process each, {rounds} rounds, {CLIENTS} connections (requests), {STREAMS} streams with an event "
             f"each {STEP_S * 1e3:g} ms (streams: `count` and times are of events), "
-            f"{RATE:g} streamed chats a second (open). {servers.LITELLM}; nginx of Debian, buffering off, one worker."
+            f"{RATE:g} streamed chats a second (open), {FEW_STREAMS} streams, {SLOW_RATE:g} chats a second (slow). "
+            f"64 streams are more than LiteLLM can follow: its delays there are a queue that grows while they last. "
+            f"{servers.LITELLM}; nginx of Debian, buffering off, one worker."
         ],
         "goals": GOALS,
         "rows": rows,

@@ -1,4 +1,7 @@
-"""Routing quality: every policy on every workload and load, on 8 simulated replicas in virtual time."""
+"""Routing quality: every policy on every workload and load, on 8 simulated replicas in virtual time.
+
+A run warms up until caches are full (`Workload.warm_s`), then measures.
+"""
 
 import copy
 import statistics
@@ -13,16 +16,16 @@ from gateway_bench.fleet import POLICIES, SimulatedFleet
 from gateway_bench.traffic import REPLICAS, WORKLOADS, Script, Workload
 from gateway_bench.virtual import VirtualLoop
 
-SECONDS = 40.0
-WARM_S = 10.0
-"""Requests that arrive before are not counted."""
+SECONDS = 120.0
+"""For which requests that come are counted, after the warm-up."""
 SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """What one policy made of one load. hit_rate: cached of all prompt tokens. spread: busiest replica's requests over
-    the mean. Throughput counts output tokens made while requests arrive, after the warm-up."""
+    the mean. Throughput counts output tokens made in the measured seconds. cache_fill: of the replica in the middle,
+    when those begin."""
 
     workload: str
     load: float
@@ -36,10 +39,11 @@ class Run:
     hit_rate: float
     spread: float
     preemptions: int
+    cache_fill: float
 
 
 def simulate(workload: Workload, load: float, policy: str, scripts: Sequence[Script], seconds: float) -> Run:
-    """One run to its end."""
+    """One run to its end; `scripts` of the warm-up and of `seconds` after it."""
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(_simulate(loop, workload, load, policy, scripts, seconds))
@@ -53,6 +57,8 @@ async def _simulate(
     fleet = SimulatedFleet(loop, policy, REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
     done = loop.create_future()
     left = len(scripts)
+    warm_s = workload.warm_s(load)
+    end_s = warm_s + seconds
     sent: list[Job] = []
 
     def send(script: Script, number: int) -> None:
@@ -63,7 +69,7 @@ async def _simulate(
     def follow(script: Script, number: int) -> None:
         nonlocal left
         # A conversation that would go on beyond the run is cut, so that all policies see the same window.
-        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < seconds:
+        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < end_s:
             loop.call_later(script.turns[number].gap_s, send, script, number)
             return
         left -= 1
@@ -72,11 +78,16 @@ async def _simulate(
 
     for script in scripts:
         loop.call_at(script.at_s, send, script, 0)
-    made = [0, 0]
-    for index, at in enumerate((min(WARM_S, seconds / 4), seconds)):
-        loop.call_at(at, _note, made, index, fleet)
+    made: list[int] = []
+    fills: list[float] = []
+
+    def note() -> None:
+        made.append(sum(engine.output_tokens for engine in fleet.engines))
+        fills.append(statistics.median(engine.cache.fill for engine in fleet.engines))
+
+    loop.call_at(warm_s, note)
+    loop.call_at(end_s, note)
     await done
-    warm_s = min(WARM_S, seconds / 4)
     counted = [job for job in sent if job.arrived_s >= warm_s]
     ttft = sorted(job.first_s - job.arrived_s for job in counted)
     tpot = [(job.ended_s - job.first_s) / (job.output_tokens - 1) for job in counted if job.output_tokens > 1]
@@ -90,21 +101,18 @@ async def _simulate(
         ttft_p50_s=round(ttft[len(ttft) // 2], 4),
         ttft_p90_s=round(ttft[ceil(0.9 * len(ttft)) - 1], 4),
         tpot_mean_ms=round(statistics.fmean(tpot) * 1e3, 2),
-        output_tok_s=round((made[1] - made[0]) / (seconds - warm_s)),
+        output_tok_s=round((made[1] - made[0]) / seconds),
         hit_rate=round(sum(job.cached_tokens for job in counted) / sum(len(job.tokens) for job in counted), 4),
         spread=round(max(per_replica) * REPLICAS / len(counted), 2),
         preemptions=sum(engine.preemptions for engine in fleet.engines),
+        cache_fill=round(fills[0], 3),
     )
-
-
-def _note(made: list[int], index: int, fleet: SimulatedFleet) -> None:
-    made[index] = sum(engine.output_tokens for engine in fleet.engines)
 
 
 def compare(name: str, load: float, policies: Sequence[str], seconds: float, seed: int) -> list[Run]:
     """All `policies` on the very same requests."""
     workload = next(each for each in WORKLOADS if each.name == name)
-    scripts = workload.scripts(load, seconds, seed)
+    scripts = workload.scripts(load, workload.warm_s(load) + seconds, seed)
     return [simulate(workload, load, policy, scripts, seconds) for policy in policies]
 
 

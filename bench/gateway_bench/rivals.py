@@ -66,16 +66,9 @@ class ApproximatePrefixes:
     def scores(self, keys: Sequence[bytes]) -> list[float]:
         """Matched share of the first 256 blocks, for each replica."""
         keys = keys[:MOST_PREFIX_BLOCKS]
-        matched = [0] * len(self._sent)
-        for key in keys:
-            is_anywhere = False
-            for replica, sent in enumerate(self._sent):
-                if key in sent:
-                    matched[replica] += 1
-                    is_anywhere = True
-            if not is_anywhere:
-                break
-        return [count / len(keys) if keys else 0.0 for count in matched]
+        found = [list(map(sent.__contains__, keys)) for sent in self._sent]
+        end = next((depth for depth, at in enumerate(zip(*found, strict=True)) if not any(at)), len(keys))
+        return [sum(at[:end]) / len(keys) if keys else 0.0 for at in found]
 
     def add(self, replica: int, keys: Sequence[bytes]) -> None:
         sent = self._sent[replica]

@@ -124,10 +124,10 @@ def _solve(measured: Sequence[Sample], terms: Any) -> list[float]:
 
 
 def write(model: str = "m-8b", run: str = "") -> dict[str, Any]:
-    """Fit the latest run of `model` (or the one named `run`) and write it with the error at each sample."""
+    """Fit the latest run of `model` that measured decodes of all sizes (or the one named `run`); with its errors."""
     rows = [json.loads(line) for line in MEASURED.read_text().splitlines()]
     rows = [row for row in rows if row["engine"] == "quire" and row["model"] == model]
-    run = run or rows[-1]["run"]
+    run = run or next(row["run"] for row in reversed(rows) if row["workload"] == "w5_256")
     rows = [row for row in rows if row["run"] == run]
     measured = samples(rows)
     cost = fit(measured)

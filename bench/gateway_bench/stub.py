@@ -16,7 +16,7 @@ import uvloop
 
 CHUNK = (
     b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1760000000,"model":"m",'
-    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}],"at":%20d}\n\n'
+    b'"choices":[{"index":0,"delta":{"content":"%020d"},"finish_reason":null}]}\n\n'
 )
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -60,7 +60,7 @@ class StubEngine(asyncio.Protocol):
             self._send(WHOLE, 200)
 
     def step(self) -> None:
-        """Write the next event, with the moment in it."""
+        """Write the next event, whose text is the moment: a proxy that writes events anew passes that on too."""
         event = CHUNK % time.monotonic_ns()
         left = self._streams[self] - 1
         self.transport.write(b"%x\r\n%b\r\n" % (len(event), event) + (b"" if left else LAST))

@@ -2,7 +2,7 @@
 
 ladder    150 groups x 5 prompts of 6,000 shared + 1,200 own tokens, 1,000 out: the capacity benchmark of llm-d's
           KV-cache manager (`benchmarking/`, its 73 % and 37 % cases); the KV cache is sized so that all prompts
-          together fill that share of the fleet's.
+          together fill that share of the fleet's. The rest is filled by answers, which nobody asks for again.
 chats     conversations under one 600-token system prompt: each turn carries all before it, answers included.
 hot       one system prompt of 4,000 tokens for everybody, 300 own, 200 out.
 unshared  nothing in common: 200 to 4,000 tokens in, 50 to 500 out.
@@ -11,7 +11,10 @@ unshared  nothing in common: 200 to 4,000 tokens in, 50 to 500 out.
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import overload
 
 from gateway_bench.engine import BLOCK_SIZE, Job
 from gateway_bench.fleet import ROOT
@@ -25,6 +28,8 @@ AFFINITY_TOKENS = 25
 
 _GROUPS, _PER_GROUP, _SHARED, _OWN, _LADDER_OUTPUT = 150, 5, 6000, 1200, 1000
 _LADDER_TOKENS = _GROUPS * (_SHARED + _PER_GROUP * _OWN)
+_SETTLE_S = 60.0
+"""About as long as a request takes near saturation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,45 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """loads: first requests a second, from light to beyond saturation. scripts(load, seconds, seed): what arrives."""
+    """loads: first requests a second, from light to beyond saturation. scripts(load, seconds, seed): what arrives.
+
+    common_tokens: of all prompts together, what comes again. fresh_tokens: what one script brings beside them, prompts
+    and answers, in the mean.
+    """
 
     name: str
     title: str
     blocks: int
     loads: Sequence[float]
     scripts: Callable[[float, float, int], list[Script]]
+    common_tokens: int = 0
+    fresh_tokens: float = 0.0
+
+    def warm_s(self, load: float) -> float:
+        """Seconds until what has come fills the fleet's caches, were nothing kept twice, and has been answered."""
+        fresh = REPLICAS * self.blocks * BLOCK_SIZE - self.common_tokens
+        return fresh / (load * self.fresh_tokens) + _SETTLE_S
+
+
+class Joined(Sequence[int]):
+    """Token ids in parts, which other prompts may share."""
+
+    def __init__(self, parts: Sequence["array[int]"]) -> None:
+        self._parts = parts
+        self._length = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> "array[int]": ...
+    def __getitem__(self, at: int | slice) -> "int | array[int]":
+        # Mostly the first few are asked for.
+        if isinstance(at, slice) and at.start is None and at.stop is not None and 0 < at.stop <= len(self._parts[0]):
+            return self._parts[0][at]
+        return reduce(add, self._parts)[at]
 
 
 class Texts:
@@ -67,9 +104,7 @@ class Texts:
 
     def job(self, parts: Sequence["array[int]"], known: Sequence[bytes], output_tokens: int, affinity: bytes) -> Job:
         """A prompt of `parts`, whose first blocks have the keys `known`."""
-        tokens = array("I")
-        for part in parts:
-            tokens.extend(part)
+        tokens = Joined(parts)
         keys = extend(known, tokens)
         full = (len(tokens) + output_tokens - 1) // BLOCK_SIZE
         return Job(tokens, keys, output_tokens, self.made_up(full - len(keys)), affinity)
@@ -80,7 +115,7 @@ class Texts:
         return [b"%016d" % number for number in range(first, first + count)]
 
 
-def extend(known: Sequence[bytes], tokens: "array[int]") -> list[bytes]:
+def extend(known: Sequence[bytes], tokens: "Joined | array[int]") -> list[bytes]:
     """`known`, keys of the first blocks of `tokens`, and those of the others."""
     parent = known[-1] if known else ROOT
     return [*known, *blocks.chain(parent, tokens[len(known) * BLOCK_SIZE :], BLOCK_SIZE)]
@@ -104,11 +139,13 @@ def ladder(load: float, seconds: float, seed: int) -> list[Script]:
     for _ in range(_GROUPS):
         shared = texts.tokens(_SHARED)
         known = extend([], shared)
-        prompts += [(shared, known, texts.tokens(_OWN)) for _ in range(_PER_GROUP)]
+        for _ in range(_PER_GROUP):
+            prompts.append(texts.job([shared, texts.tokens(_OWN)], known, _LADDER_OUTPUT, head(shared)))
     scripts = []
     for at in poisson(texts.rng, load, seconds):
-        shared, known, own = texts.rng.choice(prompts)
-        scripts.append(Script(at, [Turn(texts.job([shared, own], known, _LADDER_OUTPUT, head(shared)))]))
+        job = texts.rng.choice(prompts)
+        answer_keys = texts.made_up(len(job.answer_keys))
+        scripts.append(Script(at, [Turn(replace(job, answer_keys=answer_keys))]))
     return scripts
 
 
@@ -119,17 +156,17 @@ def chats(load: float, seconds: float, seed: int) -> list[Script]:
     root = extend([], system)
     scripts = []
     for at in poisson(rng, load, seconds):
-        spoken, known, turns, affinity = system, root, [], b""
+        spoken, known, turns, affinity = [system], root, [], b""
         for number in range(rng.randint(3, 10)):
             question = texts.tokens(rng.randint(40, 400))
             affinity = affinity or head(question)
             answer = texts.tokens(rng.randint(50, 500))
-            spoken = spoken + question
-            job = texts.job([spoken], known, len(answer), affinity)
-            spoken = spoken + answer
-            known = extend(job.keys, spoken)
-            job.answer_keys = known[len(job.keys) : (len(spoken) - 1) // BLOCK_SIZE]
-            known = known[: (len(spoken) - 1) // BLOCK_SIZE]
+            spoken = [*spoken, question]
+            job = texts.job(spoken, known, len(answer), affinity)
+            spoken = [*spoken, answer]
+            whole = Joined(spoken)
+            known = extend(job.keys, whole)[: (len(whole) - 1) // BLOCK_SIZE]
+            job.answer_keys = known[len(job.keys) :]
             turns.append(Turn(job, 0.0 if number == 0 else rng.expovariate(1 / 6.0)))
         scripts.append(Script(at, turns))
     return scripts
@@ -160,9 +197,26 @@ def _ladder_blocks(pressure: float) -> int:
 
 
 WORKLOADS = (
-    Workload("ladder-37", "shared-prefix ladder, 37 % of the cache", _ladder_blocks(0.37), (5, 20, 30, 40, 50), ladder),
-    Workload("ladder-73", "shared-prefix ladder, 73 % of the cache", _ladder_blocks(0.73), (5, 20, 30, 40, 50), ladder),
-    Workload("chats", "multi-turn chats", H200_BLOCKS, (2, 8, 14, 20, 26), chats),
-    Workload("hot", "one hot system prompt", H200_BLOCKS, (20, 80, 140, 200, 240), hot),
-    Workload("unshared", "nothing shared", H200_BLOCKS, (20, 50, 80, 100, 120), unshared),
+    Workload(
+        "ladder-37",
+        "shared-prefix ladder, 37 % of the cache",
+        _ladder_blocks(0.37),
+        (4, 8, 12, 16, 24),
+        ladder,
+        _LADDER_TOKENS,
+        _LADDER_OUTPUT,
+    ),
+    Workload(
+        "ladder-73",
+        "shared-prefix ladder, 73 % of the cache",
+        _ladder_blocks(0.73),
+        (4, 8, 12, 16, 24),
+        ladder,
+        _LADDER_TOKENS,
+        _LADDER_OUTPUT,
+    ),
+    # 6.5 turns of 220 and 275 tokens in the mean.
+    Workload("chats", "multi-turn chats", H200_BLOCKS, (2, 10, 16, 22, 28), chats, 600, 6.5 * (220 + 275)),
+    Workload("hot", "one hot system prompt", H200_BLOCKS, (20, 60, 100, 130, 180), hot, 4000, 300 + 200),
+    Workload("unshared", "nothing shared", H200_BLOCKS, (20, 50, 80, 100, 120), unshared, 0, 2100 + 275),
 )

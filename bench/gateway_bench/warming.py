@@ -89,7 +89,7 @@ class HitCounter:
         """`job` has begun; what it found is known."""
         keys = job.keys[: job.cached_tokens // BLOCK_SIZE]
         self._hits.setdefault(job.replica, Counter()).update(keys)
-        data, size, parent = memoryview(job.tokens).cast("B"), 4 * BLOCK_SIZE, -1
+        data, size, parent = memoryview(job.tokens[:]).cast("B"), 4 * BLOCK_SIZE, -1
         for depth, key in enumerate(keys):
             if key not in self._blocks:
                 self._blocks[key] = len(self._blocks), parent, bytes(data[depth * size : (depth + 1) * size])
