@@ -120,8 +120,9 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
             "Against us: a burst from zero waits for the first replica, which then gets what it can work on while the "
             "rest waits for the next ones, in the order of coming: so later requests miss the target too. As many "
             "start as serve what piled up meanwhile, 12 where the rate needs 4; the surplus leaves a minute after the "
-            "backlog has gone, or, where nobody has measured yet how long a request takes, after scaleDownDelay. So "
-            "there are more changes than before.",
+            "backlog has gone, or, where nobody has measured yet how long a request takes, after scaleDownDelay. "
+            "From zero and under bursts a fleet fixed for the peak takes fewer replica-hours and answers more within "
+            "both targets: bursts are shorter than a replica takes to start.",
         ],
         "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
     }
