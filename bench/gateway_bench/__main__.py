@@ -122,7 +122,7 @@ def _scaling(given: argparse.Namespace) -> dict[str, Any]:
             "start as serve what piled up meanwhile, 12 where the rate needs 4; the surplus leaves a minute after the "
             "backlog has gone, or, where nobody has measured yet how long a request takes, after scaleDownDelay. "
             "From zero and under bursts a fleet fixed for the peak takes fewer replica-hours and answers more within "
-            "both targets: bursts are shorter than a replica takes to start.",
+            "both targets: a replica takes 20 s to start, and a burst lasts 30, or 120 from zero.",
         ],
         "outcomes": scaling.sweep(given.shapes, given.laws, given.processes),
     }
