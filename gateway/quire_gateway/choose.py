@@ -32,10 +32,13 @@ class Chain:
     def __getitem__(self, at: slice) -> list[bytes]: ...
     def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
         """One key, or those of a slice that names its end."""
-        if isinstance(at, slice):
+        if type(at) is int:
+            try:
+                return self._known[at]
+            except IndexError:
+                self._know(at + 1)
+        elif isinstance(at, slice):
             self._know(at.stop)
-        elif at >= len(self._known):
-            self._know(at + 1)
         return self._known[at]
 
     def _know(self, count: int) -> None:

@@ -59,6 +59,8 @@ class Match:
         if others:
             walk(keys, holders_of, others, self._lengths)
         self._spans = bisect(keys, holders_of, nested, self._lengths) if nested else []
+        self._taken: list[bytes] | None = None
+        """The keys of all spans: a plain list is looked into sooner."""
 
     def __len__(self) -> int:
         """Replicas."""
@@ -80,11 +82,11 @@ class Match:
             return False
         asked = reduce(or_, map(self._bits.__getitem__, numbers), 0)
         left, is_new = [], False
-        # All of them have been taken: a plain list is looked into sooner.
-        keys = self._keys[: max(end for _, end, _ in self._spans)]
         for start, end, bits in self._spans:
             if found := bits & asked:
-                _settle(keys, self._holders_of, (start, end, found), self._lengths)
+                if self._taken is None:
+                    self._taken = self._keys[: max(end for _, end, _ in self._spans)]
+                _settle(self._taken, self._holders_of, (start, end, found), self._lengths)
                 bits ^= found
                 is_new = True
             if bits:
