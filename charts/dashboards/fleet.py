@@ -208,6 +208,16 @@ OPERATOR = Row(
             runbook="QuireOperatorNotReconciling",
         ),
         Panel(
+            "Routing table",
+            [
+                Query("max(quire_operator_routing_table_bytes)", "bytes"),
+                Query("max(quire_operator_routing_table_refused)", "deployments without room"),
+            ],
+            "short",
+            "One Secret of at most 1,000,000 bytes holds all routes and API keys.",
+            runbook="QuireRoutingTableFull",
+        ),
+        Panel(
             "Requests to the API server",
             [
                 Query(

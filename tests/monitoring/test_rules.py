@@ -108,6 +108,7 @@ WAITING = f"quire:num_requests_waiting{{{POD}}}"
 USAGE = f"quire:kv_cache_usage_perc{{{POD}}}"
 HEARTBEAT = f"quire:engine_heartbeat_age_seconds{{{POD}}}"
 STALE = 'quire_gateway_routing_table_stale{pod="gateway-1"}'
+REFUSED = 'quire_operator_routing_table_refused{pod="operator-1"}'
 
 CASES = {
     "QuireNoReadyReplica": Case(replicas(2, 0), "shop/qwen has no ready replica", [replicas(2, 1), replicas(0, 0), {}]),
@@ -164,6 +165,12 @@ CASES = {
         "Gateway gateway-1 cannot use the newest routing table",
         [{STALE: f"0{LONG}"}],
         {"pod": "gateway-1"},
+    ),
+    "QuireRoutingTableFull": Case(
+        {REFUSED: f"2{LONG}"},
+        "2 LLMDeployments have no room in the routing table",
+        [{REFUSED: f"0{LONG}"}, {}],
+        {},
     ),
     "QuireOperatorNotReconciling": Case(
         operator(1, 0), "No operator reconciles LLMDeployments", [operator(1, 30), operator(1, 0, deployments=0)], {}
