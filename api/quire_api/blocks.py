@@ -42,7 +42,12 @@ def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     Raises:
         OverflowError: a token id is negative or needs more than 32 bits.
     """
-    return sha256(parent + _little_endian(tokens)).digest()[:KEY_BYTES]
+    return packed_block_key(parent, _little_endian(tokens))
+
+
+def packed_block_key(parent: bytes, packed: bytes) -> bytes:
+    """The same of tokens that are little-endian uint32 already."""
+    return sha256(parent + packed).digest()[:KEY_BYTES]
 
 
 def chain(root: bytes, tokens: Sequence[int], block_size: int) -> Iterator[bytes]:
@@ -61,7 +66,7 @@ def chain(root: bytes, tokens: Sequence[int], block_size: int) -> Iterator[bytes
             yield parent
         return
     for start in range(0, len(packed) - step + 1, step):
-        parent = sha256(parent + packed[start : start + step]).digest()[:KEY_BYTES]
+        parent = packed_block_key(parent, packed[start : start + step])
         yield parent
 
 

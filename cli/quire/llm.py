@@ -220,6 +220,9 @@ def _young_garbage_only() -> Iterator[None]:
 @contextmanager
 def _progress(total: int, shown: bool) -> Iterator[Any]:
     """Yields advance(requests, tokens)."""
+    if not shown:
+        yield lambda requests, new_tokens: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -228,15 +231,14 @@ def _progress(total: int, shown: bool) -> Iterator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]:.0f} tokens/s"),
     )
-    with Progress(*columns, disable=not shown, transient=False) as progress:
+    with Progress(*columns, transient=False) as progress:
         task = progress.add_task("Generating", total=total, rate=0.0)
         tokens = 0
 
         def advance(requests: int, new_tokens: int) -> None:
             nonlocal tokens
             tokens += new_tokens
-            if shown:
-                elapsed = progress.tasks[0].elapsed or 1e-9
-                progress.update(task, advance=requests, rate=tokens / max(elapsed, 1e-9))
+            elapsed = progress.tasks[0].elapsed or 1e-9
+            progress.update(task, advance=requests, rate=tokens / max(elapsed, 1e-9))
 
         yield advance

@@ -3,7 +3,8 @@
     python -m quire_kernels.check                 on the GPU, the full matrix
     python -m quire_kernels.check --device cpu    in Triton's interpreter, small shapes; no GPU needed
 
-One line a case; exit code 1 if any differs. `--json FILE` writes the results, `--only TEXT` picks cases by name.
+One line a case; exit code 1 if any differs. `--json FILE` writes the results, `--only TEXT` picks cases by name,
+`--part 2/8` the second of eight parts: the references are computed on the CPU, so several processes end sooner.
 """
 
 import argparse
@@ -239,10 +240,19 @@ def run(chosen: list[Case], device: torch.device) -> list[dict[str, object]]:
     return results
 
 
+def _part(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    part = int(first), int(count)
+    if not 1 <= part[0] <= part[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of 1/{part[1]} to {part[1]}/{part[1]}")
+    return part
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare every Triton kernel with its torch reference.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--only", default="", help="run the cases whose name holds this text")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help="run every N-th case, from the I-th")
     parser.add_argument("--small", action="store_true", help="the interpreter's matrix on a GPU")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE")
     options = parser.parse_args()
@@ -252,6 +262,8 @@ def main() -> int:
         print("No CUDA device here. Use --device cpu for Triton's interpreter.", file=sys.stderr)
         return 2
     chosen = [case for case in cases(options.device == "cuda" and not options.small) if options.only in case.name]
+    first, step = options.part
+    chosen = chosen[first - 1 :: step]
     results = run(chosen, torch.device(options.device))
     if options.json:
         with open(options.json, "w") as file:

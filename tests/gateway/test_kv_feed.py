@@ -214,7 +214,7 @@ class Histories(RuleBasedStateMachine):
     @staticmethod
     def chain(tokens):
         chain, contents = PrefixChain(ROOT), np.array(tokens, np.int32).reshape(-1, SIZE)
-        return [chain.key(number, block) for number, block in enumerate(contents)]
+        return [chain.key(number, block.astype("<u4").tobytes()) for number, block in enumerate(contents)]
 
 
 Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -1,6 +1,7 @@
 """The engine in one object: add requests, call `step`, take tokens."""
 
 import time
+from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -135,15 +136,16 @@ class Engine:
             InvalidRequest: a token id outside the vocabulary.
             UserError: one of scheduler.errors.
         """
-        for ids in (token_ids, *outputs):
-            self._check_known(ids)
+        prompt = self._known(token_ids)
+        for ids in outputs:
+            self._known(ids)
         self._check(params)
         room = max(self.max_model_len - len(token_ids), 1)
         stops = frozenset(params.stop_token_ids)
         self._scheduler.add(
             Request(
                 handle=handle,
-                token_ids=token_ids,
+                token_ids=prompt,
                 params=params,
                 seed=self._new_seed() if params.seed is None else params.seed,
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
@@ -240,10 +242,20 @@ class Engine:
         """For a request without one; a deterministic engine gives each the same, so that its answer is its own."""
         return self.config.seed if self.config.deterministic else int(self._seeds.integers(2**63))
 
-    def _check_known(self, token_ids: list[int]) -> None:
-        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
-            wrong = next(token for token in token_ids if not 0 <= token < self.vocab_size)
-            raise InvalidRequest(f"Token id {wrong} is outside the model's vocabulary of {self.vocab_size} tokens.")
+    def _known(self, token_ids: list[int]) -> NDArray[np.int32]:
+        """
+        Raises:
+            InvalidRequest: one of them is no token of the model.
+        """
+        try:
+            # Half the time of numpy's own way from a list.
+            ids = np.array(array("i", token_ids), np.int32)
+            if not len(ids) or (ids.min() >= 0 and ids.max() < self.vocab_size):
+                return ids
+        except OverflowError:
+            pass
+        wrong = next(token for token in token_ids if not 0 <= token < self.vocab_size)
+        raise InvalidRequest(f"Token id {wrong} is outside the model's vocabulary of {self.vocab_size} tokens.")
 
     def _check(self, params: SamplingParams) -> None:
         if any(token >= self.vocab_size for token in params.logit_bias or {}):

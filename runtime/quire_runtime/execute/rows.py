@@ -73,7 +73,7 @@ class Rows:
             empty = np.empty(0, np.int32)
             return [empty, np.empty((0, PARAM_WORDS), np.int32), empty, empty]
         params = np.stack([self._admit(admission) for admission in admissions])
-        tokens = [np.asarray(admission.token_ids, np.int32) for admission in admissions]
+        tokens = [admission.token_ids for admission in admissions]
         places = [
             np.arange(admission.row * self.width, admission.row * self.width + len(ids), dtype=np.int32)
             for admission, ids in zip(admissions, tokens, strict=True)

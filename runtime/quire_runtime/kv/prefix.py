@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quire_api.blocks import block_key
+from quire_api.blocks import packed_block_key
 from quire_runtime.kv.hot import HitBlocks
 from quire_runtime.kv.pool import BlockPool, Ints
 
@@ -46,11 +46,11 @@ class PrefixChain:
         twin.keys = self.keys[: len(twin.identities)]
         return twin
 
-    def key(self, i: int, tokens: list[int]) -> bytes:
-        """Key of block `i`, at most one beyond those known, which holds `tokens`."""
+    def key(self, i: int, packed: bytes) -> bytes:
+        """Key of block `i`, at most one beyond those known, which holds the tokens `packed`."""
         keys = self.keys
         if i == len(keys):
-            keys.append(block_key(keys[-1] if keys else self.root, tokens))
+            keys.append(packed_block_key(keys[-1] if keys else self.root, packed))
         return keys[i]
 
     def parent_key(self, i: int) -> bytes:
@@ -100,8 +100,11 @@ class PrefixIndex:
         The chain's identities become those of the prefix found. Nothing is held: share the blocks before taking any.
         """
         found: list[int] = []
-        for i in range(len(contents)):
-            block = self._blocks.get(chain.key(i, contents[i].tolist()))
+        keys, get = chain.keys, self._blocks.get
+        for i, packed in enumerate(_packed(contents)):
+            if i == len(keys):
+                keys.append(packed_block_key(keys[-1] if keys else chain.root, packed))
+            block = get(keys[i])
             if block is None:
                 break
             found.append(block)
@@ -136,23 +139,23 @@ class PrefixIndex:
         blocks int32 [n], held; contents int32 [n, block_size].
         """
         self._tokens[blocks] = contents
-        for block, tokens in zip(blocks.tolist(), contents.tolist(), strict=True):
-            self._add(chain, block, tokens)
+        for block, packed in zip(blocks.tolist(), _packed(contents), strict=True):
+            self._add(chain, block, packed)
 
     def register_next(self, chains: list[PrefixChain], blocks: Ints, contents: Ints) -> None:
         """The same for one block of each of n sequences: the i-th chain's next one."""
         self._tokens[blocks] = contents
-        for chain, block, tokens in zip(chains, blocks.tolist(), contents.tolist(), strict=True):
-            self._add(chain, block, tokens)
+        for chain, block, packed in zip(chains, blocks.tolist(), _packed(contents), strict=True):
+            self._add(chain, block, packed)
 
-    def _add(self, chain: PrefixChain, block: int, tokens: list[int]) -> None:
+    def _add(self, chain: PrefixChain, block: int, packed: bytes) -> None:
         """Register the chain's next block, whose tokens have been noted."""
         number = len(chain.identities)
         parent = chain.parent_identity(number)
-        key = chain.key(number, tokens)
+        key = chain.key(number, packed)
         known = self._blocks.get(key)
         if known is not None:
-            if self._parent_of[known] == parent and self._tokens[known].tolist() == tokens:
+            if self._parent_of[known] == parent and (self._tokens[known] == self._tokens[block]).all():
                 chain.identities.append(self._identity_of[known])
                 return
             self._remove(known)
@@ -192,6 +195,12 @@ class PrefixIndex:
         self._salts.pop(block, None)
         if self._listener is not None:
             self._listener.removed(key)
+
+
+def _packed(contents: Ints) -> list[bytes]:
+    """Of each row of int32 [n, block_size], its tokens as block keys have them."""
+    whole, step = contents.astype("<u4").tobytes(), 4 * contents.shape[1]
+    return [whole[start : start + step] for start in range(0, len(whole), step)]
 
 
 def _root_identity(root: bytes) -> int:

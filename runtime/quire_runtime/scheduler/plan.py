@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 class Admission:
     """A sequence takes `row` before this step: the row's tables are written anew.
 
-    token_ids: every token known now (prompt, and after a preemption the output so far), len >= 1.
+    token_ids: int32, every token known now (prompt, and after a preemption the output so far), len >= 1.
     num_prompt_tokens: how many of them are prompt; the rest is output (penalties and min_tokens count it).
     choice: 0..n-1 within the request.
     """
@@ -24,7 +24,7 @@ class Admission:
     row: int
     request: Request
     choice: int
-    token_ids: list[int]
+    token_ids: Ints
     num_prompt_tokens: int
 
 

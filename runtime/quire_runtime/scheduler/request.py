@@ -1,7 +1,11 @@
 """A request as the scheduler sees it: ids and numbers, no text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quire_api.sampling import SamplingParams
 
@@ -27,7 +31,7 @@ class Request:
     """
 
     handle: int
-    token_ids: list[int]
+    token_ids: Sequence[int] | NDArray[np.int32]
     params: SamplingParams
     seed: int
     max_tokens: int

@@ -116,7 +116,7 @@ class Scheduler:
         end = self._check(request)
         family = Family(request, end)
         rank = first_rank(request.priority, self._arrivals)
-        tokens = np.array(request.token_ids, np.int32)
+        tokens = np.asarray(request.token_ids, np.int32)
         for choice in range(request.params.n):
             if choice in request.ended:
                 continue
@@ -375,8 +375,7 @@ class Scheduler:
             tables.extend(rows, tables.missing(rows, reach))
             self._register(rows, reach)
             request = sequence.family.request
-            known = request.token_ids if length == sequence.family.prompt_len else sequence.tokens.tolist()
-            admission = Admission(row, request, sequence.choice, known, sequence.family.prompt_len)
+            admission = Admission(row, request, sequence.choice, sequence.tokens, sequence.family.prompt_len)
             draft.admit(admission, context, query, tables.entries(row))
             promised += tables.blocks_for(length) - int(tables.held[row]) + 1
             budget -= query

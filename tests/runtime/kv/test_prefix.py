@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire_api.blocks import block_key, chain, root_key
+from quire_api.blocks import chain, packed_block_key, root_key
 from quire_runtime.kv.pool import BlockPool
 from quire_runtime.kv.prefix import PrefixChain, PrefixIndex
 
@@ -60,7 +60,7 @@ def contents(tokens: list[int]) -> np.ndarray:
 
 @pytest.fixture
 def colliding() -> Iterator[None]:
-    with mock.patch("quire_runtime.kv.prefix.block_key", return_value=b"always the same"):
+    with mock.patch("quire_runtime.kv.prefix.packed_block_key", return_value=b"always the same"):
         yield
 
 
@@ -125,7 +125,7 @@ def test_colliding_keys_return_nothing_foreign() -> None:
 
 
 def test_equal_blocks_behind_different_prefixes_do_not_mix_when_their_keys_collide() -> None:
-    with mock.patch("quire_runtime.kv.prefix.block_key", lambda parent, tokens: bytes(tokens)):
+    with mock.patch("quire_runtime.kv.prefix.packed_block_key", lambda parent, packed: packed):
         cache = Cache()
         blocks = cache.store([1, 1, 5, 5])
         cache.store([2, 2])
@@ -166,12 +166,12 @@ def test_clearing_leaves_held_blocks_to_their_sequences() -> None:
 def test_a_hit_always_holds_the_prefix_asked_for(prompts: list[list[int]], key_bits: int, num_blocks: int) -> None:
     """Whatever collides and whatever is evicted, a block found holds exactly the tokens up to its end."""
 
-    def weak(parent: bytes, tokens: list[int]) -> bytes:
-        key = block_key(parent, tokens)
+    def weak(parent: bytes, packed: bytes) -> bytes:
+        key = packed_block_key(parent, packed)
         return key if key_bits == 128 else bytes([key[0] & ((1 << key_bits) - 1)])
 
     truth: dict[int, list[int]] = {}
-    with mock.patch("quire_runtime.kv.prefix.block_key", weak):
+    with mock.patch("quire_runtime.kv.prefix.packed_block_key", weak):
         cache = Cache(num_blocks)
         held: list[np.ndarray] = []
         for tokens in prompts:

@@ -58,7 +58,7 @@ class ReferenceDevice:
             self.tokens[admission.row, : len(admission.token_ids)] = admission.token_ids
             self.tables[admission.row] = 0
             self.seeds[admission.row] = (admission.request.seed, admission.choice)
-            assert admission.token_ids[: admission.num_prompt_tokens] == admission.request.token_ids
+            assert list(admission.token_ids[: admission.num_prompt_tokens]) == list(admission.request.token_ids)
         entries = list(zip(plan.table_rows.tolist(), plan.table_columns.tolist(), strict=True))
         assert len(set(entries)) == len(entries), "one table entry is written twice"
         self.tables[plan.table_rows, plan.table_columns] = plan.table_blocks

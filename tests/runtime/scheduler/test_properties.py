@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quire_api.blocks import block_key
+from quire_api.blocks import packed_block_key
 from quire_api.kv_events import Cleared, Operation, Removed, Stored, split_keys
 
 PREFIXES = [[1] * 30, [1] * 9 + [2] * 21, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]]
@@ -57,8 +57,8 @@ configs = st.fixed_dictionaries(
 )
 
 
-def weak_key(parent: bytes, tokens: list[int]) -> bytes:
-    return bytes([block_key(parent, tokens)[0] & 3])
+def weak_key(parent: bytes, packed: bytes) -> bytes:
+    return bytes([packed_block_key(parent, packed)[0] & 3])
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,7 +66,7 @@ def weak_key(parent: bytes, tokens: list[int]) -> bytes:
 def test_every_query_sees_exactly_its_own_tokens(
     bench: Callable[..., Any], config: dict[str, Any], script: list[tuple[str, Any]], keys_collide: bool
 ) -> None:
-    with mock.patch("quire_runtime.kv.prefix.block_key", weak_key if keys_collide else block_key):
+    with mock.patch("quire_runtime.kv.prefix.packed_block_key", weak_key if keys_collide else packed_block_key):
         play(bench, dict(config), script, are_keys_whole=not keys_collide)
 
 

@@ -7,15 +7,17 @@ from unittest import mock
 
 import pytest
 
-from quire_api.blocks import block_key
+from quire_api.blocks import packed_block_key
 
 
 @pytest.fixture(params=["keys", "colliding keys"])
 def _keys(request: pytest.FixtureRequest) -> Iterator[None]:
-    def weak(parent: bytes, tokens: list[int]) -> bytes:
-        return bytes([block_key(parent, tokens)[0] & 7])
+    def weak(parent: bytes, packed: bytes) -> bytes:
+        return bytes([packed_block_key(parent, packed)[0] & 7])
 
-    with mock.patch("quire_runtime.kv.prefix.block_key", weak if request.param == "colliding keys" else block_key):
+    with mock.patch(
+        "quire_runtime.kv.prefix.packed_block_key", weak if request.param == "colliding keys" else packed_block_key
+    ):
         yield
 
 
