@@ -55,7 +55,7 @@ def balanced_attention(
     key = ("balanced work", query_heads, kv_heads, dim, window)
     work = batch.layouts.get(key)
     if work is None:
-        work = batch.layouts[key] = _work(batch, query_heads, kv_heads, dim, window, shape, q.device)
+        work = batch.layouts[key] = _work(batch, q, kv_heads, window, shape)
     shared = None if window is not None else batch.shared
     found = None if shared is None else attend_shared(q, k_cache, v_cache, batch, shared, scale, work.shared)
     group = query_heads // kv_heads
@@ -75,13 +75,12 @@ def balanced_attention(
 
 def _work(
     batch: AttentionBatch,
-    query_heads: int,
+    q: Tensor,
     kv_heads: int,
-    dim: int,
     window: int | None,
     shape: tuning.Tile,
-    device: torch.device,
 ) -> BalancedWork:
+    (query_heads, dim), device = q.shape[1:], q.device
     n = batch.num_decodes
     slots = max(1, shape.programs * tuning.processors() // kv_heads)
     shared = None if window is not None else batch.shared
@@ -90,7 +89,7 @@ def _work(
         arrivals=torch.empty(n, kv_heads, dtype=torch.int32, device=device),
         partial=torch.empty(slots, 2, query_heads, dim, dtype=torch.float32, device=device),
         sums=torch.empty(slots, 2, query_heads, dtype=torch.float32, device=device),
-        shared=SharedSums.of(n, query_heads, dim, device) if shared is not None else None,
+        shared=SharedSums.of(n, q, kv_heads) if shared is not None else None,
     )
     _stretches_kernel[(n,)](
         batch.seq_lens, batch.seq_lens if shared is None else shared.lens, work.stretches, work.arrivals,

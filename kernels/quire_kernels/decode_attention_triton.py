@@ -67,7 +67,7 @@ def decode_attention(
     key = ("decode work", query_heads, kv_heads, dim, window)
     work = batch.layouts.get(key)
     if work is None:
-        work = batch.layouts[key] = _work(batch, query_heads, kv_heads, dim, window, shape.keys, q.device)
+        work = batch.layouts[key] = _work(batch, q, kv_heads, window, shape.keys)
     shared = None if window is not None else batch.shared
     found = None if shared is None else attend_shared(q, k_cache, v_cache, batch, shared, scale, work.shared)
     programs = min(sequences * kv_heads * work.splits, shape.programs * tuning.processors())
@@ -86,13 +86,12 @@ def decode_attention(
 
 def _work(
     batch: AttentionBatch,
-    query_heads: int,
+    q: Tensor,
     kv_heads: int,
-    dim: int,
     window: int | None,
     keys: int,
-    device: torch.device,
 ) -> DecodeWork:
+    (query_heads, dim), device = q.shape[1:], q.device
     n = batch.num_decodes
     capacity = batch.block_tables.shape[1] * batch.block_size
     splits = min(triton.cdiv(capacity, SPLIT) + (window is not None), MAX_SPLITS)
@@ -102,7 +101,7 @@ def _work(
         partial=torch.empty(n, query_heads, splits, dim, dtype=torch.float32, device=device),
         sums=torch.empty(n, query_heads, splits, dtype=torch.float32, device=device),
         splits=splits,
-        shared=SharedSums.of(n, query_heads, dim, device) if batch.shared is not None and window is None else None,
+        shared=SharedSums.of(n, q, kv_heads) if batch.shared is not None and window is None else None,
     )
     shared = None if window is not None else batch.shared
     _work_kernel[(n,)](

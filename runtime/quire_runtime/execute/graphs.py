@@ -117,7 +117,9 @@ class DecodeGraphs:
     def _first(self) -> list[tuple[int, bool]]:
         more = [size for size in self.sizes if size > FEW][:1]
         shareable = [(size, has_shared) for size in more for has_shared in (False, True)]
-        return [*((size, False) for size in self.sizes[:4]), *shareable]
+        # Kernels for shared blocks differ between few and many sequences.
+        most = [(size, True) for size in self.sizes[-1:] if size > FEW and size not in more]
+        return [*((size, False) for size in self.sizes[:4]), *shareable, *most]
 
     def capture(self, size: int, has_shared: bool = False) -> None:
         """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
