@@ -163,9 +163,12 @@ class Bench:
         self.series("w3_2048x16", workloads.w3_batch, reps)
 
     def w4(self, reps: int) -> None:
-        self.timed(workloads.w4(WARM_UP, 0))
+        kinds = (("cold", 0, True), ("warm_new_suffix", 1, False), ("warm_identical", 1, False))
+        for rep in (WARM_UP, WARM_UP + 1):
+            for _, suffix, reset in kinds:
+                self.timed(workloads.w4(rep, suffix), reset)
         for rep in range(reps):
-            for name, suffix, reset in (("cold", 0, True), ("warm_new_suffix", 1, False), ("warm_identical", 1, False)):
+            for name, suffix, reset in kinds:
                 self.record(f"w4_{name}", rep, self.timed(workloads.w4(rep, suffix), reset))
 
     def w5(self, reps: int) -> None:
