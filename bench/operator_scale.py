@@ -120,6 +120,7 @@ def _measure(layout: Layout, folder: Path, count: int) -> dict[str, Any]:
         after = _cpu(layout, process)
         result["reconcile_all_cpu_s"] = {name: round(after[name] - before[name], 1) for name in after}
         result["api_requests_per_deployment"] = round(_requests(layout) / count, 1)
+        result["api_requests_per_reconcile"] = round(_requests(layout) / _total(layout, "reconciles"), 2)
         while _count(layout, "/api/v1", "pods") < count:
             time.sleep(1.0)
         _route(folder, _json(layout, "get", "pods", "-n", NAMESPACE)["items"])
@@ -136,6 +137,7 @@ def _measure(layout: Layout, folder: Path, count: int) -> dict[str, Any]:
         result["idle_cpu_percent"] = round(100 * spent / elapsed, 2)
         result["idle_api_requests_per_s"] = round((_requests(layout) - requests) / elapsed, 2)
         result |= _changes(layout, count)
+        result["peak_rss_mb"] = _peak_rss(process)
         return result
     finally:
         operator.terminate()
@@ -224,10 +226,14 @@ def _route(folder: Path, pods: list[dict[str, Any]]) -> None:
 
 def _requests(layout: Layout) -> float:
     """Requests to the API server that the operator's own client has made (watches are kopf's)."""
+    return _total(layout, "api_requests")
+
+
+def _total(layout: Layout, counter: str) -> float:
+    """Of all labels of one of the operator's counters."""
     done = daemon.run(layout, ["curl", "-s", f"http://127.0.0.1:{OPERATOR_PORT}/metrics"])
-    return sum(
-        float(value) for value in re.findall(r"^quire_operator_api_requests_total\{.*\} (\S+)$", done.stdout, re.M)
-    )
+    lines = re.findall(rf"^quire_operator_{counter}_total\{{.*\}} (\S+)$", done.stdout, re.M)
+    return sum(float(value) for value in lines)
 
 
 def _cpu(layout: Layout, operator: psutil.Process) -> dict[str, float]:
@@ -244,6 +250,11 @@ def _cpu_model() -> str:
 
 def _rss(process: psutil.Process) -> float:
     return round(process.memory_info().rss / 2**20, 1)
+
+
+def _peak_rss(process: psutil.Process) -> float:
+    (kib,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
+    return round(int(kib) / 2**10, 1)
 
 
 def _json(layout: Layout, *arguments: str) -> dict[str, Any]:

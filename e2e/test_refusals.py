@@ -40,6 +40,16 @@ def test_what_is_wrong_shows_its_reason_and_heals(cluster, namespace, tiny, soon
     record(f"mended -> Ready ({case})", time.monotonic() - start)
 
 
+def test_an_engine_that_ends_again_and_again_is_a_crash_loop_and_tells_its_last_words(
+    cluster, namespace, tiny, soon, record
+):
+    start = time.monotonic()
+    apply(cluster, tiny(engine={"extraArgs": ["--no-such-flag"]}))
+    soon(lambda: cluster.ready("tiny", namespace)[1] == "CrashLoop", "CrashLoop")
+    record("apply -> CrashLoop (after the kubelet's waits)", time.monotonic() - start)
+    assert "--no-such-flag" in cluster.ready("tiny", namespace)[2]
+
+
 def claim(namespace: str) -> dict:
     return {
         "apiVersion": "v1",

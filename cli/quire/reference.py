@@ -70,7 +70,8 @@ and ConfigMaps that Grafana's sidecar finds, each behind its switch under `monit
 {alerts}
 
 A test asks a real Prometheus, which scrapes real engines, a gateway and an operator under load, for every panel and
-every rule. It is given their addresses: PodMonitors are compared with the scrape configuration, and no Prometheus
+every rule's metrics; that each alert fires where it should, and nowhere else, is held by promtool with its own series.
+The Prometheus is given their addresses: PodMonitors are compared with the scrape configuration, and no Prometheus
 operator has found pods by them yet.
 """
 SETTINGS = """\

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,8 @@ def build_images(
             found[name] = {**size, "seconds": round(seconds, 1), "load_average_15m": round(os.getloadavg()[2], 1)}
     if record:
         text = "make images IMAGES=full (seconds: with the download of wheels that are not there yet)"
-        record.write_text(json.dumps({"command": text, "cpus": os.cpu_count(), "images": found}, indent=1) + "\n")
+        told = {"command": text, "date": datetime.now(UTC).date().isoformat(), "cpus": os.cpu_count(), "images": found}
+        record.write_text(json.dumps(told, indent=1) + "\n")
 
 
 @app.command()

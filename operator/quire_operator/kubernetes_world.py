@@ -424,7 +424,8 @@ class KubernetesWorld:
             name = model.source.removeprefix("pvc://").split("/")[0]
             claim = await kube.get("v1", "PersistentVolumeClaim", namespace, name)
             if claim is None:
-                return Finding("WeightsNotFound", f"the volume claim {name} does not exist in namespace {namespace}")
+                text = f"the volume claim {name} does not exist in namespace {namespace}"
+                return Finding("WeightsNotFound", f"{text}; create it, or correct spec.model.source")
         else:
             return None
         if claim is None or claim.get("status", {}).get("phase") == "Bound":

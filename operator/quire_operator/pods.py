@@ -163,8 +163,12 @@ def _unscheduled(pod: Manifest, now: float, gpu_resource: str) -> Failure | None
     if "Insufficient" in message:
         return Failure("InsufficientResources", f"no node has room: {message} Lower resources or add nodes.", at)
     if "persistentvolume" in message.lower().replace(" ", ""):
-        return Failure("VolumeUnavailable", f"a volume claim of the pod cannot be used: {message}", at)
-    return Failure("Unschedulable", f"no node takes the pod: {message}", at)
+        text = (
+            f"a volume claim of the pod cannot be used: {message} Create or bind it; `kubectl describe pvc` says more."
+        )
+        return Failure("VolumeUnavailable", text, at)
+    text = f"no node takes the pod: {message} Change what spec.podTemplate asks of nodes, or the nodes."
+    return Failure("Unschedulable", text, at)
 
 
 def _waiting(pod: Manifest, now: float) -> Failure | None:
@@ -178,7 +182,8 @@ def _waiting(pod: Manifest, now: float) -> Failure | None:
             missing = re.search(r'secret "([^"]+)" not found', message)
             if missing:
                 return Failure("SecretNotFound", f"create the Secret {missing[1]}: the pod needs it", now)
-            return Failure("ContainerRefused", f"the container {container.get('name')} cannot start: {message}", now)
+            text = f"the container {container.get('name')} cannot start: {message}; correct spec.podTemplate"
+            return Failure("ContainerRefused", text, now)
     return None
 
 
@@ -187,11 +192,11 @@ def _ended(pod: Manifest, now: float) -> Failure | None:
         states = container.get("state", {}), container.get("lastState", {})
         ended = next((state["terminated"] for state in states if "terminated" in state), None)
         if ended is not None and (container.get("name") == ENGINE or ended.get("exitCode")):
-            return _termination(_name(pod), ended, now)
+            return _termination(_name(pod), str(container.get("name")), ended, now)
     return None
 
 
-def _termination(pod: str, ended: Mapping[str, Any], now: float) -> Failure:
+def _termination(pod: str, container: str, ended: Mapping[str, Any], now: float) -> Failure:
     at = _seconds(ended.get("finishedAt")) or now
     text = str(ended.get("message", "")).strip()
     if ended.get("reason") == "OOMKilled":
@@ -200,7 +205,8 @@ def _termination(pod: str, ended: Mapping[str, Any], now: float) -> Failure:
     code = ended.get("exitCode", "?")
     last = text.splitlines()[-1][:500] if text else "it left no message"
     reason = "EngineKilled" if code in (137, 143) else "EngineExited"
-    told = Failure(reason, f"{pod} ended with exit code {code}: {last}", at)
+    more = f"`kubectl logs {pod} -c {container} --previous` says more"
+    told = Failure(reason, f"{pod} ended with exit code {code}: {last}; {more}", at)
     try:
         said = json.loads(text)
         return Failure(reason_or(told.reason, said["reason"]), str(said["message"]), at)

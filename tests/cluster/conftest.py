@@ -203,7 +203,7 @@ def _unless_possible() -> str:
         return "a control plane needs root (it lives in a network namespace of its own)"
     if shutil.which("ip") is None:
         return "a control plane needs iproute2"
-    if not (Layout().binaries / "kwok").exists() and shutil.which("go") is None:
+    if not all((Layout().binaries / tool).exists() for tool in ("kube", "kwok", "helm")) and shutil.which("go") is None:
         return "a control plane is built from Go modules, and Go is not on the PATH"
     return ""
 
@@ -214,8 +214,9 @@ def _cluster(name: str, folder: Path) -> Iterator[Cluster]:
     layout = Layout(name=name)
     if not (layout.binaries / "kube").exists():
         build.build_kube(layout)
-    if not (layout.binaries / "kwok").exists():
-        build.build_tool(layout, "kwok")
+    for tool in ("kwok", "helm"):
+        if not (layout.binaries / tool).exists():
+            build.build_tool(layout, tool)
     try:
         network.create(layout)
         pki.write_pki(layout)

@@ -66,6 +66,7 @@ def test_kubectl_shows_the_columns_and_scales(cluster, namespace, tiny, soon):
     assert header.split() == ["NAME", "MODEL", "READY", "REPLICAS", "REASON", "URL", "AGE"]
     assert "file:///models/tiny" in line
     assert "Serving" in line
+    assert "extraArgs" in cluster.kubectl("explain", "llmd.spec.engine")
     cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=3")
     routed(cluster, namespace, soon, 3)
     soon(lambda: cluster.get("llmd", "tiny", namespace)["status"]["readyReplicas"] == 3, "three ready replicas")
