@@ -31,7 +31,8 @@ EXPLAINED = {
     "quicker; so it is with consistent hashing, for half a minute.",
     "hot": "hot: while few requests run, they are left to the replicas that have the 4,000 common tokens, four of "
     "eight at 20/s (0.1 s of prefill for each further one), so that requests share a step more often: 1.3 ms of TTFT "
-    "and 0.8 of TPOT.",
+    "and 0.8 of TPOT. 130/s, near saturation: all requests are alike, and no choice by load is as even as taking "
+    "turns; least-load is behind round robin as well.",
 }
 """What was found behind the losses, by workload; shown only where there is one."""
 Rows = list[dict[str, Any]]
