@@ -10,6 +10,7 @@ One line a case; exit code 1 if any differs. `--json FILE` writes the results, `
 import argparse
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -241,11 +242,10 @@ def run(chosen: list[Case], device: torch.device) -> list[dict[str, object]]:
 
 
 def _part(text: str) -> tuple[int, int]:
-    first, _, count = text.partition("/")
-    part = int(first), int(count)
-    if not 1 <= part[0] <= part[1]:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of 1/{part[1]} to {part[1]}/{part[1]}")
-    return part
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; write I/N with I from 1 to N, as 2/8")
+    return int(found[1]), int(found[2])
 
 
 def main() -> int:
