@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from quire_api.v1alpha1 import API_VERSION, KIND
 from quire_operator.autoscale import History
+from quire_operator.build import internal_name
 from quire_operator.events import Happening, event_of
 from quire_operator.gateways import Gateways
 from quire_operator.kube import ApiError, ApiUnavailable, Kube, NotLeading
@@ -90,11 +91,9 @@ async def _step(
 
 
 def _restored(store: Store, key: Key) -> History | None:
-    for secret in store.children(key, "Secret"):
-        text = (secret["metadata"].get("annotations") or {}).get(MEMORY)
-        if text is not None:
-            return from_text(text, time.monotonic(), time.time())
-    return None
+    secret = store.child(key, "Secret", internal_name(key.name))
+    text = (secret["metadata"].get("annotations") or {}).get(MEMORY) if secret else None
+    return None if text is None else from_text(text, time.monotonic(), time.time())
 
 
 async def _save(kube: Kube, scaler: Scaler, saved: defaultdict[Key, Saved]) -> None:
@@ -105,7 +104,7 @@ async def _save(kube: Kube, scaler: Scaler, saved: defaultdict[Key, Saved]) -> N
             continue
         change = {"metadata": {"annotations": {MEMORY: to_text(history, now, time.time())}}}
         try:
-            await kube.patch("v1", "Secret", key.namespace, f"{key.name}-internal", change)
+            await kube.patch("v1", "Secret", key.namespace, internal_name(key.name), change)
         except ApiError as error:
             if error.status == 404:
                 continue  # it has not been made yet
