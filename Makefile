@@ -1,5 +1,5 @@
 # The table of contents: every task of the house is a target here.
-.PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds manifests docs dashboards env e2e images \
+.PHONY: help demo test lint format bench-cpu bench-gateway bench-report crds manifests docs dashboards version env e2e images \
   cluster-build cluster-up cluster-down clean
 .DEFAULT_GOAL := help
 
@@ -15,6 +15,7 @@ CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
 # SCENARIOS="e2e/test_serving.py ..." runs only these.
 CLUSTER ?= own
 IMAGES ?=
+VERSION ?=
 SCENARIOS ?= e2e
 VALUES ?=
 WORKERS ?=
@@ -50,6 +51,7 @@ lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
 	$(BIN)/python -m quire_api.crd --check crds
 	PYTHONPATH=charts $(BIN)/python -m dashboards --check charts/quire/monitoring
 	$(BIN)/python charts/plain.py --check
+	$(BIN)/python charts/release.py --check
 
 format: $(STAMP) ## let ruff format and sort
 	$(BIN)/ruff check --fix-only .
@@ -73,6 +75,11 @@ crds: $(STAMP) ## write crds/ from the pydantic models
 
 docs: $(STAMP) ## write the pages of docs/ that come from the code
 	$(BIN)/python -m quire.reference docs
+
+version: $(STAMP) ## give packages, chart, images and docs another version: make version VERSION=0.3.0
+	$(BIN)/python charts/release.py --write '$(VERSION)'
+	$(BIN)/python charts/plain.py --write
+	QUIRE_WRITE_GOLDEN=1 $(BIN)/pytest --quiet tests/charts
 
 dashboards: $(STAMP) ## write the chart's Grafana dashboards from their description
 	PYTHONPATH=charts $(BIN)/python -m dashboards --write charts/quire/monitoring

@@ -79,7 +79,7 @@ class Engine:
     def __init__(self, name: str, directory: Path, max_model_len: int, **options: Any) -> None:
         module = importlib.import_module({"quire": "quire", "vllm": "vllm"}[name])
         self._name = name
-        self.version = getattr(module, "__version__", "0.1.0")
+        self.version = module.__version__
         self._params = module.SamplingParams
         self._extra = {"detokenize": False} if name == "vllm" else {}
         self.llm = module.LLM(

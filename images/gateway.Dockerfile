@@ -1,4 +1,4 @@
-# docker build -f images/gateway.Dockerfile -t quire/gateway:0.1.0 .
+# docker build -f images/gateway.Dockerfile -t quire/gateway:0.2.0 .
 # A digest pins the base: --build-arg BASE_IMAGE=python:3.11.13-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11.13-slim-bookworm
 

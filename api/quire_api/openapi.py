@@ -1,12 +1,12 @@
 """GET /openapi.json: the HTTP API as an OpenAPI 3.1 document, made of the types that requests are parsed with."""
 
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from quire_api.openai import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from quire_api.version import __version__
 
 ERRORS = {
     "400": "The request is wrong; `param` names the field.",
@@ -66,7 +66,7 @@ def document() -> dict[str, Any]:
         }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Quire", "version": version("quire")},
+        "info": {"title": "Quire", "version": __version__},
         "paths": paths,
         "components": {"schemas": schemas},
     }

@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from quire_api.version import __version__
+
 if TYPE_CHECKING:
     from quire.llm import LLM
     from quire_api.sampling import SamplingParams
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

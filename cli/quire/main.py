@@ -285,9 +285,9 @@ def agent(context: typer.Context) -> None:
 @app.command(epilog="Example:  quire version")
 def version() -> None:
     """Print the version of Quire."""
-    from importlib.metadata import version as installed
+    from quire_api.version import __version__
 
-    typer.echo(f"quire {installed('quire')}")
+    typer.echo(f"quire {__version__}")
 
 
 def main() -> None:

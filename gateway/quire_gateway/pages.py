@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import orjson
 
 from quire_api import wire
+from quire_api.version import __version__
 from quire_gateway.admission import holds_key
 from quire_gateway.errors import JSON, Refusal
 from quire_gateway.fleet import DeploymentState, Fleet
@@ -52,7 +52,7 @@ class Pages:
             case Route.METRICS:
                 return 200, _PROMETHEUS, self._metrics.render(self._fleet, bool(self._follower.problem))
             case Route.VERSION:
-                return _json({"version": version("quire"), "wire": wire.WIRE_VERSION})
+                return _json({"version": __version__, "wire": wire.WIRE_VERSION})
             case Route.OPENAPI:
                 # Only here, because pydantic, which it needs, is half of what a start would have to import.
                 from quire_api import openapi

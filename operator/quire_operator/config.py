@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from quire_api.errors import UserError
+from quire_api.version import __version__
 
 
 class BadConfig(UserError):
@@ -38,9 +39,9 @@ class OperatorConfig(BaseSettings):
     identity: str = Field("", description="Our name on the lease; default: the host's name and a random end.")
     host: str = Field("0.0.0.0", description="Address of /healthz, /readyz and /metrics.")
     port: int = Field(8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 takes a free one.")
-    engine_image: str = Field("quire/runtime:0.1.0", description="Image of the engines, by tag or digest.")
+    engine_image: str = Field(f"quire/runtime:{__version__}", description="Image of the engines, by tag or digest.")
     agent_image: str = Field(
-        "quire/agent:0.1.0", description="Image of the agents that fetch models, by tag or digest."
+        f"quire/agent:{__version__}", description="Image of the agents that fetch models, by tag or digest."
     )
     image_pull_policy: str = Field("IfNotPresent", description="Pull policy of both images.")
     image_pull_secrets: Names = Field([], description="Pull secrets of the engines' pods, comma-separated.")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quire_api.version import __version__
+
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "charts" / "quire"
 GOLDEN = Path(__file__).parent / "golden"
@@ -121,10 +123,10 @@ def test_gateways_read_pods_and_one_secret():
 
 def test_a_registry_goes_before_every_image():
     text = template("--set", "images.registry=mirror.example/q/", "--set-string", "images.runtime.tag=2").stdout
-    assert "image: mirror.example/q/quire/operator:0.1.0" in text
-    assert "image: mirror.example/q/quire/gateway:0.1.0" in text
+    assert f"image: mirror.example/q/quire/operator:{__version__}" in text
+    assert f"image: mirror.example/q/quire/gateway:{__version__}" in text
     assert "--engine-image=mirror.example/q/quire/runtime:2" in text
-    assert "--agent-image=mirror.example/q/quire/agent:0.1.0" in text
+    assert f"--agent-image=mirror.example/q/quire/agent:{__version__}" in text
 
 
 def test_a_digest_pins_each_image_in_place_of_its_tag():

@@ -10,11 +10,12 @@ import yaml
 from quire.doctor.checks import examine
 from quire.doctor.findings import TITLES, Level
 from quire.doctor.look import OPERATOR_RIGHTS, Hidden, Seen, needed_secrets, served_namespaces
+from quire_api.version import __version__
 
 REPOSITORY = Path(__file__).parents[2]
 CRD = yaml.safe_load((REPOSITORY / "crds" / "llmdeployments.yaml").read_text())
 NOW = "Tue, 24 Nov 2026 12:00:00 GMT"
-LABELS = {"app.kubernetes.io/version": "0.1.0"}
+LABELS = {"app.kubernetes.io/version": __version__}
 
 
 def workload(name: str, available: int = 1) -> dict:
@@ -155,7 +156,7 @@ CASES = [
     (
         "QD013",
         WARNING,
-        "operator and gateways are 0.1.0, 9.9",
+        f"operator and gateways are {__version__}, 9.9",
         {"operator_pods": [pod("o") | {"metadata": {"name": "o", "labels": {"app.kubernetes.io/version": "9.9"}}}]},
     ),
 ]

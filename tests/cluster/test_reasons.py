@@ -59,7 +59,7 @@ def write(cluster, namespace):
 
 
 def container(name: str = "engine", restarts: int = 0, **state) -> dict:
-    common = {"image": "quire/runtime:0.1.0", "imageID": "", "ready": False, "started": False}
+    common = {"image": "quire/runtime:1", "imageID": "", "ready": False, "started": False}
     return {"name": name, "restartCount": restarts, **common, **state}
 
 
@@ -84,7 +84,7 @@ def said(reason: str, message: str) -> str:
             [container(state={"waiting": {"reason": "ImagePullBackOff", "message": "not found"}})],
             "ImagePullFailed",
             "Loaded",
-            "quire/runtime:0.1.0 cannot be pulled: not found; check its name and the pull secrets",
+            "quire/runtime:1 cannot be pulled: not found; check its name and the pull secrets",
         ),
         (
             [container(**backing_off(2, said("DoesNotFit", "needs 3 GiB, 1 is left")))],

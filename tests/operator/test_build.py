@@ -14,9 +14,7 @@ from quire_operator.build_pod import Settings, model_location
 from quire_operator.revision import revision_of
 
 GOLDEN = Path(__file__).parent / "golden"
-SETTINGS = Settings(
-    engine_image="quire/runtime:0.1.0", agent_image="quire/agent:0.1.0", gateway_namespace="quire-system"
-)
+SETTINGS = Settings(engine_image="quire/runtime:1", agent_image="quire/agent:1", gateway_namespace="quire-system")
 
 WISHES = {
     "smallest": {"model": {"source": "file:///models/tiny"}},

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import Any
 
 from quire.cluster.api import Manifest
@@ -12,6 +11,7 @@ from quire.doctor.findings import Finding, error, ok, skipped, warning
 from quire.doctor.look import GATEWAY, OPERATOR, Found, Hidden, Seen, decoded
 from quire_api.crd import structural_schema
 from quire_api.v1alpha1 import LABEL_DEPLOYMENT, VERSION
+from quire_api.version import __version__
 
 INSTALL = "helm upgrade --install quire charts/quire -n {system}"
 ENFORCERS = (
@@ -55,10 +55,10 @@ def _crd(seen: Seen) -> Iterator[Finding]:
     differing = sorted(_different_fields(_bare(structural_schema()), _bare(there)))
     if differing:
         names = ", ".join(differing[:4]) + (", ..." if len(differing) > 4 else "")
-        message = f"{VERSION} differs from the one of this quire {version('quire')} in {names}"
+        message = f"{VERSION} differs from the one of this quire {__version__} in {names}"
         yield warning("QD002", message, f"Upgrade the chart, or use the quire of its version: {install}")
     else:
-        yield ok("QD002", f"{VERSION}, the one of quire {version('quire')}")
+        yield ok("QD002", f"{VERSION}, the one of quire {__version__}")
 
 
 def _different_fields(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
@@ -290,7 +290,7 @@ def _versions(seen: Seen) -> Iterator[Finding]:
     label = "app.kubernetes.io/version"
     pods = [pod for group in (seen.operator_pods, seen.gateway_pods) if not isinstance(group, Hidden) for pod in group]
     versions = {pod["metadata"].get("labels", {}).get(label, "unknown") for pod in pods}
-    ours = version("quire")
+    ours = __version__
     if not versions:
         yield skipped("QD013", "there are no pods of Quire to compare")
     elif versions == {ours}:

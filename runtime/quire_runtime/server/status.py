@@ -1,7 +1,5 @@
 """What the server says of itself: models, health, readiness, version, metrics, and what gateways need to know."""
 
-from importlib.metadata import version
-
 import msgspec
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -10,6 +8,7 @@ from starlette.responses import Response
 
 from quire_api import openapi
 from quire_api.openai_responses import ModelCard, ModelList
+from quire_api.version import __version__
 from quire_runtime.server.errors import ModelNotFound, NotReady, respond
 from quire_runtime.server.metrics import registry
 from quire_runtime.server.service import Service, service_of
@@ -55,7 +54,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/version")
 async def tell_version() -> Response:
-    return _json({"version": version("quire")})
+    return _json({"version": __version__})
 
 
 @router.get("/openapi.json")
