@@ -60,7 +60,7 @@ class CachedTokens(Protocol):
         ...
 
     def settle(self, numbers: Iterable[int]) -> bool:
-        """Find those of the candidates of these numbers, all at once: from now on they are their own `at_most`.
+        """Find those of the candidates of these numbers, each given once: from now on they are their own `at_most`.
 
         False: they have been already.
         """
@@ -199,9 +199,11 @@ def cost_of(prompt_tokens: int, candidates: Candidates, number: int) -> int:
 
 
 def _costs(prompt_tokens: int, candidates: Candidates, cached_tokens: list[int]) -> list[int]:
-    last, weight, decode = prompt_tokens - 1, FIRST_TOKEN_WEIGHT, prompt_tokens // DECODE_DIVISOR
+    # As `cost_of`, with fewer operations: 8 (q + u) + (u + d) f = 8 q + (u + d) (f + 8) - 8 d.
+    weight, decode = FIRST_TOKEN_WEIGHT, prompt_tokens // DECODE_DIVISOR
+    last, whole, least, same = prompt_tokens - 1, prompt_tokens + decode, 1 + decode, weight * decode
     return [
-        weight * queued + (prompt_tokens - cached if cached < last else 1) * (in_flight + weight) + decode * in_flight
+        weight * queued + (whole - cached if cached < last else least) * (in_flight + weight) - same
         for queued, cached, in_flight in zip(candidates.queued_tokens, cached_tokens, candidates.in_flight, strict=True)
     ]
 
@@ -223,7 +225,7 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
     # What is cached costs less, so these are the least costs that may be: who is above this one is not the cheapest.
     ceiling = costs[first] = cost_of(prompt_tokens, candidates, first)
     rivals = [number for number, cost in enumerate(costs) if cost <= ceiling]
-    if cached_tokens.settle(rivals):
+    if len(rivals) > 1 and cached_tokens.settle(rivals):
         if len(rivals) < _FEW:
             for number in rivals:
                 costs[number] = cost_of(prompt_tokens, candidates, number)

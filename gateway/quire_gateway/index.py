@@ -11,8 +11,8 @@ Invariant: bit r of holders[key] is set <=> key is in one of r's sets; no mask i
 at most capacity[r] stored and guessed keys, an exact one as many stored and as many expected.
 
 A replica is *closed* while it holds with each key all keys before it in that key's chain, as engines do that give a
-chain's last block up first. How far such a one holds a chain is found by bisection. Gaps that events do not tell of
-(docs/kv-events.md) are overlooked until `expect` fills them.
+chain's last block up first. How far such a one holds a chain is found by looks far apart. Gaps that events do not tell
+of (docs/kv-events.md) are overlooked until `expect` fills them.
 """
 
 from collections.abc import Iterable, Sequence, Set

@@ -3,20 +3,18 @@
     holders_of(key, 0)   bit mask of the replicas that hold a block
     place                of a replica: `mask.bit_length()` of its bit; 0 for one that is not known
 
-An index of millions of blocks is in no processor's cache: a look into it is half a microsecond, so few looks count.
-A choice among replicas needs to know exactly only how much those hold that can win it: `Match` finds each length up to
-a span of blocks, and settles those that it is asked for.
+An index of millions of blocks is in no processor's cache, so few looks count: a choice among replicas needs to know
+exactly only how much those hold that can win it. `Match` finds each length up to a span of blocks, and settles those
+that it is asked for. Looks that belong together are one pass of `map`, for what Python does between two of them takes
+longer than they do.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Protocol, overload
 
 HoldersOf = Callable[[bytes, int], int]
 
-_MANY = 8
-"""Of as many blocks, one at which a replica falls out: from there on a bisection saves nothing."""
 _SPAN = 32
 """Blocks to which lengths are found at first."""
 
@@ -50,7 +48,7 @@ class Match:
         nested: int,
         others: int,
     ) -> None:
-        """places, bits: of the replicas. nested, others: those that hold the first block, for `bisect`, for `walk`."""
+        """places, bits: of the replicas. nested, others: those that hold the first block, for `probe`, for `walk`."""
         self._keys = keys
         self._holders_of = holders_of
         self._places = places
@@ -58,9 +56,7 @@ class Match:
         self._lengths = [0] * (1 + max(places, default=0))
         if others:
             walk(keys, holders_of, others, self._lengths)
-        self._spans = bisect(keys, holders_of, nested, self._lengths) if nested else []
-        self._taken: list[bytes] | None = None
-        """The keys of all spans: a plain list is looked into sooner."""
+        self._spans = probe(keys, holders_of, nested, self._lengths) if nested else []
 
     def __len__(self) -> int:
         """Replicas."""
@@ -68,7 +64,8 @@ class Match:
 
     def __getitem__(self, number: int) -> int:
         """Blocks that replica `number` of those that were asked for holds."""
-        self.settle((number,))
+        if self._spans:
+            self.settle((number,))
         return self._lengths[self._places[number]]
 
     def at_most(self, unit: int = 1) -> list[int]:
@@ -77,22 +74,13 @@ class Match:
         return [lengths[place] * unit for place in self._places]
 
     def settle(self, numbers: Iterable[int]) -> bool:
-        """Find how much the replicas of these numbers hold; False: that is known."""
+        """Find how much the replicas of these numbers, each given once, hold; False: that is known."""
         if not self._spans:
             return False
-        asked = reduce(or_, map(self._bits.__getitem__, numbers), 0)
-        left, is_new = [], False
-        for start, end, bits in self._spans:
-            if found := bits & asked:
-                if self._taken is None:
-                    self._taken = self._keys[: max(end for _, end, _ in self._spans)]
-                _settle(self._taken, self._holders_of, (start, end, found), self._lengths)
-                bits ^= found
-                is_new = True
-            if bits:
-                left.append((start, end, bits))
-        self._spans = left
-        return is_new
+        asked = sum(map(self._bits.__getitem__, numbers))
+        before = self._spans
+        self._spans = _settle(self._keys, self._holders_of, before, asked, self._lengths)
+        return self._spans != before
 
     def is_any_below(self, length: int) -> bool:
         """Whether any replica holds less than `length` blocks."""
@@ -137,75 +125,66 @@ def walk(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> N
     _note(lengths, alive, end)
 
 
-def bisect(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> list[Span]:
+def probe(keys: Keys, holders_of: HoldersOf, alive: int, lengths: list[int]) -> list[Span]:
     """For replicas that hold with each block all blocks before it: where two places are held by the same, all between.
 
-    Looks twice as far each time until the chain ends or nobody is left, and by halves where some fell out, down to
-    spans of `_SPAN` blocks. Their ends are noted for those that fell out in them; the spans are returned.
+    Looks twice as far each time until the chain ends or nobody is left, and where some fell out at every block of the
+    number `_SPAN` between. The end of a span is noted for those that fell out in it; the spans of more than one block
+    are returned.
     """
     spans: list[Span] = []
     last, low = len(keys) - 1, 0
     while low < last:
         high = min(2 * low + 1, last)
-        left = holders_of(keys[high], 0) & alive
-        if left != alive:
-            for start, end, gone in _fallen(keys, holders_of, (low, high, alive, left), wide=_SPAN):
-                _note(lengths, gone, end)
-                if end - start > 1:
-                    spans.append((start, end, gone))
-        alive = left
-        if not alive:
-            return spans
+        there = holders_of(keys[high], 0)
+        if alive & ~there:
+            between = keys[low + _SPAN : high : _SPAN] if high - low > _SPAN else []
+            end = low
+            for mask in (*map(holders_of, between, repeat(0)), there):
+                start, end = end, min(end + _SPAN, high)
+                if gone := alive & ~mask:
+                    _note(lengths, gone, end)
+                    if end - start > 1:
+                        spans.append((start, end, gone))
+                    alive ^= gone
+                    if not alive:
+                        return spans
         low = high
     _note(lengths, alive, len(keys))
     return spans
 
 
-def _settle(keys: Keys, holders_of: HoldersOf, span: Span, lengths: list[int]) -> None:
-    """Where in the span each of its replicas falls out."""
-    start, end, bits = span
-    if end - start <= _MANY * bits.bit_count():
-        _note(lengths, _walk_between(keys, holders_of, bits, start, end, lengths), end)
-        return
-    for low, high, gone in _fallen(keys, holders_of, (start, end, bits, 0), dense=_MANY):
-        _note(lengths, _walk_between(keys, holders_of, gone, low, high, lengths), high)
+def _settle(keys: Keys, holders_of: HoldersOf, spans: list[Span], asked: int, lengths: list[int]) -> list[Span]:
+    """Where each replica of the mask `asked` falls out in its span, block by block; the spans of the others.
 
-
-def _fallen(
-    keys: Keys, holders_of: HoldersOf, between: tuple[int, int, int, int], *, wide: int = 1, dense: int = 0
-) -> Iterator[Span]:
-    """Spans of at most `wide` blocks, or of `dense` for each replica in them, by halves.
-
-    between: a place, a later one, the replicas that hold the first, and those of them that hold the second.
+    spans: in the order of the chain; of each replica its span's end has been noted.
     """
-    todo = [between]
-    while todo:
-        start, end, before, after = todo.pop()
-        gone = before & ~after
-        length = end - start
-        if length <= wide or (dense and length <= dense * gone.bit_count()):
-            yield start, end, gone
-            continue
-        middle = (start + end) // 2
-        there = holders_of(keys[middle], 0) & before
-        if there != before:
-            todo.append((start, middle, before, there))
-        if there != after:
-            todo.append((middle, end, there, after))
+    left: list[Span] = []
+    taken = keys[: spans[-1][1]]
+    for span in spans:
+        start, end, bits = span
+        alive = bits & asked
+        if alive != bits:
+            left.append((start, end, bits & ~asked) if alive else span)
+        if alive:
+            _walk_between(taken, holders_of, alive, start, end, lengths)
+    return left
 
 
 def _walk_between(keys: Keys, holders_of: HoldersOf, alive: int, start: int, end: int, lengths: list[int]) -> int:
     """Those of `alive`, which hold the block at `start`, that hold all blocks before `end`; others are noted."""
     same = alive
-    for depth, key in enumerate(keys[start + 1 : end], start + 1):
-        mask = holders_of(key, 0)
+    for depth, mask in enumerate(map(holders_of, keys[start + 1 : end], repeat(0)), start + 1):
         # Neighbours in a chain are mostly held by the same replicas; equal masks are mostly one object.
         if mask is same:
             continue
         same = mask
         if gone := alive & ~mask:
-            _note(lengths, gone, depth)
             alive ^= gone
+            while gone:
+                place = gone.bit_length()
+                lengths[place] = depth
+                gone ^= 1 << (place - 1)
             if not alive:
                 break
     return alive
