@@ -15,22 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from card import w5_ms
+from report_http import served
+
 RESULTS = Path(__file__).parent / "results" / "h200.jsonl"
 SERVED = "http.jsonl"
 """Beside the results: readings of the HTTP servers, one a line."""
 OURS = "quire"
+W5_BATCHES = (1, 8, 32, 64, 128, 256)
 # Workload -> what a reader calls it, the field that is compared, its unit.
 READINGS = {
     "w1": ("W1: 256 requests at once", "wall_s", "s"),
     "w1b": ("W1b: 1,024 requests at once", "wall_s", "s"),
-    "w2_summary tpot": ("W2: time per output token, batch 1", "tpot_ms", "ms"),
-    "w2_summary ttft": ("W2: first token of 128", "ttft_ms", "ms"),
+    "w2_tpot": ("W2: time per output token, batch 1", "tpot_ms", "ms"),
+    "w2_ttft": ("W2: first token of 128", "ttft_ms", "ms"),
     "w3_8192x1": ("W3: a prompt of 8,192 tokens", "wall_s", "s"),
     "w3_2048x16": ("W3: 16 prompts of 2,048 tokens", "wall_s", "s"),
     "w4_cold": ("W4: shared prefix, cold", "wall_s", "s"),
     "w4_warm_new_suffix": ("W4: shared prefix, warm", "wall_s", "s"),
     "w4_warm_identical": ("W4: the same requests again", "wall_s", "s"),
-    **{f"w5_{batch}": (f"W5: a step at batch {batch}", "step_ms", "ms") for batch in (1, 8, 32, 64, 128, 256)},
+    **{f"w5_{batch}": (f"W5: a step at batch {batch}", "step_ms", "ms") for batch in W5_BATCHES},
     "long_131071x1": ("a prompt of 131,071 tokens", "wall_s", "s"),
     "long_32768x8": ("a step of 8 sequences of 32k", "step_ms", "ms"),
     "startup": ("start, until it takes requests", "wall_s", "s"),
@@ -41,37 +45,59 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Median of one engine's repetitions of one thing in one run."""
+    """Median of one engine's repetitions of one thing in one run. `values`: how many lie between lowest and highest;
+    a line may itself be the median of several repetitions."""
 
     value: float
     lowest: float
     highest: float
+    values: int
     repetitions: int
 
     def text(self) -> str:
-        spread = f" [{self.lowest:.4g}..{self.highest:.4g}]" if self.repetitions > 1 else ""
-        return f"{self.value:.4g}{spread} ({self.repetitions})"
+        spread = f" [{self.lowest:.4g}..{self.highest:.4g}]" if self.values > 1 else ""
+        of = "median of " if self.values == 1 < self.repetitions else ""
+        return f"{self.value:.4g}{spread} ({of}{self.repetitions})"
 
 
 def readings(lines: Iterable[Line]) -> dict[tuple[str, str, str], dict[str, Reading]]:
     """(run, model, key of READINGS) -> engine -> its reading."""
     values: dict[tuple[str, str, str], dict[str, list[tuple[float, int]]]] = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        for key, (_, field, _) in READINGS.items():
-            if key.split()[0] == line["workload"] and field in line:
-                values[line["run"], line["model"], key][line["engine"]].append((line[field], line.get("reps", 1)))
+    for line in one_token(lines):
+        if line["workload"] in READINGS and (field := READINGS[line["workload"]][1]) in line:
+            place = line["run"], line["model"], line["workload"]
+            values[place][line["engine"]].append((line[field], line.get("reps", 1)))
     return {
         place: {
             engine: Reading(
                 statistics.median(value for value, _ in found),
                 min(value for value, _ in found),
                 max(value for value, _ in found),
+                len(found),
                 sum(count for _, count in found),
             )
             for engine, found in engines.items()
         }
         for place, engines in values.items()
     }
+
+
+def one_token(lines: Iterable[Line]) -> Iterable[Line]:
+    """The lines, and W2's two readings of each repetition where a series of it ends: the time of its first token, and
+    what 255 more took it beyond the median first token."""
+    series: dict[tuple[str, str, str], dict[str, list[Line]]] = defaultdict(lambda: {"w2": [], "w2_out1": []})
+    for line in lines:
+        yield line
+        own = series[line["run"], line["model"], line["engine"]]
+        if line["workload"] in own:
+            own[line["workload"]].append(line)
+        elif line["workload"] == "w2_summary":
+            firsts = [one["wall_s"] for one in own["w2_out1"]]
+            yield from ({**line, "workload": "w2_ttft", "reps": 1, "ttft_ms": 1e3 * first} for first in firsts)
+            for one in own["w2"]:
+                tpot_ms = (one["wall_s"] - statistics.median(firsts)) / 255e-3
+                yield {**line, "workload": "w2_tpot", "reps": 1, "tpot_ms": tpot_ms}
+            own["w2"], own["w2_out1"] = [], []
 
 
 def report(lines: list[Line]) -> str:
@@ -82,7 +108,8 @@ def report(lines: list[Line]) -> str:
         "",
         "Written by `make bench-report` from [h200.jsonl](h200.jsonl); do not edit. bf16, greedy, dummy weights, token",
         "ids in and out. Medians, [lowest..highest], (repetitions). A ratio is the other engine's time over Quire's in",
-        "the same run: above 1, Quire is faster. Without both engines in a run there is no ratio.",
+        "the same run: above 1, Quire is faster. Without both engines in a run there is no ratio. A setting not named",
+        "is the engine's default: 256 sequences and 8,192 tokens a step (Quire), 1,024 and 16,384 (vLLM).",
     ]
     for run in dict.fromkeys(line["run"] for line in lines):
         own = [line for line in lines if line["run"] == run]
@@ -100,6 +127,7 @@ def report(lines: list[Line]) -> str:
         ]
         if engines == [OURS]:
             page.append("Quire alone was measured in this run, so it holds no ratio.")
+        page += ["", *(f"- {engine}: {settings(own, engine)}" for engine in engines)]
         page += ["", "| model | workload | unit | " + " | ".join([*engines, "ratio"]) + " |"]
         page.append("| --- | --- | --- |" + " --- |" * (len(engines) + 1))
         for model in MODELS:
@@ -108,9 +136,13 @@ def report(lines: list[Line]) -> str:
                 if by_engine:
                     cells = [by_engine[engine].text() if engine in by_engine else "–" for engine in engines]
                     page.append(f"| {model} | {name} | {unit} | {' | '.join([*cells, ratio(by_engine)])} |")
+        page += shares(own[0]["machine"], run, found)
     page += [
         "",
         *(f"{name}: {shape}." for name, shape in MODELS.items()),
+        "",
+        "What the card allows a step: weights at 4.45 TB/s or their products at 720 TFLOP/s, what takes longer, and",
+        "keys and values at 4.27 TB/s ([card.py](../card.py)). Activations, sampling and gaps are not in it.",
         "",
         "![tokens/s over the batch](h200.png)",
         "",
@@ -118,37 +150,28 @@ def report(lines: list[Line]) -> str:
     return "\n".join(page)
 
 
-SAME_FOR_ALL = "--gpu-memory-utilization 0.85"
-"""Ends the part of a server's command that every row shares; what follows is shown."""
-
-
-def served(lines: list[Line]) -> str:
-    """The part about HTTP servers; each line one repetition, in the order in which they were measured."""
-    page = [
-        "## HTTP servers",
-        "",
-        "From [http.jsonl](http.jsonl), one row a repetition; lines of one run are of one machine. Default front ends,",
-        "clients on the same machine. W1 is streamed to 256 clients at once; Poisson arrivals last",
-        "30 s. TTFT and ITL in ms, p50 / p99; CPU of the front end in us a token.",
-        "",
-        "| run | model | server | load | s | tokens per event | TTFT | ITL | CPU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def settings(lines: Iterable[Line], engine: str) -> str:
+    """What an engine was given in a run, each setting with all its values."""
+    given: dict[str, set[Any]] = defaultdict(set)
     for line in lines:
-        more = line.get("command", "").partition(SAME_FOR_ALL)[2]
-        where = f"| {line['run']} | {line['model']} | {line['engine']} {line['version']}{more} "
-        if line["step"] == "startup":
-            load = f"start to first token, kernel cache {line['kernel_cache']}"
-            page.append(f"{where}| {load} | {line['first_token_s']:.4g} | | | | |")
-            continue
-        ttft, itl = (f"{line[name]['p50']:.4g} / {line[name]['p99']:.4g}" for name in ("ttft_ms", "itl_ms"))
-        tokens = line["output_tok_s"] * line["wall_s"]
-        cpu_us = line["server_cpu_s"]["front end"] / tokens * 1e6
-        load = "W1" if line["step"] == "w1" else line["arrivals"].split(" for ")[0]
-        page.append(
-            f"{where}| {load} | {line['wall_s']:.4g} | {line['tokens_per_event']:.2f} | {ttft} | {itl} | {cpu_us:.0f} |"
-        )
-    return "\n".join([*page, ""])
+        if line["engine"] == engine:
+            for name, value in line.get("settings", {}).items():
+                given[name].add(value)
+    return ", ".join(f"{name} {' or '.join(map(str, sorted(given[name])))}" for name in sorted(given)) or "not recorded"
+
+
+def shares(machine: str, run: str, found: dict[tuple[str, str, str], dict[str, Reading]]) -> list[str]:
+    """A line a model on W5 beside what the card allows; nothing where that is not known."""
+    page = []
+    for model in MODELS:
+        parts = []
+        for batch in W5_BATCHES:
+            ours, allowed = found.get((run, model, f"w5_{batch}"), {}).get(OURS), w5_ms(machine, model, batch)
+            if ours and allowed:
+                parts.append(f"{batch}: {allowed:.2f} ms, {allowed / ours.value:.0%}")
+        if parts:
+            page += ["", f"W5 of {model}, batch: what the card allows, Quire's share of it. {'; '.join(parts)}."]
+    return page
 
 
 def ratio(by_engine: dict[str, Reading]) -> str:
