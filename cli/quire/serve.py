@@ -123,7 +123,7 @@ def run_serve(
         _leave_word(error.reason if isinstance(error, EngineStartFailed) else type(error).__name__, error)
         raise
     except EngineDied as error:
-        _leave_word("EngineDied", error)
+        _leave_word(error.reason, error)
         print(f"quire: {error}", file=sys.stderr)
         sys.exit(FAILED)
 

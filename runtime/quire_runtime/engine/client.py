@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Collection, Sequence
@@ -76,6 +77,7 @@ class AsyncEngineClient:
         self._idle.set()
         self._is_listening = False
         self._is_ready = asyncio.Event()
+        self._has_failed = asyncio.Event()
         self._has_exited = asyncio.Event()
         self._child.configure(config)
 
@@ -111,6 +113,13 @@ class AsyncEngineClient:
             raise self._failure
         assert self.info is not None
         return self.info
+
+    async def died(self) -> Exception:
+        """Wait until the engine fails, and say by what."""
+        self._listen()
+        await self._has_failed.wait()
+        assert self._failure is not None
+        return self._failure
 
     def open(
         self,
@@ -212,9 +221,7 @@ class AsyncEngineClient:
         self._has_exited.set()
         if not self._is_closing:
             # A last message may still lie in the socket: let the receiver take it first.
-            asyncio.get_running_loop().call_later(
-                LAST_WORDS_S, self._fail, EngineDied(f"The engine process {_ended(code)}.")
-            )
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._fail, _ended(code))
 
     def _closed(self, handle: int, stream: Stream) -> None:
         del self._streams[handle]
@@ -263,7 +270,7 @@ class AsyncEngineClient:
                 self.info = message
                 self._is_ready.set()
             case EngineFailed(message=text, is_user_error=is_user_error, reason=reason):
-                self._fail(EngineStartFailed(text, reason) if is_user_error else EngineDied(text))
+                self._fail(EngineStartFailed(text, reason) if is_user_error else EngineDied(text, reason))
 
     def _spread(self, step: Step, news: list[Stream]) -> None:
         """One message of a step to its streams, of which those that had nothing before are added to `news`."""
@@ -309,6 +316,7 @@ class AsyncEngineClient:
             return
         self._failure = failure
         self._is_ready.set()
+        self._has_failed.set()
         self._kv.close()
         for told in self._hot_lists.values():
             if not told.done():
@@ -328,5 +336,14 @@ class AsyncEngineClient:
         return socket
 
 
-def _ended(code: int) -> str:
-    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+def _ended(code: int) -> EngineDied:
+    """Of a process that said nothing of its end."""
+    if code == -signal.SIGKILL:
+        return EngineDied(
+            "The engine process was killed by signal 9. If nobody did it, the kernel did, for want of memory (dmesg "
+            "tells): use a machine or a memory limit with more.",
+            "EngineKilled",
+        )
+    if code < 0:
+        return EngineDied(f"The engine process was killed by signal {-code}.", "EngineKilled")
+    return EngineDied(f"The engine process ended with exit code {code}.")

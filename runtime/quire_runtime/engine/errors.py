@@ -4,7 +4,11 @@ from quire_api.errors import UserError
 
 
 class EngineDied(Exception):
-    """The engine process ended while it was needed; the message says what is known of the cause."""
+    """The engine process ended while it was needed; the message says what is known of the cause, `reason` in a word."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or type(self).__name__
 
 
 class EngineStartFailed(UserError):

@@ -79,7 +79,7 @@ class EngineFailed(msgspec.Struct, tag=True, array_like=True, gc=False):
     message: str
     is_user_error: bool
     reason: str = ""
-    """Name of the error's class, for machines."""
+    """In a word, for machines: the name of the error's class, or faults.Fault's."""
 
 
 class RequestRejected(msgspec.Struct, tag=True, array_like=True, gc=False):

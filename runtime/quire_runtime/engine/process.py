@@ -30,7 +30,7 @@ import zmq
 from quire_api.errors import UserError
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
-from quire_runtime.engine.faults import last_words
+from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.engine.liveness import Liveness
 from quire_runtime.engine.messages import (
@@ -301,7 +301,8 @@ def main() -> None:
         carrier.post(EngineFailed(str(error), is_user_error=True, reason=type(error).__name__))
     except Exception as error:
         log.exception("the engine stopped")
-        carrier.post(EngineFailed(last_words(error), is_user_error=False))
+        fault = diagnose(error)
+        carrier.post(EngineFailed(fault.message, is_user_error=False, reason=fault.reason))
     carrier.close()
     os._exit(1)
 

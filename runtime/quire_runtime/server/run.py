@@ -17,7 +17,6 @@ from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import EngineChild
 from quire_runtime.engine.client import AsyncEngineClient
-from quire_runtime.engine.errors import EngineDied
 from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
 LAST_WORDS_S = 5
 """How long answers that were broken off may take to say so."""
-WATCH_S = 0.2
 
 
 def serve(engine: EngineConfig, server: ServerConfig, listener: socket.socket, child: EngineChild) -> None:
@@ -144,9 +142,7 @@ async def _run_engine(
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in info.startup_s.items() if name != "total")
     names = ", ".join(service.served_names)
     log.info("ready after %.1f s (%s): %s", info.startup_s.get("total", 0.0), phases, names)
-    while client.is_alive:  # noqa: ASYNC110
-        await asyncio.sleep(WATCH_S)
-    raise EngineDied("The engine process has died; see its last messages above.")
+    raise await client.died()
 
 
 def _model_directory(config: EngineConfig) -> Path:

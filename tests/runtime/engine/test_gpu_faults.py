@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quire_runtime.config import EngineConfig
-from quire_runtime.engine.faults import last_words
+from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.load import NoSuchDevice, UnsupportedGPU, load, pick_device
 from quire_runtime.execute.memory import DoesNotFit, require_room
 
@@ -87,15 +87,16 @@ class OutOfMemoryError(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reason", "told"),
     [
-        (AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might"), "dmesg"),
-        (RuntimeError("CUDA error: unspecified launch failure"), "start the engine again"),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "Lower gpu_memory_utilization"),
-        (ValueError("3 blocks lost"), "ValueError: 3 blocks lost"),
+        (AcceleratorError("CUDA error: uncorrectable ECC error\nCUDA kernel errors might"), "GPULost", "dmesg"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "GPULost", "start the engine again"),
+        (OutOfMemoryError("CUDA out of memory. Tried 2.00 GiB"), "OutOfMemory", "Lower gpu_memory_utilization"),
+        (ValueError("3 blocks lost"), "EngineDied", "ValueError: 3 blocks lost"),
     ],
 )
-def test_last_words_are_one_paragraph_with_a_next_step(error, told):
-    words = last_words(error)
-    assert told in words
-    assert "\n" not in words
+def test_last_words_are_one_paragraph_with_a_next_step(error, reason, told):
+    fault = diagnose(error)
+    assert fault.reason == reason
+    assert told in fault.message
+    assert "\n" not in fault.message

@@ -221,8 +221,9 @@ def test_what_does_not_end_in_time_is_told_so(start_server):
     assert server.process.wait(DEADLINE_S) == 0
 
 
-def test_the_death_of_the_engine_ends_the_server(start_server):
-    server = start_server("--num-gpu-blocks-override", "600")
+def test_the_death_of_the_engine_ends_the_server(start_server, tmp_path):
+    environment = {"QUIRE_TERMINATION_LOG": str(tmp_path / "why")}
+    server = start_server("--num-gpu-blocks-override", "600", environment=environment)
     with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -231,6 +232,46 @@ def test_the_death_of_the_engine_ends_the_server(start_server):
     assert rest[-1] == "[DONE]"
     assert json.loads(rest[-2])["error"]["type"] == "service_unavailable"
     assert server.process.wait(DEADLINE_S) == 1
+    why = json.loads((tmp_path / "why").read_text())
+    assert why["reason"] == "EngineKilled"
+    assert "killed by signal 9" in why["message"]
+
+
+LOSES_ITS_GPU = """
+import sys
+if "quire_runtime.engine.process" in sys.orig_argv:
+    import torch
+    from quire_runtime.engine.engine import Engine
+    step, seen = Engine.step, []
+    def lose(engine):
+        outputs = step(engine)
+        if outputs is not None and len(outputs.handles):
+            seen.append(1)
+            if len(seen) == 5:
+                raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\\nCUDA kernel errors")
+        return outputs
+    Engine.step = lose
+"""
+
+
+def test_a_gpu_lost_in_the_middle_is_told_to_the_client_on_stderr_and_in_the_termination_log(start_server, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(LOSES_ITS_GPU)
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "QUIRE_TERMINATION_LOG": str(tmp_path / "why")}
+    server = start_server("--num-gpu-blocks-override", "600", environment=environment)
+    with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
+        told = events(answer.iter_lines())
+    assert json.loads(told[0])["choices"][0]["text"] is not None
+    assert told[-1] == "[DONE]"
+    error = json.loads(told[-2])["error"]
+    assert error["code"] == "engine_dead"
+    assert server.process.wait(DEADLINE_S) == 1
+    said = server.log.read_text().strip().splitlines()[-1]
+    why = json.loads((tmp_path / "why").read_text())
+    assert why["reason"] == "GPULost"
+    for words in (error["message"], said, why["message"]):
+        assert "the GPU failed (CUDA error: uncorrectable ECC error encountered)" in words
+        assert "dmesg, lines with Xid" in words
 
 
 def start_and_wait(*arguments: str, log: Path) -> subprocess.CompletedProcess:
