@@ -15,14 +15,14 @@ from quire_kernels.batch import AttentionBatch
 from quire_kernels.invariance import attention_agrees, products_agree
 from quire_runtime.config import EngineConfig
 from quire_runtime.execute.kvcache import KVCache
-from quire_runtime.execute.memory import MemoryPlan, plan_memory, require_room
+from quire_runtime.execute.memory import MemoryPlan, out_of_memory, plan_memory, remarks, require_room
 from quire_runtime.execute.rows import Rows
 from quire_runtime.execute.runner import Runner
 from quire_runtime.execute.workspace import decode_sums, padded_prompts
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.fingerprint import model_revision
 from quire_runtime.model.loader import load_weights
-from quire_runtime.model.registry import Model, build_model
+from quire_runtime.model.registry import Model, build_model, weights_nbytes
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,11 @@ class Timings:
     """Seconds by phase of the start."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    current: str = ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        self.current = name
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
@@ -71,7 +73,8 @@ class Loaded:
 
 
 def load(config: EngineConfig) -> Loaded:
-    """
+    """Fetch the model where it is remote, load it, divide the memory, and make ready what the first step needs.
+
     Raises:
         UserError: the model is missing, malformed, unsupported or too large; the device does not exist or is too old.
     """
@@ -82,17 +85,33 @@ def load(config: EngineConfig) -> Loaded:
         revision = model_revision(directory)
     device = pick_device(config)
     dtype = pick_dtype(config, facts, device)
+    try:
+        return _load(config, directory, facts, revision, device, dtype, timings)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(config, device, timings.current, error) from error
+
+
+def _load(
+    config: EngineConfig,
+    directory: Path,
+    facts: ModelConfig,
+    revision: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    timings: Timings,
+) -> Loaded:
     depth = 2 if (device.type == "cuda" if config.async_scheduling is None else config.async_scheduling) else 1
     with timings.phase("weights"):
         window = None if isinstance(config.max_model_len, str) else config.max_model_len
-        if device.type == "cuda":
-            require_room(config, device, build_model(facts, dtype, torch.device("meta"), window).weights.nbytes)
+        require_room(config, device, weights_nbytes(facts, dtype))
         model = build_model(facts, dtype, device, window, config.deterministic)
         weights = load_weights(model, directory, load_format=config.load_format, seed=config.seed).nbytes
     with timings.phase("memory"):
         workspace = measure_workspace(config, facts, model, dtype, device)
         memory = plan_memory(config, facts, dtype, device, weights, workspace)
         log.info("%s", memory.table())
+        for remark in remarks(config, facts, memory):
+            log.warning("%s", remark)
         kv = KVCache(
             facts.num_layers, memory.num_blocks, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device
         )

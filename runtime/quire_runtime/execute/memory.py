@@ -13,9 +13,13 @@ from quire_runtime.model.config import ModelConfig
 GiB = 2**30
 CPU_SHARE = 0.25
 """Of the memory available now, the KV cache of an engine on a CPU takes at most this share."""
+LEAST_AUTO = 1024
+"""Tokens of the shortest window that `auto` takes, of a model that has so many positions."""
 CUDA_RESERVE = 0.02
 MOST_RESERVE = GiB
 """Kept for graphs and fragmentation: a share of the GPU's memory, and at most so much."""
+SHARED = 0.05
+"""Of a GPU's memory, what others must hold to be spoken of: less than that is a driver's and a desktop's."""
 
 
 class DoesNotFit(UserError):
@@ -23,8 +27,24 @@ class DoesNotFit(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class Supply:
+    """Bytes of a device: all of it, and what other processes hold (the driver's part for this one counts to them)."""
+
+    total: int
+    others: int = 0
+
+    @property
+    def blame(self) -> str:
+        """What is said of others in the midst of a sentence, where they hold enough to be at fault."""
+        return f"; other processes hold {self.others / GiB:.1f} GiB" if self.others > SHARED * self.total else ""
+
+
+ALONE = "End them, or give each engine a GPU of its own or a smaller gpu_memory_utilization."
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes by purpose, and what they make possible."""
+    """Bytes by purpose, and what they make possible. others: as Supply's, 0 on a CPU."""
 
     total: int
     weights: int
@@ -34,10 +54,15 @@ class MemoryPlan:
     num_blocks: int
     max_model_len: int
     block_size: int
+    others: int = 0
 
     @property
     def kv(self) -> int:
         return self.num_blocks * self.block
+
+    @property
+    def free(self) -> int:
+        return self.total - self.others - self.weights - self.workspace - self.kv - self.reserve
 
     def table(self) -> str:
         """The budget as lines for the log."""
@@ -47,27 +72,45 @@ class MemoryPlan:
             ("workspace", self.workspace, "activations of the largest step"),
             ("kv cache", self.kv, f"{usable} blocks of {self.block_size} = {usable * self.block_size} tokens"),
             ("reserve", self.reserve, ""),
-            ("free", self.total - self.weights - self.workspace - self.kv - self.reserve, ""),
+            *([("others", self.others, "other processes, and the driver")] if self.others else []),
+            ("free", self.free, ""),
         ]
         lines = [f"  {name:<10} {size / GiB:9.3f} GiB  {note}".rstrip() for name, size, note in rows]
         return "\n".join([f"memory: {self.total / GiB:.1f} GiB, window {self.max_model_len} tokens", *lines])
 
 
 def require_room(config: EngineConfig, device: torch.device, weights: int) -> None:
-    """Before anything is allocated on a GPU: its weights must fit into what is free now.
+    """Before anything is allocated: the weights must fit into what is free now.
 
     Raises:
-        DoesNotFit: they do not; says so where another process, a second engine perhaps, holds the memory.
+        DoesNotFit: they do not; says so where another process, a second engine perhaps, holds a GPU's memory.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    if weights <= free:
+    if device.type != "cuda":
+        free = available_memory()
+        if weights > free:
+            raise DoesNotFit(
+                f"{config.model}: weights need {weights / GiB:.1f} GiB, but {free / GiB:.1f} GiB of memory are "
+                "available. Use a machine or a memory limit with more, a smaller dtype or a smaller model."
+            )
         return
-    taken = total - free - torch.cuda.memory_reserved(device)
-    blame = f"; other processes hold {taken / GiB:.1f} GiB" if taken > total // 20 else ""
-    advice = "End them, or give each engine a GPU of its own." if blame else "Use a larger GPU or a smaller model."
+    supply = gpu_supply(device)
+    if weights <= supply.total - supply.others:
+        return
     raise DoesNotFit(
-        f"{config.model}: weights need {weights / GiB:.1f} GiB, but of the GPU's {total / GiB:.1f} GiB "
-        f"{free / GiB:.1f} are free{blame}. {advice}"
+        f"{config.model}: weights need {weights / GiB:.1f} GiB, but of the GPU's {supply.total / GiB:.1f} GiB "
+        f"{(supply.total - supply.others) / GiB:.1f} are free{supply.blame}. "
+        f"{ALONE if supply.blame else 'Use a larger GPU or a smaller model.'}"
+    )
+
+
+def out_of_memory(config: EngineConfig, device: torch.device, phase: str, error: Exception) -> DoesNotFit:
+    """What to say when an allocation failed in a phase of the start, which the budget should have left room for."""
+    supply = gpu_supply(device) if device.type == "cuda" else Supply(available_memory())
+    text = str(error).strip().partition("\n")[0].partition(". GPU")[0].rstrip(".")
+    advice = ALONE if supply.blame else "Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
+    return DoesNotFit(
+        f"{config.model}: memory ran out during the start ({phase}; {text}); the device has "
+        f"{supply.total / GiB:.1f} GiB{supply.blame}. {advice}"
     )
 
 
@@ -86,62 +129,98 @@ def plan_memory(
     """
     size = config.block_size
     block = block_bytes(model.num_layers, model.num_kv_heads, size, model.head_dim, dtype)
-    is_auto = config.max_model_len == "auto"
-    window = model.max_position_embeddings if isinstance(config.max_model_len, str) else config.max_model_len
-    if window > model.max_position_embeddings:
+    longest = model.max_position_embeddings
+    is_auto = isinstance(config.max_model_len, str)
+    window = longest if isinstance(config.max_model_len, str) else config.max_model_len
+    if window > longest:
         raise DoesNotFit(
-            f"{config.model}: max_model_len {window} is above the model's own limit of {model.max_position_embeddings} "
+            f"{config.model}: max_model_len {window} is above the model's own limit of {longest} "
             "positions. Lower max_model_len."
         )
-    total, reserve, room = _room(config, device, weights, workspace)
-    per_sequence = -(-(window + 1) // size)
+    if device.type == "cuda":
+        supply = gpu_supply(device)
+        reserve = min(int(CUDA_RESERVE * supply.total), MOST_RESERVE)
+        used = weights + workspace + reserve
+        most = supply.total - supply.others - used
+        share = int(config.gpu_memory_utilization * supply.total) - used
+        room = min(share, most) if config.kv_cache_memory is None else min(share, most, config.kv_cache_memory)
+    else:
+        most = available_memory()
+        supply, reserve = Supply(most + weights), 0
+        share = room = config.kv_cache_memory or int(CPU_SHARE * most)
     if config.num_gpu_blocks_override is not None:
         num_blocks = config.num_gpu_blocks_override
     else:
-        if config.kv_cache_memory is not None:
-            room = min(room, config.kv_cache_memory) if device.type == "cuda" else config.kv_cache_memory
+        per_sequence = -(-(window + 1) // size)
         num_blocks = max(room, 0) // block
         if config.kv_cache_memory is None:
             num_blocks = min(num_blocks, config.max_num_seqs * per_sequence + 1)
-        if is_auto and 2 <= num_blocks < per_sequence + 1:
-            window = (num_blocks - 1) * size - 1
-            per_sequence = num_blocks - 1
-        if num_blocks < per_sequence + 1:
-            need, left = (per_sequence + 1) * block, max(room, 0)
+        fitting = (num_blocks - 1) * size - 1
+        least = min(LEAST_AUTO, longest) if is_auto else window
+        if fitting < least:
+            need = (-(-(least + 1) // size) + 1) * block
+            what = f"{least} tokens, the least that auto takes," if is_auto and least < longest else f"{least} tokens"
+            by_hand = "Set max_model_len by hand" if is_auto else "Lower max_model_len"
+            blame = supply.blame if share >= need else ""
+            left = f"of the GPU's {supply.total / GiB:.1f} GiB" if device.type == "cuda" else "GiB of memory"
             raise DoesNotFit(
-                f"{config.model}: weights need {weights / GiB:.2f} GiB and one sequence of {window} tokens "
-                f"{need / GiB:.2f} GiB of KV cache, but {left / GiB:.2f} of {total / GiB:.1f} GiB are left for it. "
-                "Lower max_model_len, raise kv_cache_memory or use a machine with more memory."
+                f"{config.model}: weights need {weights / GiB:.2f} GiB, the largest step {workspace / GiB:.2f} and one "
+                f"sequence of {what} {need / GiB:.2f} of KV cache, for which {max(room, 0) / GiB:.2f} {left} are left"
+                f"{blame}. {ALONE if blame else f'{by_hand}, {_raise_what(config, device)}.'}"
             )
-    if num_blocks * block > total - weights:
+        window = min(window, fitting)
+    if num_blocks * block > most:
+        blame = supply.blame if num_blocks * block <= most + supply.others else ""
+        advice = f"{ALONE} Or lower" if blame else "Lower"
         raise DoesNotFit(
             f"{config.model}: a KV cache of {num_blocks} blocks needs {num_blocks * block / GiB:.2f} GiB, but beside "
-            f"the weights there are {max(total - weights, 0) / GiB:.2f} GiB. Lower kv_cache_memory or "
+            f"the weights there are {max(most, 0) / GiB:.2f} GiB{blame}. {advice} kv_cache_memory or "
             "num_gpu_blocks_override."
         )
-    return MemoryPlan(total, weights, workspace, reserve, block, num_blocks, window, size)
+    return MemoryPlan(supply.total, weights, workspace, reserve, block, num_blocks, window, size, supply.others)
 
 
-def _room(config: EngineConfig, device: torch.device, weights: int, workspace: int) -> tuple[int, int, int]:
-    """(memory of the device, reserve, bytes left for the KV cache)"""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        reserve = min(int(CUDA_RESERVE * total), MOST_RESERVE)
-        taken_by_others = total - free - torch.cuda.memory_reserved(device)
-        budget = int(config.gpu_memory_utilization * total)
-        return total, reserve, budget - max(taken_by_others, 0) - weights - workspace - reserve
-    available = available_memory()
-    return available + weights, 0, int(CPU_SHARE * available)
+def remarks(config: EngineConfig, model: ModelConfig, plan: MemoryPlan) -> list[str]:
+    """What a user should know who did not ask for it: sentences for the log."""
+    said = []
+    if Supply(plan.total, plan.others).blame:
+        said.append(
+            f"other processes hold {plan.others / GiB:.1f} of the GPU's {plan.total / GiB:.1f} GiB; they and this "
+            "engine take each other's memory and time"
+        )
+    if plan.max_model_len < model.max_position_embeddings and config.max_model_len == "auto":
+        said.append(
+            f"the window is {plan.max_model_len} of the model's {model.max_position_embeddings} tokens, for want of "
+            "memory for its KV cache; set max_model_len to be refused instead"
+        )
+    return said
 
 
-def available_memory() -> int:
-    """Bytes this process may still take: the machine's available memory, or less where a cgroup bounds it."""
-    meminfo = Path("/proc/meminfo")
+def _raise_what(config: EngineConfig, device: torch.device) -> str:
+    if config.kv_cache_memory is not None or device.type != "cuda":
+        return "raise kv_cache_memory or use a machine with more memory"
+    return "raise gpu_memory_utilization or use a larger GPU"
+
+
+def gpu_supply(device: torch.device) -> Supply:
+    free, total = torch.cuda.mem_get_info(device)
+    return Supply(total, max(total - free - torch.cuda.memory_reserved(device), 0))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes this process may still take: the machine's available memory, or less where a cgroup bounds it.
+
+    Files that the cgroup's processes have read count to it, and give way.
+    """
+    meminfo = root / "proc/meminfo"
     available = 4 * GiB
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = root / "sys/fs/cgroup"
+    limit, used, stat = group / "memory.max", group / "memory.current", group / "memory.stat"
     if limit.exists() and used.exists() and (bound := limit.read_text().strip()).isdigit():
-        available = min(available, max(int(bound) - int(used.read_text()), 0))
+        counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+        files = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        available = min(available, max(int(bound) - int(used.read_text()) + files, 0))
     return available

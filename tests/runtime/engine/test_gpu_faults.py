@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine import load as loading
 from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.load import NoSuchDevice, UnsupportedGPU, load, pick_device
-from quire_runtime.execute.memory import DoesNotFit, require_room
+from quire_runtime.execute.memory import DoesNotFit, plan_memory, remarks, require_room
+from quire_runtime.model.config import ModelConfig
 
 GiB = 2**30
 
@@ -76,6 +78,73 @@ def test_weights_larger_than_the_gpu(gpu):
         DoesNotFit, match=r"need 130\.0 GiB, but of the GPU's 80\.0 GiB 79\.0 are free\. Use a larger GPU"
     ):
         require_room(config(), device, 130 * GiB)
+
+
+@pytest.fixture
+def plan(tiny_model_dir):
+    """A plan for a model of 2,048 positions whose weights have a GiB, on the stand-in. A block has 12,288 bytes."""
+    facts = ModelConfig.from_directory(tiny_model_dir("llama", max_position_embeddings=2048))
+
+    def make(**settings):
+        settings = {"max_num_seqs": 4, **settings}
+        return plan_memory(config(**settings), facts, torch.float32, torch.device("cuda", 0), GiB, GiB // 2)
+
+    make.facts = facts
+    return make
+
+
+def test_a_window_beside_another_engine_on_the_same_gpu(gpu, plan):
+    gpu(free=2.0, total=140.0)
+    # A GiB each for weights and the reserve: half a GiB too little for the largest step already.
+    with pytest.raises(DoesNotFit) as caught:
+        plan(max_model_len=2048)
+    assert "0.00 of the GPU's 140.0 GiB are left; other processes hold 138.0 GiB." in str(caught.value)
+    assert "give each engine a GPU of its own or a smaller gpu_memory_utilization" in str(caught.value)
+
+
+def test_blocks_by_hand_beside_another_engine_on_the_same_gpu(gpu, plan):
+    gpu(free=14.0, total=140.0)
+    # 14 free, less weights, workspace and reserve of 2.5 GiB: 11.5 GiB are 1,004,885 blocks.
+    assert plan(num_gpu_blocks_override=1_000_000).free >= 0
+    with pytest.raises(DoesNotFit, match=r"there are 11\.50 GiB; other processes hold 126\.0 GiB\. End them"):
+        plan(num_gpu_blocks_override=6_000_000)
+    with pytest.raises(DoesNotFit, match=r"there are 11\.50 GiB\. Lower kv_cache_memory or num_gpu_blocks_override"):
+        plan(num_gpu_blocks_override=60_000_000)
+
+
+def test_the_budget_shows_what_others_hold_and_what_is_left(gpu, plan):
+    gpu(free=14.0, total=140.0)
+    made = plan(num_gpu_blocks_override=4 * GiB // 12288)
+    assert "  others       126.000 GiB  other processes, and the driver" in made.table()
+    assert "  free           7.500 GiB" in made.table()
+    assert any("hold 126.0 of the GPU's 140.0 GiB" in remark for remark in remarks(config(), plan.facts, made))
+    gpu(free=139.5, total=140.0)
+    assert remarks(config(), plan.facts, plan()) == [], "a driver's half GiB is no neighbour"
+
+
+def test_two_engines_share_a_gpu_by_their_shares(gpu, plan):
+    shares = {"gpu_memory_utilization": 0.4, "max_num_seqs": 16384, "max_model_len": 2048}
+    gpu(free=140.0, total=140.0)
+    alone = plan(**shares)
+    gpu(free=84.0, total=140.0)  # the other one took its 0.4
+    assert plan(**shares).num_blocks == alone.num_blocks
+
+
+def test_a_share_that_is_too_small_is_not_blamed_on_others(gpu, plan):
+    gpu(free=100.0, total=140.0)
+    with pytest.raises(DoesNotFit, match=r"are left\. Lower max_model_len, raise gpu_memory_utilization or use a larg"):
+        plan(max_model_len=2048, gpu_memory_utilization=0.01)
+
+
+def test_memory_that_runs_out_during_the_start_is_the_users_to_mend(monkeypatch, tiny_model_dir):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr(loading, "measure_workspace", fail)
+    with pytest.raises(DoesNotFit) as caught:
+        load(EngineConfig.of(model=str(tiny_model_dir("llama")), device="cpu"))
+    assert "ran out during the start (memory; CUDA out of memory. Tried to allocate 2.00 GiB)" in str(caught.value)
+    assert "Lower gpu_memory_utilization or max_num_batched_tokens" in str(caught.value)
 
 
 class AcceleratorError(RuntimeError):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from quire_runtime.config import EngineConfig, InvalidConfig
+from quire_runtime.engine.load import load
 from quire_runtime.execute import memory
 from quire_runtime.execute.kvcache import block_bytes
-from quire_runtime.execute.memory import DoesNotFit, plan_memory
+from quire_runtime.execute.memory import DoesNotFit, available_memory, plan_memory, remarks
 from quire_runtime.model.config import ModelConfig
 
 CPU = torch.device("cpu")
@@ -47,10 +48,54 @@ def test_a_quarter_of_what_is_available_bounds_the_cache(facts, available):
     assert plan(facts).num_blocks == 100
 
 
-def test_an_automatic_window_shrinks_to_what_fits(facts, available):
+@pytest.fixture
+def long_facts(tiny_model_dir) -> ModelConfig:
+    """The same with 4,096 positions."""
+    return ModelConfig.from_directory(tiny_model_dir("llama", max_position_embeddings=4096))
+
+
+def test_an_automatic_window_shrinks_to_what_fits_and_says_so(long_facts, available):
+    available(4 * 100 * 12288)
+    # 99 usable blocks of 16 tokens, one token of which is the one drawn last.
+    made = plan(long_facts)
+    assert made.max_model_len == 1583
+    [remark] = remarks(EngineConfig.of(model="m"), long_facts, made)
+    assert remark.startswith("the window is 1583 of the model's 4096 tokens")
+    assert remarks(EngineConfig.of(model="m", max_model_len=1583), long_facts, made) == []
+
+
+def test_an_automatic_window_does_not_shrink_to_a_toy(long_facts, facts, available):
     available(4 * 10 * 12288)
-    # 9 usable blocks of 16 tokens, one token of which is the one drawn last.
-    assert plan(facts).max_model_len == 143
+    with pytest.raises(
+        DoesNotFit, match=r"one sequence of 1024 tokens, the least that auto takes.*by hand, raise kv_c"
+    ):
+        plan(long_facts)
+    with pytest.raises(DoesNotFit, match=r"one sequence of 512 tokens 0\.00"):
+        plan(facts)
+    assert plan(long_facts, max_model_len=143).max_model_len == 143
+
+
+def test_weights_that_the_machine_has_no_memory_for_are_refused_before_they_are_read(tiny_model_dir, available):
+    available(1000)
+    with pytest.raises(
+        DoesNotFit, match=r"weights need 0\.0 GiB, but 0\.0 GiB of memory are available\. Use a machine"
+    ):
+        load(EngineConfig.of(model=str(tiny_model_dir("llama")), device="cpu"))
+
+
+def test_the_bound_of_a_container_counts_and_files_it_has_read_do_not(tmp_path):
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    assert available_memory(tmp_path) == 8000 * 1024
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("6000000\n")
+    assert available_memory(tmp_path) == 8000 * 1024
+    (group / "memory.max").write_text("7000000\n")
+    assert available_memory(tmp_path) == 1_000_000
+    (group / "memory.stat").write_text("anon 1500000\nfile 4500000\ninactive_file 3000000\nactive_file 500000\n")
+    assert available_memory(tmp_path) == 4_500_000
 
 
 def test_a_window_that_does_not_fit_is_refused_with_the_arithmetic(facts, available):
