@@ -19,7 +19,7 @@ from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-DEADLINE_S = 60
+DEADLINE_S = 180
 
 
 @pytest.fixture(scope="module")
