@@ -26,6 +26,7 @@ _MOST_MASKS = 4096
 _AT_ONCE = 64
 """A full replica forgets this part of its capacity at once: to find the oldest key of a dict takes as long as to find
 the oldest thousand, and an OrderedDict would be 70 bytes more for each block."""
+_LEAST_CHURN = 1024
 
 
 class OutOfStep(Exception):
@@ -47,7 +48,10 @@ class _Holder:
     """The part of a snapshot that has come."""
     expected: dict[bytes, int] = field(default_factory=dict)
     """By how many requests."""
-    guessed: dict[bytes, None] = field(default_factory=dict)
+    guessed: dict[bytes, bytes] = field(default_factory=dict)
+    """Each key once more as its value, so that one that is sent again stays one object."""
+    churn: int = 0
+    """Entries made in `guessed` since it was last as small as its keys allow."""
     anchors: dict[bytes, int] = field(default_factory=dict)
     """Stored keys that expected ones follow on, each with the number of requests that expect it to be there."""
     lost_anchors: set[bytes] = field(default_factory=set)
@@ -170,13 +174,17 @@ class PrefixIndex:
         fresh: list[bytes] = []
         for key in reversed(keys[: holder.capacity]):
             stored.pop(key, None)
-            if key in guessed:
-                del guessed[key]
-            else:
+            known = guessed.pop(key, None)
+            if known is None:
                 fresh.append(key)
-            guessed[key] = None
+                known = key
+            guessed[known] = known
+        holder.churn += len(keys)
         self._set(fresh, holder.bit)
         self._shrink(holder)
+        if holder.churn > max(_LEAST_CHURN, len(holder.guessed) // 2):
+            # A dict keeps the places of what left it, and grows threefold when it has none left.
+            holder.guessed, holder.churn = {**holder.guessed}, 0
         self._judge(holder)
 
     def expect(self, replica: str, keys: Sequence[bytes]) -> Expectation | None:
