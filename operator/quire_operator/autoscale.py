@@ -60,7 +60,9 @@ class Load:
     """Mean time at a replica of those that ended in the latest window, at the gateway where it is longest; None: none
     did."""
     idle_s: float = 0.0
-    """Time since the last request ended."""
+    """Time since the last request ended, or since a gateway that has had none started."""
+    admitted: int = 0
+    """Requests that the gateways have had since they started."""
     is_complete: bool = True
     """Every gateway has told its part."""
 
@@ -134,6 +136,10 @@ class History:
     ready: int = 0
     ready_changed_at: float | None = None
     """When the number of ready replicas changed last."""
+    admitted: int = 0
+    """What gateways had been asked when they told last."""
+    idle_since_at: float | None = None
+    """When a request ended last; a gateway that starts anew is no request."""
     wrote: int | None = None
     """What the law decided last."""
     rival_writes: tuple[float, ...] = ()
@@ -205,8 +211,13 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
     has_backlog = seen.arrivals_per_s is not None and now - relieved_at >= law.scale_up_delay_s
     is_measured = seen.service_s is not None and not _backlog_shows(past, law, now)
     has_changed = seen.ready != past.ready or past.ready_changed_at is None
+    idle_since = now - seen.idle_s
+    if past.idle_since_at is not None and not seen.requests and seen.admitted <= past.admitted:
+        idle_since = min(idle_since, past.idle_since_at)
     return replace(
         past,
+        admitted=seen.admitted,
+        idle_since_at=idle_since,
         rival_writes=rivals,
         ready=seen.ready,
         ready_changed_at=now if has_changed else past.ready_changed_at,
@@ -307,7 +318,8 @@ def _is_idle(seen: Load, law: ScalingLaw, history: History, now: float) -> bool:
     if law.min_replicas > 0 or seen.requests or not seen.is_complete or not seen.ready:
         return False
     assert history.ready_changed_at is not None
-    return min(seen.idle_s, now - history.ready_changed_at) >= law.idle_timeout_s
+    assert history.idle_since_at is not None
+    return now - max(history.idle_since_at, history.ready_changed_at) >= law.idle_timeout_s
 
 
 def _why_it_stays(seen: Load, law: ScalingLaw, current: int, demand: int, why: str) -> str:

@@ -37,6 +37,7 @@ def load_of(
         arrivals_per_s=sum(arrivals) if arrivals and len(arrivals) == len(told) else None,
         service_s=max((entry.service_s for entry in told if entry.service_s is not None), default=None),
         idle_s=min((entry.idle_s for entry in told), default=0.0),
+        admitted=sum(entry.requests for entry in told),
         is_complete=bool(reports) and len(told) == len(reports),
     )
 

@@ -32,7 +32,7 @@ def from_text(text: str, now: float, clock: float) -> History | None:
     except msgspec.MsgspecError:
         return None
     changes: dict[str, Any] = {name: _until(getattr(history, name), now) for name in _SERIES}
-    return replace(history, **changes, lows=(), relieved_at=None)
+    return replace(history, **changes, lows=(), relieved_at=None, admitted=0, idle_since_at=None)
 
 
 class Saved:

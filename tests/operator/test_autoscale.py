@@ -227,6 +227,19 @@ class TestZero:
         assert fed(TO_ZERO, Load(ready=1, idle_s=1e6), 59, loading, start=101).replicas == 1
         assert fed(TO_ZERO, Load(ready=1, idle_s=1e6), 61, loading, start=101).replicas == 0
 
+    def test_a_gateway_that_starts_anew_does_not_put_the_timeout_off(self):
+        past = fed(TO_ZERO, Load(ready=1, in_flight=1, admitted=7), 100).history
+        gone = fed(TO_ZERO, Load(ready=1, is_complete=False), 3, past, start=101).history
+        assert fed(TO_ZERO, Load(ready=1, idle_s=5), 0, gone, start=159).replicas == 1
+        assert fed(TO_ZERO, Load(ready=1, idle_s=5), 0, gone, start=160).replicas == 0
+
+    def test_a_request_at_a_gateway_that_has_started_anew_puts_it_off(self):
+        past = fed(TO_ZERO, Load(ready=1, in_flight=1, admitted=7), 100).history
+        gone = fed(TO_ZERO, Load(ready=1, is_complete=False), 3, past, start=101).history
+        asked = fed(TO_ZERO, Load(ready=1, idle_s=1, admitted=1), 0, gone, start=110).history
+        assert fed(TO_ZERO, Load(ready=1, idle_s=58, admitted=1), 0, asked, start=168).replicas == 1
+        assert fed(TO_ZERO, Load(ready=1, idle_s=60, admitted=1), 0, asked, start=170).replicas == 0
+
     @pytest.mark.parametrize(("held", "replicas"), [(1, 1), (4, 1), (5, 2), (9, 3), (1000, 5)])
     def test_held_requests_wake_as_many_as_they_need_at_once(self, held, replicas):
         asleep = fed(TO_ZERO, Load(idle_s=1e6), 100).history
