@@ -210,7 +210,8 @@ class Relay:
 
     def break_off(self, message: str) -> None:
         """Tell the client that its answer, which has begun, will not be whole."""
-        if self._is_events:
+        # What was to go on is a stream, whether or not this replica has said a word.
+        if self._is_events or self._goes_on:
             self._reply.write(error_event("replica_failed", message))
             self._reply.end()
         else:

@@ -188,6 +188,20 @@ async def test_a_stream_is_moved_no_more_often_than_allowed(make_world, make_eng
         await read(world)
 
 
+async def test_a_stream_ends_with_an_error_though_the_last_replica_never_answered(make_world, make_engine):
+    """`dies_before_first_byte` of who is to go on: not even a head has come that says what kind of answer it is."""
+    engines = {f"r{n}": await make_engine(replays=True, tokens=12, token_delay_s=0.05) for n in range(2)}
+    world = await make_world(engines, max_moves=1)
+    reading = asyncio.ensure_future(read(world))
+    await world.until(lambda: any(engine.written >= 3 for engine in engines.values()))
+    first, second = sorted(engines.values(), key=lambda engine: -engine.written)
+    second.dies_before_first_byte = True
+    first.kill()
+    with pytest.raises(openai.APIError, match="had been moved 1 times"):
+        await reading
+    assert second.seen
+
+
 async def test_zero_moves_turns_it_off(make_world, make_engine):
     engines = {f"r{n}": await make_engine(replays=True, tokens=12, dies_after_tokens=3) for n in range(2)}
     world = await make_world(engines, max_moves=0)
