@@ -25,6 +25,8 @@ OnRefused = Callable[[Refusal, str, str, str], None]
 """Hears of requests that no handler has seen: why, the client's address, method and path, as far as they are known."""
 
 _MAX_PIPELINED = 8
+_PIECES = 8
+"""In which a head of the largest size is read: one may be larger by such a part before it is refused."""
 _LINGER_S = 2.0
 _LONGEST_TOLD_PATH = 256
 _TICK_S = 0.001
@@ -124,8 +126,14 @@ class ClientConnection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_lingering:
-            return
+        # Of a piece in whose midst a request begins nothing is counted as that one's head.
+        piece = max(self._limits.header_bytes // _PIECES, 1)
+        for start in range(0, len(data), piece):
+            if self._is_lingering:
+                return
+            self._receive(data[start : start + piece])
+
+    def _receive(self, data: bytes) -> None:
         self._raw_bytes += len(data)
         # All of it is the next request's, unless another one ends in it.
         self._fresh_bytes = 0 if self._is_reading else len(data)

@@ -295,6 +295,21 @@ async def test_a_request_that_stops_half_way_is_told_so_whatever_came_before(bef
 
 
 @pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\nhost: x\r\nlong: ", b"GET /"], ids=["header", "path"])
+@pytest.mark.parametrize("before", [GET, post(b"x" * 3000)], ids=["bodiless", "body"])
+async def test_a_head_that_is_too_large_is_told_so_though_it_came_with_the_request_before_it(head, before):
+    limits = Limits(header_bytes=1000)
+    server, reader, writer = await served(limits)
+    # The first of these requests has begun when the rest comes.
+    writer.write(before[:10])
+    await asyncio.sleep(0.1)
+    writer.write(before[10:] + head + b"v" * 2000)
+    async with asyncio.timeout(20):
+        assert statuses(await reader.read()) == [200, 431]
+    writer.close()
+    server.close_when_idle()
+
+
+@pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\nhost: x\r\nlong: ", b"GET /"], ids=["header", "path"])
 async def test_a_head_that_is_too_large_is_told_so_though_it_came_in_one_piece(head):
     limits = Limits(header_bytes=1000, header_timeout_s=2.0)
     for before in (b"", GET):
