@@ -74,10 +74,12 @@ ANSWERS = Row(
             "Sent again, and broken off",
             [
                 Query(rate("quire_gateway_retries_total", "cause"), "sent to another replica: {{cause}}"),
+                Query(rate("quire_gateway_hedges_total", "winner"), "hedged: {{winner}} began first"),
                 Query(rate("quire_gateway_streams_broken_total", "cause"), "broken off: {{cause}}"),
             ],
             "reqps",
-            "Before the first byte a request goes to another replica; answers that broke off later are lost.",
+            "Before the first byte a request goes to another replica; a hedged one is at two, and the one that begins "
+            "first goes on; answers that broke off later are lost.",
             runbook="QuireErrorRatioHigh",
         ),
     ],
