@@ -50,6 +50,7 @@ def mixed_inputs(
     query_starts_cpu: list[int],
     seq_lens_cpu: list[int],
     num_decodes: int,
+    shared: SharedPrefix | None = None,
 ) -> tuple[Tensor, AttentionBatch]:
     """Any mixture of decodes and prefill chunks; rows, contexts, query_lens int32 [n], query_starts int32 [n + 1]."""
     total = query_starts_cpu[-1]
@@ -67,4 +68,5 @@ def mixed_inputs(
         query_starts_cpu=query_starts_cpu,
         seq_lens_cpu=seq_lens_cpu,
         block_size=size,
+        shared=shared,
     )

@@ -25,6 +25,9 @@ from quire_runtime.scheduler.plan import StepPlan
 PROMPT_LOGPROB_POSITIONS = 512
 """Prompt positions whose logits are computed at once: bounds the memory of [positions, vocabulary] in float32."""
 
+NONE_SHARED = (np.empty(0, np.int32), np.empty(0, np.int32))
+"""The arrays of a plan without shared blocks."""
+
 
 class Model(Protocol):
     """What the runner asks of a model; quire_runtime.model builds them."""
@@ -80,22 +83,27 @@ class Runner:
         draw_slots = np.flatnonzero(plan.samples)
         draw_positions = (plan.context_lens + plan.query_lens)[draw_slots]
         draw_rows = plan.rows[draw_slots]
-        rows, contexts, lens, query_starts, last, drawn_rows, positions, drawn, *writes = self._staging.send(
-            [
-                plan.rows,
-                plan.context_lens,
-                plan.query_lens,
-                starts,
-                starts[1:][draw_slots] - 1,
-                draw_rows,
-                draw_positions,
-                draw_slots.astype(np.int32),
-                plan.table_rows * self.tables.max_blocks + plan.table_columns,
-                plan.table_blocks,
-                plan.copy_sources,
-                plan.copy_targets,
-                *self.tables.admit(plan.admissions),
-            ]
+        shared_lens, shared_owner = NONE_SHARED if plan.shared is None else plan.shared.arrays()
+        rows, contexts, lens, query_starts, last, drawn_rows, positions, drawn, own_lens, owner, *writes = (
+            self._staging.send(
+                [
+                    plan.rows,
+                    plan.context_lens,
+                    plan.query_lens,
+                    starts,
+                    starts[1:][draw_slots] - 1,
+                    draw_rows,
+                    draw_positions,
+                    draw_slots.astype(np.int32),
+                    shared_lens,
+                    shared_owner,
+                    plan.table_rows * self.tables.max_blocks + plan.table_columns,
+                    plan.table_blocks,
+                    plan.copy_sources,
+                    plan.copy_targets,
+                    *self.tables.admit(plan.admissions),
+                ]
+            )
         )
         self._write(writes)
         logits: Tensor | None
@@ -109,8 +117,9 @@ class Runner:
             logits = self._decode_step(plan, rows, contexts)
         else:
             seq_lens = (plan.context_lens + plan.query_lens).tolist()
+            shared = None if plan.shared is None else SharedPrefix(own_lens, owner)
             token_ids, batch = mixed_inputs(
-                self.tables, rows, contexts, lens, query_starts, starts.tolist(), seq_lens, plan.num_decodes
+                self.tables, rows, contexts, lens, query_starts, starts.tolist(), seq_lens, plan.num_decodes, shared
             )
             hidden = self.model.forward(token_ids, self.kv.layers, batch)
             prompt = self._prompt_logprobs(plan, starts, hidden)

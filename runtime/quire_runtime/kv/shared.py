@@ -18,10 +18,14 @@ COMPARED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class SharedBlocks:
-    """lens int32 [n]: leading tokens that a batch slot shares with `owner`, a slot too; 0: none."""
+    """lens int32 [decodes]: leading tokens that a batch slot shares with `owner`, a slot too; 0: none."""
 
     lens: Ints
     owner: int
+
+    def arrays(self) -> tuple[Ints, Ints]:
+        """lens, and owner as int32 [1]"""
+        return self.lens, np.array([self.owner], np.int32)
 
 
 class SharedPrefixes:

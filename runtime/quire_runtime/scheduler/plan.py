@@ -42,7 +42,7 @@ class StepPlan:
     admissions               rows to initialise first
     table_rows, table_columns, table_blocks  int32 [m]  block-table entries to write first
     copy_sources, copy_targets               int32 [k]  whole blocks to copy first, in every layer (copy-on-write)
-    shared                   what decodes begin with alike, where nothing but decodes is planned and it pays
+    shared                   what decodes begin with alike, where it pays
 
     A decode's input token may have been drawn by the step just launched: the executor reads it from the row, on the
     device.

@@ -222,9 +222,9 @@ class Scheduler:
             if state.computed[family.sequences[0].row] >= family.prompt_len:
                 self._spawn(family)
         shared = None
-        is_decode = samples.all() and not draft.admissions and int(draft.queries.max()) == 1
-        if is_decode and self.config.finds_shared_prefixes:
-            shared = self._shared.find(rows, state.epoch[rows], draft.contexts)
+        if self.config.finds_shared_prefixes:
+            decodes = slice(0, int(np.count_nonzero(draft.queries == 1)))
+            shared = self._shared.find(rows[decodes], state.epoch[rows[decodes]], draft.contexts[decodes])
         plan = draft.plan(samples, shared)
         self._num_steps += 1
         self._flights.append(_Flight(plan, state.epoch[rows]))

@@ -79,9 +79,9 @@ class ReferenceDevice:
         if plan.shared is None:
             return
         owner = plan.rows[plan.shared.owner]
-        assert plan.num_decodes == len(plan.rows) == len(plan.shared.lens)
+        assert plan.num_decodes == len(plan.shared.lens)
         assert plan.shared.lens[plan.shared.owner] > 0
-        for row, context, length in zip(plan.rows, plan.context_lens, plan.shared.lens, strict=True):
+        for row, context, length in zip(plan.rows, plan.context_lens, plan.shared.lens, strict=False):
             assert length in (0, plan.shared.lens[plan.shared.owner])
             assert length <= context
             assert length % self.config.block_size == 0
