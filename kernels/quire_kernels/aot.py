@@ -111,6 +111,8 @@ def launchers() -> dict[str, Callable[[], object]]:
         found[f"silu_and_mul {name}"] = lambda d=dtype: _silu(d)
         found[f"logprobs {name}"] = lambda d=dtype: _logprobs(d)
         found[f"one_row {name}"] = lambda d=dtype: _one_row(d)
+        if dtype != torch.float32:
+            found[f"few_rows {name}"] = lambda d=dtype: _few_rows(d)
         found[f"invariant product {name}"] = lambda d=dtype: _invariant_product(d)
         found[f"likeliest {name}"] = lambda d=dtype: _likeliest(d)
     found["decode_inputs"] = _decode_inputs
@@ -195,6 +197,19 @@ def _one_row(dtype: torch.dtype) -> None:
     linear_triton.one_row(x, weight, None, None, weight[0], 1e-5)
     linear_triton.one_row(x, weight, None, None, weight[0], 1e-5, is_gated=True)
     linear_triton.one_row(x, weight, None, torch.zeros(1, 64, dtype=dtype), adds=True)
+
+
+def _few_rows(dtype: torch.dtype) -> None:
+    """On GPUs of other kinds too, though it was measured, and is used, on one only."""
+    from quire_kernels.few_rows_triton import FewRowsTile, launch, tile_for
+
+    small = tuning.architecture() not in ("cuda:90", "cuda:100")
+    for tokens, outputs, is_gated in ((2, 64, False), (2, 64, True), (64, 1 << 14, False), (128, 1 << 14, True)):
+        x, weight = torch.zeros(tokens, 1024, dtype=dtype), torch.zeros(outputs, 1024, dtype=dtype)
+        tile = FewRowsTile(64, 16, 64, 4, 2) if small else tile_for(tokens, outputs, 1024, is_gated)
+        assert tile is not None
+        out = torch.zeros(tokens, outputs // 2 if is_gated else outputs, dtype=dtype)
+        launch(x, weight, weight[:, 0].contiguous() if is_gated else None, out, tile, is_gated)
 
 
 def _invariant_product(dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from quire_kernels import tuning
 from quire_kernels.attention_tile_triton import attend_loaded, merge
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.overlap_triton import dependents_may_start, fetch_lines, wait_for_inputs
 from quire_kernels.shared_attention_triton import SharedSums, attend_shared
 
 LEAST = 2
@@ -53,9 +54,10 @@ def balanced_attention(
     block_d = max(16, triton.next_power_of_2(dim))
     shape = tuning.tile("balanced", q.dtype, block_d)
     key = ("balanced work", query_heads, kv_heads, dim, window)
-    work = batch.layouts.get(key)
+    work, overlap = batch.layouts.get(key), tuning.overlapping(sequences)
     if work is None:
-        work = batch.layouts[key] = _work(batch, q, kv_heads, window, shape)
+        work, overlap = _work(batch, q, kv_heads, window, shape), tuning.APART
+        batch.layouts[key] = work
     shared = None if window is not None else batch.shared
     found = None if shared is None else attend_shared(q, k_cache, v_cache, batch, shared, scale, work.shared)
     group = query_heads // kv_heads
@@ -69,7 +71,7 @@ def balanced_attention(
         KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK_D=block_d,
         SIZE=k_cache.shape[2], WORDS=WORDS, AT_ONCE=MERGED_AT_ONCE, KEYS=shape.keys, WINDOWED=window is not None,
         SHARED=0 if found is None else found.partial.shape[2], IEEE=q.dtype.itemsize == 4,
-        num_warps=shape.warps, num_stages=shape.stages,
+        num_warps=shape.warps, num_stages=shape.stages, **overlap,
     )  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def _work(
         KV_HEADS=kv_heads, BLOCK=max(1024, triton.next_power_of_2(n)), BLOCK_HEADS=triton.next_power_of_2(kv_heads),
         BLOCK_SLOTS=triton.next_power_of_2(slots), LEAST=LEAST, WORDS=WORDS, KEYS=shape.keys,
         WINDOWED=window is not None, SHARED=shared is not None, num_warps=4,
+        **tuning.overlapping(n),
     )  # fmt: skip
     return work
 
@@ -114,9 +117,12 @@ def _span(length, window, shared, KEYS: tl.constexpr, WINDOWED: tl.constexpr):
 def _stretches_kernel(
     seq_lens, shared_lens, stretches, arrivals, n, window, slots, KV_HEADS: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, LEAST: tl.constexpr, WORDS: tl.constexpr,
-    KEYS: tl.constexpr, WINDOWED: tl.constexpr, SHARED: tl.constexpr,
+    KEYS: tl.constexpr, WINDOWED: tl.constexpr, SHARED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence writes the slots that begin in it; the first one also those that have nothing to do."""
+    if OVERLAP:
+        dependents_may_start()
+        wait_for_inputs()
     sequence = tl.program_id(0)
     others = tl.arange(0, BLOCK)
     lengths = tl.load(seq_lens + others, mask=others < n, other=0)
@@ -156,9 +162,11 @@ def _balanced_kernel(
     q_token, q_head, out_token, out_head, cache_block, cache_head, cache_slot,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SIZE: tl.constexpr, WORDS: tl.constexpr, AT_ONCE: tl.constexpr, KEYS: tl.constexpr,
-    WINDOWED: tl.constexpr, SHARED: tl.constexpr, IEEE: tl.constexpr,
+    WINDOWED: tl.constexpr, SHARED: tl.constexpr, IEEE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a slot and KV head; those of one slot lie together, as their keys do in memory."""
+    if OVERLAP:
+        dependents_may_start()
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, BLOCK_D)
     places = tl.arange(0, KEYS)
@@ -180,6 +188,19 @@ def _balanced_kernel(
     shared = length * 0
     if SHARED:
         shared = tl.load(shared_lens + sequence)
+    if OVERLAP:
+        # The division of work, lengths and tables are older than the first layer's attention, which began when all
+        # before it had ended; so are all keys but the newest.
+        BYTES: tl.constexpr = DIM * (k_cache.dtype.element_ty.primitive_bitwidth // 8)
+        if BYTES % 16 == 0:
+            begin, _ = _span(length, window, shared, KEYS, WINDOWED)
+            early = begin + skipped * KEYS + places
+            early = tl.where((left > 0) & (early < length), early, 0)
+            block = tl.load(tables + sequence.to(tl.int64) * table_stride + early // SIZE).to(tl.int64)
+            early_cells = block * cache_block + kv_head * cache_head + (early % SIZE) * cache_slot
+            fetch_lines(k_cache + early_cells, BYTES)
+            fetch_lines(v_cache + early_cells, BYTES)
+        wait_for_inputs()
     is_later = left * 0
     while left > 0:
         next_length = tl.load(seq_lens + sequence + 1, mask=sequence + 1 < n, other=1)

@@ -30,6 +30,18 @@ def cases(full: bool) -> Iterator[tuple[str, Run]]:
         for n, vocab in [(1, 151936), (7, 128256), (256, 32000), (3, 320)] if full else [(1, 320), (3, 9000)]:
             name = f"likeliest of {n}x{vocab} {dtype}"
             yield name.replace("torch.", ""), partial(_run_likeliest, n, vocab, dtype)
+    # Triton's interpreter reads no bf16 through descriptors.
+    for dtype in (bf16, fp16) if full else (fp16,):
+        yield from _few_rows_cases(full, dtype)
+
+
+def _few_rows_cases(full: bool, dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
+    shapes = [(6144, 4096), (28672, 4096), (128256, 4096), (1000, 1024), (6144, 1024)] if full else [(200, 256)]
+    for outputs, depth in shapes:
+        for tokens in [2, 16, 17, 32, 33, 64, 113, 128] if full else [3, 20]:
+            for is_gated in (False, True):
+                name = f"{tokens} rows times {outputs}x{depth}{' gated' if is_gated else ''} {dtype}"
+                yield name.replace("torch.", ""), partial(_run_few_rows, tokens, outputs, depth, is_gated, dtype)
 
 
 def _run_inputs(n: int, length: int, size: int, device: torch.device) -> float:
@@ -107,6 +119,30 @@ def _run_one_row(outputs: int, depth: int, has_bias: bool, dtype: torch.dtype, d
     if outputs % 2 == 0:
         actual = linear_triton.one_row(x, weight, own, None, norm, 1e-5, is_gated=True)
         worst = max(worst, expect_close(actual, silu_and_mul_reference(normed)))
+    return worst
+
+
+def _run_few_rows(
+    tokens: int, outputs: int, depth: int, is_gated: bool, dtype: torch.dtype, device: torch.device
+) -> float:
+    """The tile for this shape, with and without a bias; 0 where cuBLAS is taken."""
+    from quire_kernels import few_rows_triton
+    from quire_kernels.activation import silu_and_mul_reference
+
+    generator = torch.Generator().manual_seed(depth)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((tokens, depth), (outputs, depth), (outputs,))
+    )
+    x, weight, bias = (tensor.to(device, dtype) for tensor in (x, weight * depth**-0.5, bias))
+    tile = few_rows_triton.tile_for(tokens, outputs, depth, is_gated)
+    worst = 0.0
+    for own in (None, bias) if tile is not None else ():
+        wanted = torch.nn.functional.linear(x.double(), weight.double(), None if own is None else own.double())
+        if is_gated:
+            wanted = silu_and_mul_reference(wanted)
+        out = torch.full(wanted.shape, torch.nan, dtype=dtype, device=device)
+        few_rows_triton.launch(x, weight, own, out, tile, is_gated)
+        worst = max(worst, expect_close(out, wanted.cpu()))
     return worst
 
 

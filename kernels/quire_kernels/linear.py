@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quire_kernels.activation import silu_and_mul_reference
+from quire_kernels import tuning
+from quire_kernels.activation import silu_and_mul, silu_and_mul_reference
 from quire_kernels.norm import rms_norm_reference
 
 LT_ROWS = range(17, 113)
@@ -19,20 +20,51 @@ LT_SMALL_ROWS = range(113, 257)
 LT_SMALL = 4096 * 4096
 """Elements of a matrix for which it does so at LT_SMALL_ROWS too: 6 to 21 % at 144 to 224 rows."""
 
+MOST_FEW = 128
+"""Rows up to which a product may be faster in Triton: on an H200, with what is between, it takes 6 to 12 % from decode
+steps of 8 to 32 rows, 3 to 7 % at 64, 2 % at 128 rows of an 8B model."""
+NEW_KERNELS = (16, 32, 112)
+"""Rows of a decode step above which it has other kernels than below."""
+
 
 def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """x [T, K] @ weight [N, K].T + bias [N] -> [T, N], or fills `out`; all contiguous in the last dimension.
 
-    One row on a CUDA device takes the Triton kernel, anything else torch: cuBLASLt where that is faster.
+    One row on a CUDA device takes a Triton kernel, a few rows another one where it is faster, anything else torch:
+    cuBLASLt where that is faster.
     """
     if x.is_cuda and x.shape[0] == 1:
         from quire_kernels import linear_triton
 
         return linear_triton.one_row(x, weight, bias, out)
+    few = _few_rows(x, weight, bias, out, is_gated=False)
+    if few is not None:
+        return few
     if x.is_cuda and torch.version.hip is None and _prefers_lt(x.shape[0], weight):
         with _cublas_lt():
             return _torch_linear(x, weight, bias, out)
     return _torch_linear(x, weight, bias, out)
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """silu_and_mul of x [T, K] @ weight [N, K].T + bias [N] -> [T, N / 2]: the first half of the outputs are gates."""
+    few = _few_rows(x, weight, bias, None, is_gated=True)
+    return silu_and_mul(skinny_linear(x, weight, bias)) if few is None else few
+
+
+def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None, *, is_gated: bool) -> Tensor | None:
+    """The product by the Triton kernel for few rows; None where another one is faster."""
+    if not x.is_cuda or x.shape[0] > MOST_FEW or x.dtype.itemsize != 2 or tuning.architecture() != "cuda:90":
+        return None
+    from quire_kernels import few_rows_triton
+
+    outputs, inputs = weight.shape
+    tile = few_rows_triton.tile_for(x.shape[0], outputs, inputs, is_gated)
+    if tile is None:
+        return None
+    out = x.new_empty(x.shape[0], outputs // 2 if is_gated else outputs) if out is None else out
+    few_rows_triton.launch(x, weight, bias, out, tile, is_gated)
+    return out
 
 
 def _prefers_lt(rows: int, weight: Tensor) -> bool:

@@ -89,12 +89,15 @@ def _rope_and_store_kernel(
     Q_NORM: tl.constexpr, K_NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Tiles of heads: queries, keys, values. A thread holds both halves of a pair, so nothing is read after a write."""
-    if OVERLAP:
-        dependents_may_start()
-        wait_for_inputs()
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
+    if OVERLAP:
+        dependents_may_start()
+    # Positions and slots are older than the first layer's norm, which began when all before it had ended.
     angles = cos_sin + tl.load(positions + token) * (2 * HALF)
+    slot = tl.load(slots + token)
+    if OVERLAP:
+        wait_for_inputs()
     if tile < Q_TILES:
         heads = tile * HEADS + tl.arange(0, HEADS)[:, None]
         live = heads < query_heads
@@ -102,7 +105,6 @@ def _rope_and_store_kernel(
         first, second, rest = _turned(at, q_norm, angles, eps, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST, Q_NORM)
         _put(at, first, second, rest, live, DIM, HALF, BLOCK_HALF, REST, BLOCK_REST)
     else:
-        slot = tl.load(slots + token)
         place = (slot // SIZE) * cache_block + (slot % SIZE) * cache_slot
         if tile < Q_TILES + KV_TILES:
             heads = (tile - Q_TILES) * HEADS + tl.arange(0, HEADS)[:, None]

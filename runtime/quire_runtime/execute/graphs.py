@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels.batch import SharedPrefix
+from quire_kernels.linear import NEW_KERNELS
 from quire_kernels.tuning import FEW
 from quire_runtime.execute.rows import Rows
 from quire_runtime.scheduler.plan import StepPlan
@@ -105,8 +106,11 @@ class DecodeGraphs:
         return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size, False).rows[:n], positions[:n])
 
     def rehearse(self) -> None:
-        """Run what `warm_up` records, without recording it."""
-        for size, has_shared in self._first():
+        """Run what `warm_up` records, without recording it, and a size of each other kind."""
+        first = self._first()
+        others = [next((size for size in self.sizes if size > rows), None) for rows in NEW_KERNELS]
+        first += [(size, False) for size in others if size is not None and (size, False) not in first]
+        for size, has_shared in first:
             self._decode(self._padding(size, has_shared), self._tokens)
 
     def warm_up(self) -> None:

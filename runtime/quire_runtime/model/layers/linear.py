@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quire_kernels.linear import skinny_linear
+from quire_kernels.activation import silu_and_mul
+from quire_kernels.linear import gated_linear, skinny_linear
 from quire_runtime.model.layers.weights import Weights
 
 ONEDNN_FROM = 1 << 19
@@ -55,3 +56,9 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.product(x, self.weight, self.bias)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """silu(first) * second of the two halves of the outputs -> [T, outputs / 2]"""
+        if self.product is linear and x.is_cuda:
+            return gated_linear(x, self.weight, self.bias)
+        return silu_and_mul(self(x))

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quire_kernels.activation import silu_and_mul
 from quire_kernels.linear import add_row, gated_row
 from quire_runtime.model.layers.linear import Linear
 
@@ -17,7 +16,7 @@ class MLP:
     down: Linear
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(silu_and_mul(self.gate_up(x)))
+        return self.down(self.gate_up.gated(x))
 
     def add_one(self, residual: Tensor, norm: Tensor, eps: float) -> None:
         """residual [1, hidden] += the same of rms_norm(residual, norm, eps)."""
