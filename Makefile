@@ -35,7 +35,7 @@ $(UV):
 
 $(STAMP): pyproject.toml constraints.txt | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(UV) pip install --python $(BIN)/python -c constraints.txt --build-constraints constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## quire-tiny on two replicas, asked through the gateway
