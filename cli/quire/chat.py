@@ -9,6 +9,7 @@ import httpx
 import openai
 from rich.console import Console
 
+from quire.address import base_address
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_CACHED_TOKENS, HEADER_REASON, HEADER_REPLICA
 
@@ -45,7 +46,12 @@ class Answer:
 
 
 def connect(url: str, key: str = "") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=0)
+    """A client of the server at `url`, given with or without /v1.
+
+    Raises:
+        BadAddress
+    """
+    return openai.OpenAI(base_url=f"{base_address(url)}/v1", api_key=key or "none", max_retries=0)
 
 
 def first_model(client: openai.OpenAI) -> str:
