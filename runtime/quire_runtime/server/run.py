@@ -24,6 +24,8 @@ from quire_runtime.server.drain import StopSignal, drain
 from quire_runtime.server.protocol import Http
 from quire_runtime.server.service import Service
 from quire_text.bundle import TokenizerBundle
+from quire_text.chat import check_template
+from quire_text.errors import ChatTemplateError
 from quire_text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -158,12 +160,20 @@ def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:
     """
     Raises:
         MalformedTokenizer
+        ChatTemplateError: `chat_template` does not compile; a model's own is only complained of, as it has other uses.
         UserError: the chat template's file cannot be read.
     """
     bundle = TokenizerBundle.from_directory(directory)
     if chat_template is not None:
-        bundle = bundle.with_chat_template(_read_template(chat_template))
-    return Tokenizer.from_bundle(bundle)
+        template = _read_template(chat_template)
+        check_template(template)
+        return Tokenizer.from_bundle(bundle.with_chat_template(template))
+    tokenizer = Tokenizer.from_bundle(bundle)
+    try:
+        check_template(tokenizer.named_templates.get("default", ""))
+    except ChatTemplateError as error:
+        log.warning("%s Until then chats are refused.", error)
+    return tokenizer
 
 
 def _read_template(given: str) -> str:
@@ -172,4 +182,5 @@ def _read_template(given: str) -> str:
     try:
         return Path(given).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The chat template {os.fspath(given)!r} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"The chat template {os.fspath(given)!r} cannot be read: {why}.") from error
