@@ -54,7 +54,9 @@ class EngineConfig(BaseModel):
     tokenizer: str | None = Field(None, description="Directory of the tokenizer; by default the model's own.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     download_dir: str | None = Field(None, description="Where models from the Hub are kept.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one; one that is there and cannot be used is an error."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the weights say; float32 weights run as float32 on a CPU, bfloat16 on a GPU."
     )

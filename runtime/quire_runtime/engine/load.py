@@ -41,6 +41,9 @@ class NotDeterministic(UserError):
 
 LEAST_CAPABILITY = (8, 0)
 """Of an NVIDIA GPU: the first with bfloat16 products."""
+DEVICE_FILES = Path("/dev")
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Variables that name the GPUs a process may use."""
 
 
 @dataclass(slots=True)
@@ -159,7 +162,7 @@ def model_directory(config: EngineConfig) -> Path:
 def pick_device(config: EngineConfig) -> torch.device:
     """
     Raises:
-        NoSuchDevice: a GPU was asked for, and torch can use none.
+        NoSuchDevice: a GPU was asked for, or is there for this process, and torch can use none.
         UnsupportedGPU: the GPU is older than LEAST_CAPABILITY.
     """
     if config.device == "cpu":
@@ -170,6 +173,13 @@ def pick_device(config: EngineConfig) -> torch.device:
                 f"device is cuda, but torch can use no GPU here: {_why_no_cuda()} "
                 "Use device cpu or auto, or mend the driver."
             )
+        if seen := _seen_gpus():
+            if torch.version.cuda or torch.version.hip:
+                raise NoSuchDevice(
+                    f"This machine has a GPU ({', '.join(seen)}), but torch can use none: {_why_no_cuda()} "
+                    "Mend the driver, or serve on the CPU with device cpu."
+                )
+            log.warning("%s: not used, because this torch is built for CPUs only", ", ".join(seen))
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
@@ -179,6 +189,13 @@ def pick_device(config: EngineConfig) -> torch.device:
             "device cpu."
         )
     return device
+
+
+def _seen_gpus() -> list[str]:
+    """Device files of the GPUs that this process may use; none where a variable hides them."""
+    if any(os.environ.get(name) in ("", "-1") for name in HIDING):
+        return []
+    return sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in DEVICE_FILES.glob(pattern))
 
 
 def _why_no_cuda() -> str:

@@ -15,9 +15,11 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 LONG = {"model": "tiny", "prompt": "block", "max_tokens": 3000, "stream": True, "ignore_eos": True}
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def eventually(is_so) -> None:
@@ -274,13 +276,13 @@ def test_a_gpu_lost_in_the_middle_is_told_to_the_client_on_stderr_and_in_the_ter
         assert "dmesg, lines with Xid" in words
 
 
-def start_and_wait(*arguments: str, log: Path) -> subprocess.CompletedProcess:
+def start_and_wait(*arguments: str, log: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "quire", "serve", *arguments],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_TERMINATION_LOG": str(log)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_TERMINATION_LOG": str(log), **environment},
         check=False,
     )
 
@@ -334,3 +336,55 @@ def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path,
     assert says in last
     assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    ("flags", "says", "reason"),
+    [
+        (("--device", "cuda"), "torch can use no GPU here: ", "NoSuchDevice"),
+        (("--device", "cpu", "--max-model-len", "400000000"), "above the model's own limit of 4096", "DoesNotFit"),
+        (("--device", "cpu", "--num-gpu-blocks-override", "1000000000"), "beside the weights there are", "DoesNotFit"),
+    ],
+    ids=["no GPU", "too long a window", "too many blocks"],
+)
+def test_a_machine_that_cannot_do_what_is_asked_is_exit_code_2(model_directory, tmp_path, flags, says, reason):
+    arguments = (str(model_directory), "--host", "127.0.0.1", "--port", "0", *flags)
+    ended = start_and_wait(*arguments, log=tmp_path / "why", CUDA_VISIBLE_DEVICES="")
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("quire: ")
+    assert says in last
+    assert "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+
+
+POISON = 319
+"""A token whose embedding is not a number."""
+
+
+@pytest.fixture(scope="module")
+def poisoned_model(tiny_model_dir, tmp_path_factory) -> str:
+    directory = shutil.copytree(
+        tiny_model_dir("llama", max_position_embeddings=4096), tmp_path_factory.mktemp("poisoned") / "model"
+    )
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][POISON] = torch.nan
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return str(directory)
+
+
+def test_a_request_whose_logits_are_not_numbers_fails_alone(start_server, poisoned_model):
+    server = start_server("--num-gpu-blocks-override", "600", model=poisoned_model)
+    neighbour = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    biased = {**neighbour, "logit_bias": {str(POISON): -100}}
+    with server.http() as http, ThreadPoolExecutor(1) as pool:
+        alone = http.post("/v1/completions", json=biased).json()["choices"]
+        beside = pool.submit(http.post, "/v1/completions", json=biased)
+        refused = http.post("/v1/completions", json={**neighbour, "prompt": [5, POISON, 7]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (500, "request_failed")
+        assert "not a number" in refused.json()["error"]["message"]
+        assert beside.result().status_code == 200
+        assert beside.result().json()["choices"] == alone
+        assert http.post("/v1/completions", json=biased).json()["choices"] == alone
+    assert server.metric("vllm:num_requests_running") == 0
+    assert server.stop() == 0
