@@ -198,3 +198,17 @@ def test_the_agent_runs_without_torch():
     modules = ", ".join(f"quire_runtime.agent.{name}" for name in ("main", "bucket", "registry"))
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_stores_client_is_imported_for_its_own_sources_alone(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    code = (
+        "import sys\n"
+        "from quire_runtime.agent.main import main\n"
+        "flags = ['--source', 'pvc://claim/model', '--once', '--host', '127.0.0.1', '--port', '0']\n"
+        "main([*flags, '--destination', sys.argv[1]])\n"
+        "print([name for name in ('httpx', 'huggingface_hub', 'boto3') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert "quire agent:" in done.stderr  # the model is not whole, and that was looked at
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
