@@ -1,5 +1,6 @@
 """The address of a server, as people write it."""
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from quire_api.errors import UserError
@@ -24,3 +25,12 @@ def base_address(url: str) -> str:
     if not is_whole or any(character.isspace() for character in url):
         raise BadAddress(f"{url!r} is no address; write it as http://HOST:PORT")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` is of this machine, which no proxy of the environment can reach for us."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

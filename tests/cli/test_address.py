@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire.address import BadAddress, base_address
+from quire.address import BadAddress, base_address, is_loopback
 from quire.chat import connect
 from quire.gateway_pages import GatewayPages
 
@@ -31,3 +31,8 @@ def test_v1_may_be_there_or_not(typed, base):
 def test_what_names_no_server_is_said_to_be_none(typed, use):
     with pytest.raises(BadAddress, match="http://HOST:PORT"):
         use(typed)
+
+
+def test_what_is_of_this_machine_is_known():
+    assert all(is_loopback(f"http://{host}:8000") for host in ("localhost", "127.0.0.1", "127.3.4.5", "[::1]"))
+    assert not any(is_loopback(f"http://{host}") for host in ("gateway", "10.0.0.1", "localhost.example", "[fe80::1]"))

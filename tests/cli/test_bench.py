@@ -12,7 +12,7 @@ from rich.console import Console
 
 from quire.address import BadAddress
 from quire.bench import NothingMeasured, NotWritable, Sample, distribution, figures_of, histogram, plan_for, run_bench
-from quire.chat import ServerUnreachable
+from quire.chat import ServerUnreachable, connect, first_model, is_ready
 
 DEADLINE_S = 60.0
 
@@ -182,6 +182,13 @@ def test_the_table_and_the_plot(endpoint, capsys):
     shown = capsys.readouterr().out
     for word in ("4 requests, 8 at a time", "TTFT", "per output token", "P99", "####"):
         assert word in shown
+
+
+def test_a_proxy_is_not_asked_for_this_machine(endpoint, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert first_model(connect(endpoint.url)) == "m"
+    assert is_ready(endpoint.url)
 
 
 def test_figures_that_cannot_be_written_are_not_measured(endpoint, tmp_path):

@@ -44,7 +44,7 @@ def answers() -> Iterator[Answers]:
 
 
 def test_an_engine_is_said_to_be_no_gateway(answers):
-    pages = answers(404, {"error": {"message": "There is nothing at this path.", "code": "not_found"}})
+    pages = answers(404, {"error": {"message": "There is nothing at this path.", "code": "unknown_url"}})
     with pytest.raises(ServerRefused, match="is no Quire gateway"):
         pages.ask(wire.RouteExplanation, "/debug/route", {})
 
