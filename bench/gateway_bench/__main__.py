@@ -61,8 +61,11 @@ def main() -> None:
     parts.add_parser("all", help="every part, then the report")
     given = parser.parse_args()
     if given.part == "all":
-        for part in PARTS:
+        began = time.time()
+        for number, part in enumerate(PARTS, 1):
+            print(f"{number} of {len(PARTS)}, {(time.time() - began) / 60:.1f} min so far: ", end="")
             _run(part, parser.parse_args([part]))
+        print(f"all parts: {(time.time() - began) / 60:.1f} min, of 40", flush=True)
     elif given.part == "fit":
         for sample in step_cost.write(given.model, given.run)["samples"]:
             print("{step:24} measured {measured_ms:9.3f} ms   fitted {fitted_ms:9.3f} ms".format(**sample))
@@ -83,7 +86,7 @@ def _run(part: str, given: argparse.Namespace) -> None:
     result = PARTS[part](given)
     arguments = " ".join(sys.argv[2:]) if sys.argv[1] == part else ""
     result["command"] = f"python -m gateway_bench {part} {arguments}".strip()
-    load = f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    load = f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after, {time.time() - began:.0f} s"
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}"
     report.save(part, result)
     print(f"{part}: {time.time() - began:.0f} s", flush=True)
