@@ -139,9 +139,15 @@ def test_more_than_the_queue_holds_is_429_with_retry_after(guarded):
     assert guarded.metric("vllm:admission_rejections_total", reason="queue_full") == 2
 
 
-def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
-    patience = str(DEADLINE_S)
-    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", patience, wait=False)
+def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server, tmp_path):
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nif 'quire_runtime.engine.process' in sys.orig_argv:\n    open({str(held)!r}).close()\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    flags = ["--num-gpu-blocks-override", "600", "--shutdown-timeout", str(DEADLINE_S)]
+    server = start_server(*flags, environment={"PYTHONPATH": paths}, wait=False)
 
     def probe(path: str) -> int:
         try:
@@ -150,9 +156,10 @@ def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
             return 0
 
     eventually(lambda: probe("/health") == 200)
-    if probe("/ready") == 503:
-        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
-        assert refused.status_code in (200, 503)
+    assert probe("/ready") == 503
+    refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
+    held.write_bytes(b"")
     server.wait_ready()
     engine = engine_of(server)
     with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 1500}) as answer:
