@@ -17,12 +17,14 @@ from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import EngineChild
 from quire_runtime.engine.client import AsyncEngineClient
+from quire_runtime.engine.messages import EngineLoading
 from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.drain import StopSignal, drain
 from quire_runtime.server.protocol import Http
 from quire_runtime.server.service import Service
+from quire_runtime.server.uptime import process_age_s
 from quire_text.bundle import TokenizerBundle
 from quire_text.chat import check_template
 from quire_text.errors import ChatTemplateError
@@ -132,9 +134,11 @@ async def _run_engine(
     Raises:
         UserError, EngineDied
     """
+    service.loading = lambda: "fetch"
     directory = await asyncio.to_thread(_model_directory, config)
     client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}), child)
     clients.append(client)
+    service.loading = lambda: _doing(client.loading)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
     tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)
     gc.collect()
@@ -143,8 +147,23 @@ async def _run_engine(
     service.attach(client, tokenizer, model_defaults=config.generation_config == "auto")
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in info.startup_s.items() if name != "total")
     names = ", ".join(service.served_names)
-    log.info("ready after %.1f s (%s): %s", info.startup_s.get("total", 0.0), phases, names)
-    raise await client.died()
+    log.info("ready after %.1f s (%s): %s", process_age_s(), phases, names)
+    first = asyncio.create_task(_tell_first_token(client), name="first-token")
+    try:
+        raise await client.died()
+    finally:
+        first.cancel()
+
+
+async def _tell_first_token(client: AsyncEngineClient) -> None:
+    took_s = await client.first_token()
+    log.info("first token %.1f s after the start, %.2f s after its request", process_age_s(), took_s)
+
+
+def _doing(said: EngineLoading | None) -> str:
+    if said is None:
+        return "import"
+    return said.phase if said.percent is None else f"{said.phase}, {said.percent} %"
 
 
 def _model_directory(config: EngineConfig) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -244,6 +245,50 @@ def test_the_death_of_the_engine_ends_the_server(start_server, tmp_path):
     why = json.loads((tmp_path / "why").read_text())
     assert why["reason"] == "EngineKilled"
     assert "killed by signal 9" in why["message"]
+
+
+STOPS_IN_THE_MIDST_OF_ITS_WEIGHTS = """
+import sys
+if "quire_runtime.engine.process" in sys.orig_argv:
+    import os, time
+    from quire_runtime.engine import load as loading, progress
+    progress.TOLD_EVERY_S = 0.0
+    load_weights = loading.load_weights
+    def stop(model, directory, read, **rest):
+        def reads(done, total):
+            read(done, total)
+            while 2 * done > total and not os.path.exists(os.environ["GO_ON"]):
+                time.sleep(0.05)
+        return load_weights(model, directory, reads, **rest)
+    loading.load_weights = stop
+"""
+
+
+def test_ready_says_how_far_the_load_is_and_the_log_has_the_times_of_the_start(start_server, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STOPS_IN_THE_MIDST_OF_ITS_WEIGHTS)
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "GO_ON": str(tmp_path / "go")}
+    server = start_server("--num-gpu-blocks-override", "600", environment=environment, wait=False)
+    told = []
+
+    def says_a_share() -> bool:
+        answer = httpx.get(f"{server.url}/ready", timeout=DEADLINE_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        told.append(answer.json()["error"]["message"])
+        return "(weights, " in told[-1]
+
+    eventually(says_a_share)
+    assert re.fullmatch(r"The model is being loaded \(weights, [5-9]\d %\)\. /ready tells when .*", told[-1])
+    asked = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
+    assert (asked.status_code, asked.json()["error"]["code"]) == (503, "loading")
+    (tmp_path / "go").touch()
+    server.wait_ready()
+    number = r"\d+\.\d"
+    phases = ", ".join(f"{name} {number}" for name in ("import", "fetch", "weights", "memory", "kernels", "graphs"))
+    assert re.search(rf"ready after {number} s \({phases}\): tiny, small\n", server.log.read_text())
+    server.client().completions.create(model="tiny", prompt="a", max_tokens=1)
+    first = rf"first token {number} s after the start, \d+\.\d\d s after its request\n"
+    eventually(lambda: re.search(first, server.log.read_text()))
 
 
 LOSES_ITS_GPU = """
