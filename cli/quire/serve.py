@@ -28,7 +28,11 @@ from quire_runtime.engine.errors import EngineDied, EngineStartFailed
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.start import start
 
-ENVIRONMENT = {"internal_key": "QUIRE_INTERNAL_KEY", "api_key": "QUIRE_API_KEY"}
+ENVIRONMENT = {
+    "internal_key": "QUIRE_INTERNAL_KEY",
+    "api_key": "QUIRE_API_KEY",
+    "kernel_cache": "QUIRE_KERNEL_CACHE",
+}
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 """File for a JSON object with reason and message when `quire serve` ends by an error."""
 FAILED = 1

@@ -93,6 +93,11 @@ class EngineConfig(BaseModel):
         "auto",
         description="auto: safetensors; dummy: random weights; pt: pickled ones (tensors only).",
     )
+    kernel_cache: str | None = Field(
+        None,
+        description="Where compiled kernels are kept, in a folder for each set of versions and GPU; by default where "
+        "Triton keeps them: TRITON_CACHE_DIR, or ~/.triton/cache.",
+    )
     generation_config: Literal["auto", "vllm"] = Field(
         "auto", description="auto: default sampling parameters from the model's generation_config.json."
     )

@@ -11,6 +11,7 @@ from quire_api.errors import UserError
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.invariance import attention_agrees, products_agree
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.kernel_cache import use_kernel_cache
 from quire_runtime.engine.progress import StartProgress, Tell
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.memory import MemoryPlan, out_of_memory, plan_memory, remarks, require_room
@@ -72,6 +73,7 @@ def load(config: EngineConfig, tell: Tell | None = None) -> Loaded:
         facts = ModelConfig.from_directory(directory)
         revision = model_revision(directory)
     device = pick_device(config)
+    use_kernel_cache(config.kernel_cache, device)
     dtype = pick_dtype(config, facts, device)
     try:
         return _load(config, directory, facts, revision, device, dtype, progress)
