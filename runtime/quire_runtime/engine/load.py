@@ -13,6 +13,7 @@ from quire_kernels.invariance import attention_agrees, products_agree
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.kernel_cache import use_kernel_cache
 from quire_runtime.engine.progress import StartProgress, Tell
+from quire_runtime.engine.source import model_directory
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.memory import MemoryPlan, out_of_memory, plan_memory, remarks, require_room
 from quire_runtime.execute.rows import Rows
@@ -137,16 +138,6 @@ def require_invariance(model: Model) -> None:
             "bits between a row alone and in a batch. Serve without it, use device cpu, or an NVIDIA GPU of compute "
             "capability 9.0."
         )
-
-
-def model_directory(config: EngineConfig) -> Path:
-    """The local directory of the model; fetched first where the source is remote."""
-    if os.path.isdir(config.model):
-        return Path(config.model)
-    from quire_runtime.agent.fetch import fetch_model
-
-    cache = Path(config.download_dir) if config.download_dir else None
-    return fetch_model(config.model, revision=config.revision, cache_dir=cache)
 
 
 def pick_device(config: EngineConfig) -> torch.device:

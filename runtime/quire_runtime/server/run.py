@@ -18,6 +18,7 @@ from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import EngineChild
 from quire_runtime.engine.client import AsyncEngineClient
 from quire_runtime.engine.messages import EngineLoading
+from quire_runtime.engine.source import model_directory
 from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
@@ -135,7 +136,7 @@ async def _run_engine(
         UserError, EngineDied
     """
     service.loading = lambda: "fetch"
-    directory = await asyncio.to_thread(_model_directory, config)
+    directory = await asyncio.to_thread(model_directory, config)
     client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}), child)
     clients.append(client)
     service.loading = lambda: _doing(client.loading)
@@ -164,15 +165,6 @@ def _doing(said: EngineLoading | None) -> str:
     if said is None:
         return "import"
     return said.phase if said.percent is None else f"{said.phase}, {said.percent} %"
-
-
-def _model_directory(config: EngineConfig) -> Path:
-    if os.path.isdir(config.model):
-        return Path(config.model)
-    from quire_runtime.agent.fetch import fetch_model
-
-    pickles = config.load_format == "pt"
-    return fetch_model(config.model, config.revision, cache_dir=config.download_dir, allow_pickle=pickles)
 
 
 def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:

@@ -20,6 +20,8 @@ from quire_runtime.agent.errors import (
     WeightsUnauthorized,
 )
 from quire_runtime.agent.fetch import fetch_model
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.source import model_directory
 
 NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
@@ -129,6 +131,14 @@ def test_pickles_are_not_downloaded_unless_asked_for(hub: Any, tmp_path: Path):
     with pytest.raises(WeightsNotFound, match="no safetensors"):
         fetch_model("hf://org/tiny", cache_dir=tmp_path)
     assert "pytorch_model.bin" in names(fetch_model("hf://org/tiny", cache_dir=tmp_path, allow_pickle=True))
+
+
+def test_an_engine_that_loads_pickles_has_them_fetched(hub: Any, tmp_path: Path):
+    del hub.files["model.safetensors"]
+    wanted = {"model": "hf://org/tiny", "download_dir": str(tmp_path)}
+    with pytest.raises(WeightsNotFound, match="no safetensors"):
+        model_directory(EngineConfig.of(**wanted))
+    assert "pytorch_model.bin" in names(model_directory(EngineConfig.of(**wanted, load_format="pt")))
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_the_first_byte(hub: Any, tmp_path: Path):
