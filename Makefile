@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
-# `make test WORKERS=2` tests in two processes.
+# `make test WORKERS=2` tests in two processes, TESTS="tests/gateway ..." only these.
 # `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
 # IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
 # SCENARIOS="e2e/test_serving.py ..." runs only these.
@@ -17,6 +17,7 @@ CLUSTER ?= own
 IMAGES ?=
 VERSION ?=
 SCENARIOS ?= e2e
+TESTS ?=
 VALUES ?=
 WORKERS ?=
 
@@ -34,14 +35,14 @@ $(UV):
 
 $(STAMP): pyproject.toml constraints.txt | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(UV) pip install --python $(BIN)/python -c constraints.txt --build-constraints constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## quire-tiny on two replicas, asked through the gateway
 	$(BIN)/quire demo
 
 test: $(STAMP) ## every test; WORKERS=2 takes two processes and half the time
-	$(BIN)/pytest $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder)
+	$(BIN)/pytest $(if $(WORKERS),--numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder) $(TESTS)
 
 lint: $(STAMP) ## ruff, mypy, import rules, stale generated files
 	$(BIN)/ruff check .

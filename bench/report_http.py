@@ -23,7 +23,8 @@ def served(lines: list[Line]) -> str:
     page = [
         "## HTTP servers",
         "",
-        "From [http.jsonl](http.jsonl), one row a repetition; lines of one run are of one machine, the clients too. A",
+        "From [http.jsonl](http.jsonl), which [served.py](../served.py) writes; until run 2026-11-26-h200-4 an older",
+        "program that asked in the same way did. A row a repetition; a run is of one machine, the clients too. A",
         "front end that is not the default one, and flags beyond those that all rows share, stand with the server.",
         "W1 is streamed to 256 clients at once; Poisson arrivals last 30 s. TTFT and ITL in ms, p50 / p99; CPU of the",
         "front end in us a token.",
@@ -78,7 +79,11 @@ def ratios(lines: list[Line]) -> list[str]:
 
 
 def server(line: Line) -> str:
-    return f"{line['engine']} {line['version']}{line.get('command', '').partition(SAME_FOR_ALL)[2]}"
+    """Engine and version, flags of its own, and variables that its command began with."""
+    command = line.get("command", "")
+    given = [word for word in command.partition(" serve ")[0].split() if "=" in word]
+    variables = f" ({' '.join(given)})" if given else ""
+    return f"{line['engine']} {line['version']}{command.partition(SAME_FOR_ALL)[2]}{variables}"
 
 
 def load_of(line: Line) -> str:

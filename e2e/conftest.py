@@ -56,8 +56,7 @@ def cluster() -> Iterator[Client]:
         client.close()
         if client.is_own and not KEEP:
             teardown.down(client.layout)
-            left = sorted(traces.read(client.layout) - before)
-            if left:
+            if left := traces.new(client.layout, before):
                 pytest.fail("the cluster left behind:\n" + "\n".join(left))
 
 

@@ -5,10 +5,12 @@ ARG BASE_IMAGE=python:3.11.13-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 # Where there is no network: PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIRECTORY take every wheel from a mounted directory.
 ARG PIP_NO_INDEX PIP_FIND_LINKS
+# The build backend too: pip up to 25.2 takes its version from the first, a newer one from the second.
+ENV PIP_CONSTRAINT=/source/constraints.txt PIP_BUILD_CONSTRAINT=/source/constraints.txt
 WORKDIR /source
 COPY . .
 RUN python3 -m venv /opt/quire \
- && /opt/quire/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[gateway]'
+ && /opt/quire/bin/pip install --no-cache-dir --disable-pip-version-check '.[gateway]'
 
 FROM ${BASE_IMAGE}
 RUN useradd --uid 65532 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin quire

@@ -89,7 +89,7 @@ class _Request(BaseModel):
             InvalidRequest: the first field that does not fit.
         """
         if not isinstance(body, dict):
-            raise InvalidRequest("The body must be a JSON object.")
+            raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
         try:
             request = cls.model_validate(body)
         except ValidationError as error:

@@ -159,6 +159,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
 
         clients = [asyncio.ensure_future(client()) for _ in range(streams)]
         for kind in kinds:
+            print(f"chaos: {kind} ...", flush=True)
             until = time.monotonic() + seconds / len(kinds)
             while time.monotonic() < until:
                 tallies[kind].strikes += kind != "none"

@@ -31,6 +31,8 @@ class Job:
     affinity: bytes = b""
     """What KubeAI's hash looks at: the first 100 characters of the first user message."""
     arrived_s: float = 0.0
+    admitted_s: float = 0.0
+    """When its prefill began."""
     first_s: float = 0.0
     ended_s: float = 0.0
     cached_tokens: int = 0
@@ -313,6 +315,7 @@ class SimulatedEngine:
         cache.take(-(-length // BLOCK_SIZE) - hits)
         if not made:
             job.cached_tokens = running.context
+            job.admitted_s = self._loop.time()
             self.prompt_tokens += length
             self.hit_tokens += running.context
         self._prefilling.append(running)

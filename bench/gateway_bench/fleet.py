@@ -56,6 +56,8 @@ class SimulatedFleet:
         self._scraped = [rivals.Scraped()] * replicas
         self._scraped_at = -1.0
         self._rng = random.Random(1)
+        self.on_choice: Callable[[Job, str], None] = _unwatched
+        """Called with each job that has got its replica, before the engine has it, and the reason, ours only."""
 
     def add_replica(self) -> ReplicaState:
         """One more, routable at once."""
@@ -114,8 +116,9 @@ class SimulatedFleet:
     def send(self, job: Job, on_end: Callable[[], None] = lambda: None) -> None:
         """Route `job` now; its moments and its replica are recorded in it."""
         job.arrived_s = sent_s = self._loop.time()
-        ticket = self._route(job)
+        ticket, reason = self._route(job)
         job.replica = int(ticket.replica.id[1:])
+        self.on_choice(job, reason)
         meter = self.deployment.load
 
         def first() -> None:
@@ -134,17 +137,17 @@ class SimulatedFleet:
         job.on_end = ended
         self.engines[job.replica].add(job)
 
-    def _route(self, job: Job) -> Ticket:
+    def _route(self, job: Job) -> tuple[Ticket, str]:
         deployment = self.deployment
         replicas = deployment.candidates(set())
         if self._policy == "chwbl":
             chosen = self._ring.pick(job.affinity, [replica.in_flight for replica in replicas])
-            return deployment.take(replicas[chosen], len(job.tokens))
+            return deployment.take(replicas[chosen], len(job.tokens)), ""
         if self._policy == "llm-d":
             self._scrape()
             chosen = rivals.pick_llm_d(self._prefixes.scores(job.keys), self._scraped, self._rng)
             self._prefixes.add(chosen, job.keys)
-            return deployment.take(replicas[chosen], len(job.tokens))
+            return deployment.take(replicas[chosen], len(job.tokens)), ""
         tokens = job.tokens if job.keys else []
         choice = Choice(deployment, Prompt(tokens, len(job.tokens)), {SPACE: Hashed(job.keys)})
         pick = choice.pick(replicas)
@@ -152,7 +155,7 @@ class SimulatedFleet:
         replica.saved_tokens.add(pick.cached_tokens, self._loop.time())
         ticket = deployment.take(replica, pick.uncached_tokens)
         ticket.expectation = choice.expect(replica)
-        return ticket
+        return ticket, pick.reason
 
     def _scrape(self) -> None:
         now = self._loop.time()
@@ -164,4 +167,8 @@ class SimulatedFleet:
 
 
 def _silent(stored: list[bytes], removed: list[bytes]) -> None:
+    pass
+
+
+def _unwatched(job: Job, reason: str) -> None:
     pass

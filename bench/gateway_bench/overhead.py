@@ -167,7 +167,8 @@ async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str,
             measured.append(stack.enter_context(make(folder, engine.port)))
         for server in measured:
             await _ready(server)
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
+            print(f"overhead: round {number} of {rounds} ...", flush=True)
             for what, load in LOADS.items():
                 for server in measured:
                     # LiteLLM is far from 200 streams a second: a queue that only grows says nothing of latency.

@@ -5,7 +5,7 @@ A run warms up until caches are full (`Workload.warm_s`), then measures.
 
 import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -42,19 +42,37 @@ class Run:
     cache_fill: float
 
 
-def simulate(workload: Workload, load: float, policy: str, scripts: Sequence[Script], seconds: float) -> Run:
+Watch = Callable[[VirtualLoop, SimulatedFleet, float, float], None]
+"""Told of a run before it begins: its loop, its fleet, when the measured seconds begin, and when they end."""
+
+
+def simulate(
+    workload: Workload,
+    load: float,
+    policy: str,
+    scripts: Sequence[Script],
+    seconds: float,
+    watch: Watch = lambda loop, fleet, begin_s, end_s: None,
+) -> Run:
     """One run to its end; `scripts` of the warm-up and of `seconds` after it."""
     loop = VirtualLoop()
     try:
-        return loop.run_until_complete(_simulate(loop, workload, load, policy, scripts, seconds))
+        return loop.run_until_complete(_simulate(loop, workload, load, policy, scripts, seconds, watch))
     finally:
         loop.close()
 
 
 async def _simulate(
-    loop: VirtualLoop, workload: Workload, load: float, policy: str, scripts: Sequence[Script], seconds: float
+    loop: VirtualLoop,
+    workload: Workload,
+    load: float,
+    policy: str,
+    scripts: Sequence[Script],
+    seconds: float,
+    watch: Watch,
 ) -> Run:
     fleet = SimulatedFleet(loop, policy, REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
+    watch(loop, fleet, workload.warm_s(load), workload.warm_s(load) + seconds)
     done = loop.create_future()
     left = len(scripts)
     warm_s = workload.warm_s(load)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ LOSS = 0.03
 COMPARED = {"ttft_mean_s": True, "ttft_p90_s": True, "tpot_mean_ms": True, "output_tok_s": False, "hit_rate": False}
 """By name in a run: whether less is better."""
 EXPLAINED = {
-    "ladder-37": "ladder-37, 4 and 8/s: in the trace of 8/s the load bound, and nothing else, sends prompts away from "
-    "where they are cached, 19 of 4,509 (in flight 0, 5, 5, 5, 6, 9, 10 and 16: not to the 16); each is a prefill of "
-    "0.17 s, against decoding beside 16 others. llm-d has no such bound, and its TPOT is no better for it. "
-    "24/s: as ladder-73.",
-    "ladder-73": "ladder-73, 4 and 8/s: as ladder-37. 24/s, beyond saturation: in the trace up to 200 requests wait "
-    "at some replicas and none at others, for blocks, not for their prefill: nearly all of their tokens are cached, "
-    "and to compute a prompt beside a hundred others costs more than to wait with those, until the load bound binds. "
-    "To count each of them as 1,024 queued tokens did not help. llm-d reads the engines' queues. Least-load and round "
-    "robin find a fifth cached: their requests queue for two minutes, fewer run side by side, and each of those is "
-    "quicker; so it is with consistent hashing, for half a minute.",
-    "hot": "hot: while few requests run, they are left to the replicas that have the 4,000 common tokens, four of "
-    "eight at 20/s (0.1 s of prefill for each further one), so that requests share a step more often: 1.3 ms of TTFT "
-    "and 0.8 of TPOT. 130/s, near saturation: all requests are alike, and no choice by load is as even as taking "
-    "turns; least-load is behind round robin as well.",
+    "ladder-37": "ladder-37, 4 and 8/s: one prompt is sent away, and llm-d and we find all but 16 to 21 tokens of one; "
+    "who shares a step with whom differs, and over other seeds so does who is ahead. Consistent hashing has the lower "
+    "TPOT, as its bound of 1.25 x mean holds at any count: its replicas are evenly full, and for it 35 and 14 % "
+    "of all prompt tokens are computed again, at eight and three times the TTFT. 24/s, beyond saturation: llm-d "
+    "as at 73 % (seed 9: 18 or 19 groups on each replica, ours 16 to 23). Least-load and round robin keep each "
+    "prefix three times, so that about 100 sequences run where 256 could, and 270 wait: each that runs is "
+    "quicker, and TTFT five times as long.",
+    "ladder-73": "ladder-73, 8/s: seed 7 alone; over eight others there is no difference. 24/s, beyond saturation, is "
+    "no chance: neither llm-d nor we send a prompt away or keep a prefix twice, so that where its first prompt went "
+    "decides for good where a group queues. llm-d counts the KV cache in use, to which a prefix adds once, and "
+    "spreads the groups more evenly (seed 8: 18 to 21 on a replica, ours 16 to 20, as we count requests): 110 "
+    "requests wait at one replica and 3 at another. To make waiting requests dearer is no way out, for every "
+    "group of the busy replica leaves it then: 1,024 tokens for each cost a tenth, 4,096 three times the TTFT. "
+    "Least-load, round robin and consistent hashing find less cached and keep prefixes twice; fewer of their "
+    "requests run side by side, each of those is quicker, and the others wait for half a minute to two.",
+    "hot": "hot: all requests are alike; no choice by load is more even than taking turns.",
 }
 """What was found behind the losses, by workload; shown only where there is one."""
 Rows = list[dict[str, Any]]
@@ -57,6 +60,7 @@ def write() -> None:
     ]
     for part, section in (
         ("quality", _quality),
+        ("trace", _trace),
         ("scaling", _scaling),
         ("warming", _warming),
         ("decision", _decision),
@@ -84,8 +88,25 @@ def _ratio(one: float, other: float) -> float:
     return one / other
 
 
-def losses(runs: Rows) -> list[str]:
-    """Where another policy is ahead of ours by more than `LOSS`, in words."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One number of one load in which `policy` is ahead of ours by more than `LOSS`; gap: by what share."""
+
+    workload: str
+    load: float
+    policy: str
+    field: str
+    theirs: float
+    own: float
+    gap: float
+
+    def __str__(self) -> str:
+        ahead = f"{self.policy} {self.field} {self.theirs:g}, {OURS} {self.own:g} ({self.gap:+.0%})"
+        return f"{self.workload} at {self.load:g}/s: {ahead}"
+
+
+def losses(runs: Rows) -> list[Loss]:
+    """Where another policy is ahead of ours by more than `LOSS`."""
     found = []
     points = sorted({(run["workload"], run["load"]) for run in runs})
     for workload, load in points:
@@ -98,8 +119,14 @@ def losses(runs: Rows) -> list[str]:
                 theirs, own = run[field], ours[field]
                 gap = _ratio(own, theirs) - 1 if is_less_better else _ratio(theirs, own) - 1
                 if gap > LOSS and policy != OURS:
-                    found.append(f"{workload} at {load:g}/s: {policy} {field} {theirs:g}, {OURS} {own:g} ({gap:+.0%})")
+                    found.append(Loss(workload, load, policy, field, theirs, own, gap))
     return found
+
+
+def points_behind(most: float = float("inf")) -> list[tuple[str, float, str]]:
+    """(workload, load, policy) of what is ahead of ours by more than `LOSS` and at most `most`."""
+    lost = losses(json.loads(path_of("quality").read_text())["runs"])
+    return list(dict.fromkeys((loss.workload, loss.load, loss.policy) for loss in lost if loss.gap <= most))
 
 
 def _quality(result: dict[str, Any]) -> list[str]:
@@ -131,9 +158,47 @@ def _quality(result: dict[str, Any]) -> list[str]:
     why = [
         EXPLAINED.get(name, f"{name}: not looked into yet")
         for name in result["workloads"]
-        if any(each.startswith(f"{name} at ") for each in lost)
+        if any(each.workload == name for each in lost)
     ]
     return [*lines, "", *(["Why:", ""] if why else []), *[f"- {each}" for each in why], ""]
+
+
+def _trace(result: dict[str, Any]) -> list[str]:
+    heads = {
+        "workload": "workload",
+        "load": "requests/s",
+        "policy": "policy",
+        "ttft_ms": "TTFT ms",
+        "admission_ms": "until admitted",
+        "prefill_ms": "from then on",
+        "away_tokens": "uncached: elsewhere",
+        "gone_tokens": "nowhere",
+        "sent_away": "sent away",
+        "sent_away_from": "from in-flight",
+        "sent_away_to": "to",
+        "in_flight_most": "in flight: most",
+        "in_flight_least": "least",
+        "waiting_most": "waiting: most",
+        "waiting_least": "least",
+        "copies": "copies",
+        "preemptions": "preemptions",
+    }
+    rows = [[f"{row[name]:g}" if name == "load" else row[name] for name in heads] for row in result["rows"]]
+    lines = ["### What these choices cost", "", *result["notes"], "", *_table(list(heads.values()), rows)]
+    gaps = [
+        [
+            row["workload"],
+            f"{row['load']:g}",
+            row["policy"],
+            row["field"],
+            row["seeds"],
+            f"{row['mean']:+.1%}",
+            f"{row['twice_error']:.1%}",
+        ]
+        for row in result["gaps"]
+    ]
+    heads_of_gaps = ["workload", "requests/s", "policy", "what", "seeds", f"{OURS} above it by", "+-"]
+    return [*lines, *result["gap_notes"], "", *_table(heads_of_gaps, gaps)]
 
 
 def _plot_quality(workload: str, title: str, runs: Rows) -> None:
@@ -192,7 +257,7 @@ def _scaling(result: dict[str, Any]) -> list[str]:
 
 def _warming(result: dict[str, Any]) -> list[str]:
     lines = ["## A new replica, cold and warmed", "", *result["notes"], ""]
-    return lines + _table(
+    lines += _table(
         [
             "workload",
             "requests/s",
@@ -225,6 +290,23 @@ def _warming(result: dict[str, Any]) -> list[str]:
                 row["ttft_p90_s"],
             ]
             for row in result["rows"]
+        ],
+    )
+    lines += ["## Scale-down: who leaves", "", *result["leaving_notes"], ""]
+    return lines + _table(
+        ["workload", "requests/s", "who leaves", "had saved", "requests", "hit rate", "TTFT mean s", "p90 s"],
+        [
+            [
+                row["workload"],
+                f"{row['load']:g}",
+                row["left"],
+                f"{row['left_saved']:.1%}",
+                row["requests"],
+                row["hit_rate"],
+                row["ttft_mean_s"],
+                row["ttft_p90_s"],
+            ]
+            for row in result["leaving"]
         ],
     )
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from math import ceil, exp
+from math import ceil, exp, floor
 
 from gateway_bench import kubeai, step_cost
 from gateway_bench.engine import EngineLimits, Job
@@ -306,26 +306,46 @@ async def _simulate(loop: VirtualLoop, shape: Shape, law: str, decide: Decide, f
     )
 
 
-LAWS = ("quire", "kubeai, target 32", "kubeai, target 100", "fixed for the mean", "fixed for the peak")
+LAWS = (
+    "quire",
+    "kubeai, target 32",
+    "kubeai, target 100",
+    "fixed, fewer hours",
+    "fixed, more hours",
+    "fixed for the peak",
+)
+"""Of the fixed fleets the first two are those next to our law in replica-hours: the largest that takes no more, and the
+smallest that takes as many or more."""
 PER_REPLICA = 4.0
 """Requests a second that keep one replica at about TARGET in flight."""
 
 
-def run(shape_name: str, law: str) -> Outcome:
+def run(shape_name: str, law: str, hours: float = 0.0) -> Outcome:
+    """hours: replica-hours of our law, for the fleets that are as large."""
     shape = next(each for each in SHAPES if each.name == shape_name)
     first = shape.min_replicas
-    mean = sum(shape.rate(float(t)) for t in range(int(shape.seconds))) / shape.seconds
     if law == "quire":
         decide = ours(shape)
     elif law.startswith("kubeai"):
         decide = kubeai_law(shape, int(law.rpartition(" ")[2]))
     else:
-        first = ceil((mean if law.endswith("mean") else shape.peak) / PER_REPLICA)
+        as_many = 3600 * hours / shape.seconds
+        first = {
+            "fixed, fewer hours": floor(as_many),
+            "fixed, more hours": ceil(as_many),
+            "fixed for the peak": ceil(shape.peak / PER_REPLICA),
+        }[law]
         decide = fixed(first)
     return simulate(shape, law, decide, first)
 
 
+def compare(shape: str, laws: Sequence[str]) -> list[Outcome]:
+    """All `laws` on the very same requests."""
+    own = run(shape, "quire")
+    return [own if law == "quire" else run(shape, law, own.replica_hours) for law in laws]
+
+
 def sweep(shapes: Sequence[str], laws: Sequence[str] = LAWS, processes: int = 2) -> list[dict[str, object]]:
-    points = [(shape.name, law) for shape in SHAPES if shape.name in shapes for law in laws]
+    chosen = [shape.name for shape in SHAPES if shape.name in shapes]
     with ProcessPoolExecutor(processes) as pool:
-        return [asdict(outcome) for outcome in pool.map(run, *zip(*points, strict=True))]
+        return [asdict(outcome) for each in pool.map(compare, chosen, [laws] * len(chosen)) for outcome in each]

@@ -188,24 +188,24 @@ async def _simulate(
         prefixes=len(computed),
         tokens=sum(len(job.tokens) for job in computed),
         new_requests=len(new),
-        new_hit_rate=_hit_rate(new),
-        new_ttft_mean_s=_mean(new),
-        new_ttft_p90_s=_p90(new),
-        hit_rate=_hit_rate(window),
-        ttft_mean_s=_mean(window),
-        ttft_p90_s=_p90(window),
+        new_hit_rate=hit_rate(new),
+        new_ttft_mean_s=mean_ttft_s(new),
+        new_ttft_p90_s=p90_ttft_s(new),
+        hit_rate=hit_rate(window),
+        ttft_mean_s=mean_ttft_s(window),
+        ttft_p90_s=p90_ttft_s(window),
     )
 
 
-def _hit_rate(jobs: Sequence[Job]) -> float:
+def hit_rate(jobs: Sequence[Job]) -> float:
     return round(sum(job.cached_tokens for job in jobs) / sum(len(job.tokens) for job in jobs), 4)
 
 
-def _mean(jobs: Sequence[Job]) -> float:
+def mean_ttft_s(jobs: Sequence[Job]) -> float:
     return round(statistics.fmean(job.first_s - job.arrived_s for job in jobs), 4)
 
 
-def _p90(jobs: Sequence[Job]) -> float:
+def p90_ttft_s(jobs: Sequence[Job]) -> float:
     ordered = sorted(job.first_s - job.arrived_s for job in jobs)
     return round(ordered[ceil(0.9 * len(ordered)) - 1], 4)
 

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from quire.chat import ServerRefused, connect, first_model
+from quire.address import base_address
+from quire.chat import connect, first_model
 from quire.up.display import plain_table
 from quire_api.errors import UserError
 
@@ -39,6 +40,10 @@ _BINS = 12
 
 class NothingMeasured(UserError):
     """No request was answered."""
+
+
+class NotWritable(UserError):
+    """The file for the figures cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,12 @@ def run_bench(
     Raises:
         ServerUnreachable, ServerRefused: nothing answers, or no model is served.
         NothingMeasured: every request failed.
+        NotWritable: told before anything is sent.
     """
     console = console or Console()
+    file = Path(json_file) if json_file not in ("", "-") else None
+    if file is not None:
+        _check_writable(file)
     if not plan.model:
         plan = Plan(**{**asdict(plan), "model": first_model(connect(plan.url, key))})
     samples, passed_s = asyncio.run(measure(plan, key, console))
@@ -112,11 +121,19 @@ def run_bench(
         console.print(json.dumps(figures, indent=1), markup=False, highlight=False, soft_wrap=True)
     else:
         _print(console, figures, samples, has_plot)
-        if json_file:
-            Path(json_file).write_text(json.dumps(figures, indent=1) + "\n")
+        if file is not None:
+            file.write_text(json.dumps(figures, indent=1) + "\n")
     if all(sample.error for sample in samples):
         why = Counter(sample.error for sample in samples).most_common(1)[0][0] if samples else "none was sent"
         raise NothingMeasured(f"no request was answered: {why}")
+
+
+def _check_writable(file: Path) -> None:
+    try:
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise NotWritable(f"{file} cannot be written: {error.strerror}. Give another file with --json.") from None
 
 
 async def measure(plan: Plan, key: str, console: Console) -> tuple[list[Sample], float]:
@@ -320,8 +337,6 @@ def plan_for(url: str, **settings: Any) -> Plan:
     """A plan for the base address of an endpoint, given with or without /v1.
 
     Raises:
-        ServerRefused: it is no http address.
+        BadAddress
     """
-    if not url.startswith(("http://", "https://")):
-        raise ServerRefused(f"{url} is no address; write it as http://HOST:PORT")
-    return Plan(url.rstrip("/").removesuffix("/v1"), **settings)
+    return Plan(base_address(url), **settings)

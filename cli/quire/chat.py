@@ -9,6 +9,7 @@ import httpx
 import openai
 from rich.console import Console
 
+from quire.address import base_address, is_loopback
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_CACHED_TOKENS, HEADER_REASON, HEADER_REPLICA
 
@@ -45,7 +46,14 @@ class Answer:
 
 
 def connect(url: str, key: str = "") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=key or "none", max_retries=0)
+    """A client of the server at `url`, given with or without /v1; proxies of the environment are for other machines.
+
+    Raises:
+        BadAddress
+    """
+    base = base_address(url)
+    http = openai.DefaultHttpxClient(trust_env=not is_loopback(base))
+    return openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none", max_retries=0, http_client=http)
 
 
 def first_model(client: openai.OpenAI) -> str:
@@ -183,6 +191,6 @@ def _read_line(console: Console) -> str | None:
 def is_ready(url: str) -> bool:
     """Whether a gateway or engine at `url` says that it is ready."""
     try:
-        return httpx.get(f"{url}/ready", timeout=2.0).status_code == 200
+        return httpx.get(f"{url}/ready", timeout=2.0, trust_env=not is_loopback(url)).status_code == 200
     except httpx.HTTPError:
         return False

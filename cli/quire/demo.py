@@ -100,7 +100,7 @@ def _wait_ready(console: Console, up: subprocess.Popen[bytes], url: str, log: Pa
 
 def _routable_replicas(url: str) -> int:
     try:
-        report = httpx.get(f"{url}/internal/v1/replicas", timeout=2.0)
+        report = httpx.get(f"{url}/internal/v1/replicas", timeout=2.0, trust_env=False)
         return sum(replica["is_routable"] for replica in report.json()["replicas"]) if report.is_success else 0
     except (httpx.HTTPError, ValueError, KeyError):
         return 0

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from quire.address import base_address
 from quire.chat import ServerRefused, ServerUnreachable
 from quire_api import wire
 
@@ -13,13 +14,17 @@ TIMEOUT_S = 10.0
 
 
 class GatewayPages:
-    """One gateway's pages."""
+    """One gateway's pages.
+
+    Raises:
+        BadAddress
+    """
 
     def __init__(self, url: str, internal_key: str = "", api_key: str = "") -> None:
         headers = {wire.HEADER_INTERNAL_KEY: internal_key} if internal_key else {}
         if api_key:
             headers["authorization"] = f"Bearer {api_key}"
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = base_address(url)
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     def ask(self, kind: type[T], path: str, body: dict[str, Any] | None = None) -> T:
@@ -31,7 +36,7 @@ class GatewayPages:
         """
         try:
             answer = self.http.get(path) if body is None else self.http.post(path, json=body)
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except httpx.HTTPError:
             raise ServerUnreachable(
                 f"nothing answers at {self.url} . Start a server with `quire up FILE.yaml` or name one with --url."
             ) from None
@@ -42,7 +47,7 @@ class GatewayPages:
                 return msgspec.json.decode(answer.content, type=kind)
             except msgspec.MsgspecError:
                 pass
-        elif answer.status_code != 404 or "/debug/" in path:
+        elif answer.status_code != 404 or _error(answer).get("code") == "model_not_found":
             raise ServerRefused(f"the gateway refused: {_message(answer)}")
         raise ServerRefused(f"{self.url} is no Quire gateway of this version; name its base address with --url.")
 
@@ -50,8 +55,13 @@ class GatewayPages:
         self.http.close()
 
 
-def _message(answer: httpx.Response) -> str:
+def _error(answer: httpx.Response) -> dict[str, Any]:
     try:
-        return str(answer.json()["error"]["message"])
+        error = answer.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return f"status {answer.status_code}."
+        error = None
+    return error if isinstance(error, dict) else {}
+
+
+def _message(answer: httpx.Response) -> str:
+    return str(_error(answer).get("message") or f"status {answer.status_code}.")

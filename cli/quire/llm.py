@@ -15,7 +15,7 @@ from quire_api.errors import UserError
 from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.engine import Engine, EngineOutputs
-from quire_runtime.engine.load import model_directory
+from quire_runtime.engine.source import model_directory
 from quire_text.chat import render
 from quire_text.tokenizer import Tokenizer
 

@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from quire_api.errors import UserError
 
@@ -12,13 +13,13 @@ USER_ERROR = 2
 
 app = typer.Typer(
     name="quire",
-    help="Serve large language models: on one machine with `quire up`, on Kubernetes with the operator.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Url = Annotated[str, typer.Option(help="Base address of a Quire gateway or engine.", envvar="QUIRE_URL")]
+GatewayUrl = Annotated[str, typer.Option(help="Base address of a Quire gateway.", envvar="QUIRE_URL")]
 InternalKey = Annotated[
     str, typer.Option(help="Key of the gateway's inner pages, where it has one.", envvar="QUIRE_INTERNAL_KEY")
 ]
@@ -45,6 +46,23 @@ StateDir = Annotated[
     Path | None, typer.Option(help="State folder of a `quire up`; by default the latest.", show_default=False)
 ]
 ApiKey = Annotated[str, typer.Option(help="Key to send, where the server asks for one.", envvar="QUIRE_API_KEY")]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from quire_api.version import __version__
+
+        typer.echo(f"quire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def quire(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve large language models: on one machine with `quire up`, on Kubernetes with the operator."""
 
 
 @app.command(epilog="Example:  quire demo --stay")
@@ -168,7 +186,7 @@ def chat(
 
 @app.command(epilog="Examples:  quire top   |   quire top --once --url http://gateway:8000")
 def top(
-    url: Url = "http://127.0.0.1:8000",
+    url: GatewayUrl = "http://127.0.0.1:8000",
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end, as for scripts.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two pictures.", min=0.2)] = 1.0,
     internal_key: InternalKey = "",
@@ -182,7 +200,7 @@ def top(
 @app.command(epilog="Examples:  quire explain 'What is a pod?'   |   quire explain --raw - < prompt.txt")
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt, as a user's message; - reads it from standard input.")],
-    url: Url = "http://127.0.0.1:8000",
+    url: GatewayUrl = "http://127.0.0.1:8000",
     model: Annotated[str, typer.Option(help="Served name; by default the first that /v1/models lists.")] = "",
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="Plain text for /v1/completions, without chat template.")] = False,
@@ -250,7 +268,17 @@ def bench(
     run_bench(plan, key=api_key, json_file=json_file, has_plot=plot)
 
 
+class _Serve(typer.core.TyperCommand):
+    """Its flags are read in `quire.serve`; the shell learns of them here."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        from quire.serve import complete_flag
+
+        return complete_flag(ctx, incomplete)
+
+
 @app.command(
+    cls=_Serve,
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
 )
@@ -285,9 +313,7 @@ def agent(context: typer.Context) -> None:
 @app.command(epilog="Example:  quire version")
 def version() -> None:
     """Print the version of Quire."""
-    from quire_api.version import __version__
-
-    typer.echo(f"quire {__version__}")
+    _print_version(True)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`quire serve MODEL`: its flags are the fields of EngineConfig and ServerConfig, so that each setting has one home."""
 
 import contextlib
+import difflib
 import inspect
 import json
 import logging
@@ -21,16 +22,19 @@ from pydantic.fields import FieldInfo
 
 from quire_api.errors import UserError
 from quire_runtime.agent.source import check_source
-from quire_runtime.config import EngineConfig
+from quire_runtime.config import SECRET, EngineConfig
 from quire_runtime.engine.child import EngineChild, early_child
 from quire_runtime.engine.errors import EngineDied, EngineStartFailed
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.start import start
 
-ENVIRONMENT = {"internal_key": "QUIRE_INTERNAL_KEY", "api_key": "QUIRE_API_KEY"}
+ENVIRONMENT = {
+    "internal_key": "QUIRE_INTERNAL_KEY",
+    "api_key": "QUIRE_API_KEY",
+    "kernel_cache": "QUIRE_KERNEL_CACHE",
+}
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 """File for a JSON object with reason and message when `quire serve` ends by an error."""
-SECRET = frozenset(ENVIRONMENT)
 FAILED = 1
 _NO_FLAG = frozenset({"model", "internal_key"})
 
@@ -58,7 +62,15 @@ def main(arguments: list[str], child: EngineChild | None = None) -> None:
     Raises:
         UserError
     """
+    _application(child)(arguments, prog_name="quire serve")
 
+
+def complete_flag(context: Any, incomplete: str) -> list[Any]:
+    """Completion items of the flags that begin with `incomplete`."""
+    return typer.main.get_command(_application()).shell_complete(context, incomplete)
+
+
+def _application(child: EngineChild | None = None) -> typer.Typer:
     def serve(**given: Any) -> None:
         model, explain, config = given.pop("model"), given.pop("explain"), given.pop("config")
         run_serve(model, explain=explain, config_file=config, flags=given, child=child)
@@ -68,10 +80,13 @@ def main(arguments: list[str], child: EngineChild | None = None) -> None:
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     serve.__doc__ = "Serve one model over the OpenAI API. Flags mean what they mean to `vllm serve`."
     app = typer.Typer(
-        pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
+        add_completion=False,  # `quire` has it
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command(cls=_Command, epilog="Example:  quire serve models/quire-tiny --port 8000 --max-model-len 2k")(serve)
-    app(arguments, prog_name="quire serve")
+    return app
 
 
 class _Command(typer.core.TyperCommand):
@@ -139,7 +154,10 @@ def resolve(
     stored = {} if config_file is None else _read(config_file)
     unknown = stored.keys() - {name for name, _ in settings_fields()}
     if unknown:
-        raise BadSetting(f"{config_file} names {sorted(unknown)[0]!r}, which is no setting. See `quire serve --help`.")
+        name = sorted(unknown)[0]
+        near = difflib.get_close_matches(name, [known for known, _ in settings_fields()], n=1)
+        hint = f"Did you mean {near[0]}?" if near else "See `quire serve --help`."
+        raise BadSetting(f"{config_file} names {name!r}, which is no setting. {hint}")
     settings = []
     for name, field in settings_fields():
         variable = ENVIRONMENT.get(name, "")
@@ -150,7 +168,9 @@ def resolve(
             value: Any = environment[variable]
             settings.append(Setting(name, [value] if _is_list(field) else value, f"environment {variable}"))
         elif name in stored:
-            settings.append(Setting(name, stored[name], f"file {config_file}"))
+            value = stored[name]
+            several = [value] if _is_list(field) and isinstance(value, str) else value
+            settings.append(Setting(name, several, f"file {config_file}"))
         elif field.is_required():
             raise BadSetting(f"quire serve needs {name.upper()}: a directory, file:// or hf:// source.")
         else:
@@ -212,11 +232,10 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def setting_help(name: str, field: FieldInfo) -> str:
-    choices = [
-        str(value) for kind in _members(field.annotation) if get_origin(kind) is Literal for value in get_args(kind)
-    ]
+    kinds = [kind for kind in _members(field.annotation) if kind is not type(None)]
+    choices = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     parts = [field.description or name.replace("_", " ").capitalize() + "."]
-    if choices:
+    if all(get_origin(kind) is Literal for kind in kinds):
         parts.append(f"One of: {', '.join(choices)}.")
     default = field.get_default(call_default_factory=True)
     if default not in (None, "", [], {}):
@@ -239,8 +258,13 @@ def _parsed(field: FieldInfo, given: Any) -> Any:
 def _read(file: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load(file.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadSetting(f"{file} cannot be read as YAML: {error}.") from None
+    except OSError as error:
+        raise BadSetting(f"{file} cannot be read: {error.strerror}.") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BadSetting(f"{file}{line}: is not valid YAML: {error.problem}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadSetting(f"{file} is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(stored, dict):
         raise BadSetting(f"{file} must hold settings as `name: value` lines.")
     return {str(name).replace("-", "_"): value for name, value in stored.items()}

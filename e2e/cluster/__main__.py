@@ -16,7 +16,8 @@ from cluster.errors import ClusterError
 from cluster.layout import SOURCES, Layout
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-LAYOUT = Layout()
+LAYOUT = Layout(**({"name": os.environ["QUIRE_CLUSTER"]} if os.environ.get("QUIRE_CLUSTER") else {}))
+"""QUIRE_CLUSTER names another one beside it."""
 NODE_PACKAGES = {
     "containerd": "containerd",
     "runc": "runc",

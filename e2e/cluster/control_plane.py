@@ -49,6 +49,8 @@ def start(layout: Layout) -> None:
             f"--cluster-cidr={POD_CIDR}",
             f"--service-cluster-ip-range={SERVICE_CIDR}",
             "--horizontal-pod-autoscaler-sync-period=5s",
+            # A claim that finds its volume a moment late waits this long (15 s by default), and its pod as long.
+            "--pvclaimbinder-sync-period=1s",
         ],
         GO,
     )

@@ -27,7 +27,7 @@ PYTHON_VERSION = "3.11"
 """What SUITE has: wheels are downloaded for it, whatever Python downloads them."""
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 COMPILER_PACKAGES = "gcc,libc6-dev,python3-dev"
-BACKEND = "hatchling==1.29.0"
+BACKEND = "hatchling"
 CONTEXT = ("api", "text", "runtime", "kernels", "gateway", "operator", "cli", "models/quire-tiny")
 
 PYTHON = Path(sys.base_prefix)
@@ -142,7 +142,10 @@ def _download_wheels(layout: Layout, components: Iterable[str]) -> Path:
         _run(
             *(REPOSITORY / ".uv/bin/python", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
             *("--only-binary=:all:", "--python-version", PYTHON_VERSION, "--dest", folder, "--find-links", folder),
-            *("-c", "constraints.txt", BACKEND, f".[{extras}]"),
+            *(BACKEND, f".[{extras}]"),
+            # Also of what pip installs to build ours.
+            PIP_CONSTRAINT=str(REPOSITORY / "constraints.txt"),
+            PIP_BUILD_CONSTRAINT=str(REPOSITORY / "constraints.txt"),
         )
         done.touch()
     return folder
@@ -193,7 +196,7 @@ def _buildah(layout: Layout, *arguments: str, without_network: bool = False) -> 
     return _run(*alone, "buildah", *storage, "--storage-driver=overlay", *arguments)
 
 
-def _run(*command: str | Path) -> str:
+def _run(*command: str | Path, **environment: str) -> str:
     """
     Raises:
         ClusterError: the program is missing or failed.
@@ -202,7 +205,7 @@ def _run(*command: str | Path) -> str:
         done = subprocess.run(
             [str(word) for word in command],
             cwd=REPOSITORY,
-            env={**os.environ, "BUILDAH_ISOLATION": "chroot"},
+            env={**os.environ, "BUILDAH_ISOLATION": "chroot", **environment},
             capture_output=True,
             text=True,
             check=False,

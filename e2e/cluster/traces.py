@@ -1,6 +1,7 @@
 """What a cluster may leave on the machine: read before it comes up and after it went down, nothing may be new."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ VOLATILE = (
 FOLDERS = ("/etc", "/etc/cni", "/opt", "/run", "/run/netns", "/var/lib", "/var/lib/cni", "/var/log")
 """Where kubelets, containerd and CNI plugins keep things unless they are told otherwise."""
 NAMESPACES = "/run/netns/"
+
+
+def new(layout: Layout, before: frozenset[str]) -> list[str]:
+    """What has come since `before` was read."""
+    return sorted(read(layout) - before)
 
 
 def read(layout: Layout) -> frozenset[str]:
@@ -66,10 +72,12 @@ def _processes(layout: Layout) -> Iterator[str]:
             yield f"process {folder.name}: {words[:200]}"
 
 
-def _packet_filter() -> list[str]:
-    """Rules of the machine's own network namespace; counters and times are in comments and brackets."""
-    done = subprocess.run(["iptables-save"], capture_output=True, text=True, check=False)
-    return [line.partition(" [")[0] for line in done.stdout.splitlines() if not line.startswith("#")]
+def _packet_filter() -> Iterator[str]:
+    """Rules and sets of the machine's own network namespace; counters and times are in comments and brackets."""
+    for command in (["iptables-save"], ["ip6tables-save"], ["ipset", "save"]):
+        if shutil.which(command[0]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            yield from (line.partition(" [")[0] for line in done.stdout.splitlines() if not line.startswith("#"))
 
 
 def _sysctls() -> Iterator[str]:

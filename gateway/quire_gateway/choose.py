@@ -97,7 +97,8 @@ class Choice:
         """Of the latest pick."""
 
     def pick(self, replicas: list[ReplicaState]) -> Pick:
-        """The policy's choice among `replicas` (at least one); changes nothing."""
+        """The policy's choice among `replicas` (at least one); changes nothing but what was put off."""
+        self._deployment.catch_up()
         roster = self._deployment.roster_of(replicas)
         candidates = as_candidates(replicas, roster.ids, self._cached_tokens(roster), self._deployment.others)
         chain = next((chain for space in roster.groups if (chain := self._chain(space))), None)

@@ -14,7 +14,14 @@ runs beside it. Under load it left the warm replica for a cold one whenever a fe
 was a longer queue and somebody else's prefix evicted, so that one miss made the next: at 73 % cache pressure and 35
 requests/s it answered after 6.2 s in the mean, such a sum after 0.08 s (bench/gateway_bench/quality.py).
 
-A replica far busier than the mean is no candidate however warm, so that one hot prefix cannot pile up on one replica.
+Costs that differ by less than 1/32 are alike, and of those the replica takes the request that was chosen longest ago:
+to heed each smaller difference sends the next few requests together to whichever has just ended some, where they are
+computed in one step and end in one again.
+
+Two rules stand beside the cost. A replica far busier than the mean is no candidate however warm, so that one hot prefix
+cannot pile up on one replica. And one that has nothing to do, and had none of the last 16 requests for each replica,
+takes the next request that would share a replica with others: while few requests run, sharing a step costs less than to
+compute a hot prompt once more, so that a prompt that everybody has would never come to half of the replicas.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +35,11 @@ FIRST_TOKEN_WEIGHT = 8
 """4 to 16 are alike in the simulations; 1 lengthens the queues of prompts that share nothing, by a tenth near
 saturation."""
 DECODE_DIVISOR = 4
+ALIKE_DIVISOR = 32
+"""Costs are alike within this part of the least."""
+LONG_IDLE_PICKS = 16
+"""For each replica. By chance one in ten million is passed by so often; more than one prompt in 16 is never computed
+for it."""
 
 _FEW = 24
 """Of more replicas than that it takes less time to compute all costs in one pass."""
@@ -123,21 +135,21 @@ class Candidates(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class LoadBound:
-    """A replica may take a request while in-flight + 1 <= max(floor, factor x mean + deviations x root of the mean).
+    """A replica may take a request while in-flight + 1 <= spare + factor x mean + deviations x root of the mean.
 
-    The mean counts the request. Counts differ by chance, by the root of their mean, and a bound that they pass so sends
-    warm prompts away: with 1.5 x mean, 4 of 100 requests of the shared-prefix ladder went to a cold replica for it
-    (8 requests/s, 73 % cache pressure).
+    The mean counts the request. Counts differ by chance, by the root of their mean and more where prompts have homes,
+    and a bound that they pass so sends warm prompts away: of the shared-prefix ladder at 8 requests/s 4 of 100 went to
+    a cold replica for it with 1.5 x mean, and with max(8, 1.25 x mean + 3 x root) 4 of 1,000, a tenth of the mean TTFT.
     """
 
     factor: float = 1.25
-    floor: int = 8
-    deviations: float = 3.0
+    spare: int = 8
+    deviations: float = 2.0
 
     def limit(self, candidates: Candidates) -> float:
         """The largest in-flight count, the new request included, that any of `candidates` may reach."""
         mean = (sum(candidates.in_flight) + 1) / len(candidates)
-        return max(self.floor, self.factor * mean + self.deviations * sqrt(mean))
+        return self.spare + self.factor * mean + self.deviations * sqrt(mean)
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
@@ -156,7 +168,8 @@ class Pick(msgspec.Struct, frozen=True):
     """The chosen replica, why, and the numbers behind it.
 
     `reason` is one of `only-replica`, `prefix-hit` (it holds most of the prompt), `load-bound` (a warmer one was too
-    busy), `session` (its home), `lowest-cost`, `least-recent` (a tie), or a policy's own word.
+    busy), `session` (its home), `lowest-cost`, `least-recent` (others cost as much), `long-idle`, or a policy's own
+    word.
     """
 
     replica: str
@@ -209,7 +222,7 @@ def _costs(prompt_tokens: int, candidates: Candidates, cached_tokens: list[int])
 
 
 def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBound) -> Pick:
-    """The cheapest of `candidates` (at least one) within the bound; ties go to the least recently used.
+    """The cheapest of `candidates` (at least one) within the bound; of those that cost alike, the least recently used.
 
     How much is cached is looked up for those only that may be the cheapest.
     """
@@ -223,7 +236,8 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
         # If all are over the bound, it tells none from another.
         first = min(within, key=costs.__getitem__, default=first)
     # What is cached costs less, so these are the least costs that may be: who is above this one is not the cheapest.
-    ceiling = costs[first] = cost_of(prompt_tokens, candidates, first)
+    costs[first] = cost_of(prompt_tokens, candidates, first)
+    ceiling = _alike(costs[first])
     rivals = [number for number, cost in enumerate(costs) if cost <= ceiling]
     if len(rivals) > 1 and cached_tokens.settle(rivals):
         if len(rivals) < _FEW:
@@ -233,10 +247,13 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
             costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
     allowed = [number for number in rivals if in_flight[number] <= most] or rivals
     best = min([costs[number] for number in allowed])
-    equal = [number for number in allowed if costs[number] == best]
+    alike = _alike(best)
+    equal = [number for number in allowed if costs[number] <= alike]
     chosen = equal[0] if len(equal) == 1 else min(equal, key=last_used.__getitem__)
     if len(costs) == 1:
         reason = "only-replica"
+    elif in_flight[chosen] and (idle := _long_idle(candidates)) is not None:
+        chosen, reason = idle, "long-idle"
     elif best > min([costs[number] for number in rivals]):
         reason = "load-bound"
     elif cached_tokens[chosen] and cached_tokens.is_any_below(cached_tokens[chosen]):
@@ -246,6 +263,20 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
     else:
         reason = "lowest-cost"
     return pick_of(chosen, reason, prompt_tokens, candidates, limit)
+
+
+def _alike(cost: int) -> int:
+    """The largest cost that is no more than `cost`, as far as a choice may rest on it."""
+    return cost + cost // ALIKE_DIVISOR
+
+
+def _long_idle(candidates: Candidates) -> int | None:
+    """The replica with nothing in flight that was chosen longest ago, if that is long ago; None: there is none."""
+    in_flight, last_used = candidates.in_flight, candidates.last_used
+    if 0 not in in_flight:
+        return None
+    idle = min([number for number, count in enumerate(in_flight) if not count], key=last_used.__getitem__)
+    return idle if max(last_used) - last_used[idle] > LONG_IDLE_PICKS * len(candidates) else None
 
 
 def pick_of(chosen: int, reason: str, prompt_tokens: int, candidates: Candidates, limit: float = float("inf")) -> Pick:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
@@ -211,6 +211,7 @@ class DeploymentState:
         self.roster: Roster | None = None
         """Of the latest choice; nobody's once a replica in it has become another model's."""
         self._changed = asyncio.Event()
+        self._put_off: list[Callable[[], None]] = []
 
     @property
     def key(self) -> tuple[str, str]:
@@ -287,6 +288,18 @@ class DeploymentState:
     async def change(self) -> None:
         """Return when a replica has become routable, or the table has changed."""
         await self._changed.wait()
+
+    def put_off(self, act: Callable[[], None]) -> None:
+        """Let `act` change the index after what is being written now has gone out, yet before the next choice."""
+        if not self._put_off:
+            asyncio.get_running_loop().call_soon(self.catch_up)
+        self._put_off.append(act)
+
+    def catch_up(self) -> None:
+        """Do what was put off."""
+        acts, self._put_off = self._put_off, []
+        for act in acts:
+            act()
 
     def take(self, replica: ReplicaState, uncached_tokens: int) -> Ticket:
         """Count a request at `replica` until the ticket is released."""

@@ -161,7 +161,13 @@ class Life:
             self._means.metrics.missed(self._deployment.key, miss)
         made = 0 if self._so_far is None else self._so_far.output_tokens
         ticket = self._deployment.take(replica, pick.uncached_tokens + made)
-        ticket.expectation = choice.expect(replica)
+
+        def expect() -> None:
+            if not ticket.is_released:
+                ticket.expectation = choice.expect(replica)
+
+        # Of a prompt of 8,192 tokens it takes a millisecond to compute and note all blocks.
+        self._deployment.put_off(expect)
         attempt = Attempt(replica, ticket, pick, miss, self._exchange.attempts)
         self._note(attempt)
         return attempt

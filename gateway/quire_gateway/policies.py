@@ -62,7 +62,7 @@ class ConsistentHash:
     """
 
     def __init__(self, bound: LoadBound | None = None) -> None:
-        self._bound = bound or LoadBound(factor=1.25, floor=1, deviations=0)
+        self._bound = bound or LoadBound(factor=1.25, spare=0, deviations=0)
 
     def pick(self, prompt_tokens: int, candidates: Candidates, beginning: bytes = b"") -> Pick:
         limit = ceil(self._bound.limit(candidates))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from quire_api.errors import UserError
+from quire_gateway.patience import within
 from quire_gateway.request import Headers
 
 
@@ -225,8 +226,8 @@ class UpstreamPool:
     async def _connect(self, pool: "UpstreamPool | None") -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(pool), self.host, self.port)
+            connecting = loop.create_connection(lambda: UpstreamConnection(pool), self.host, self.port)
+            _, connection = await within(self._connect_timeout_s, connecting)
         except TimeoutError:
             message = f"{self.host}:{self.port} did not accept a connection within {self._connect_timeout_s:g} s"
             raise UpstreamFailure("refused", message) from None
@@ -264,8 +265,7 @@ class UpstreamPool:
         buffer = _Buffer(max_bytes)
         try:
             connection.ask(request_bytes(method, path, self.authority, headers, body), buffer)
-            async with asyncio.timeout(timeout_s):
-                return await buffer.whole
+            return await within(timeout_s, buffer.whole)
         except TimeoutError:
             raise UpstreamFailure("timeout", f"{path} gave no answer within {timeout_s:g} s") from None
         finally:

@@ -9,7 +9,6 @@ import msgspec
 
 from quire_api import wire
 from quire_api.warming import HOT_PREFIXES_PATH, MOST_BYTES, WARM_PATH, WARMING_MEDIA_TYPE, HotPrefixes, Warmed
-from quire_gateway.block_space import space_of
 from quire_gateway.fleet import ReplicaState
 from quire_gateway.health import internal_headers
 from quire_gateway.upstream import UpstreamFailure
@@ -49,15 +48,19 @@ OnWarming = Callable[[tuple[str, str], Warming], None]
 def siblings_of(replica: ReplicaState, info: wire.ModelInfo, now: float) -> list[ReplicaState]:
     """Who may tell `replica` of its prefixes: those that get requests and know blocks by the same keys.
 
-    First the one whose cache has saved most of late.
+    Whether this gateway can compute those keys does not matter. First the one whose cache has saved most of late.
     """
-    space = space_of(info)
     alike = [
         each
         for each in replica.deployment.candidates(set())
-        if each is not replica and each.block_space == space is not None
+        if each is not replica and each.info is not None and info.block_size and _keys(each.info) == _keys(info)
     ]
     return sorted(alike, key=lambda each: each.saved_tokens.value(now), reverse=True)[:MOST_SIBLINGS]
+
+
+def _keys(info: wire.ModelInfo) -> tuple[str, int, str, int]:
+    """What engines must have in common to know blocks by the same keys."""
+    return info.model_revision, info.block_size, info.adapter, info.block_format
 
 
 async def warm(replica: ReplicaState, info: wire.ModelInfo, rules: WarmRules) -> Warming | None:

@@ -21,6 +21,7 @@ import torch
 from quire_kernels import tuning
 from quire_kernels.batch import SharedPrefix
 from quire_kernels.check_attention import make_batch, tensors
+from quire_kernels.resources import excess, resources
 
 TARGETS = {
     "cuda:80": ("cuda", 80, 32),
@@ -29,9 +30,6 @@ TARGETS = {
     "hip:gfx90a": ("hip", "gfx90a", 64),
     "hip:gfx942": ("hip", "gfx942", 64),
 }
-SHARED_MEMORY = {"cuda:80": 163 << 10, "cuda:90": 227 << 10, "cuda:100": 227 << 10}
-SHARED_MEMORY |= {"hip:gfx90a": 64 << 10, "hip:gfx942": 64 << 10}
-"""Bytes that one program may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +258,14 @@ def main() -> int:
                 continue
             start = time.perf_counter()
             try:
-                kernels = [compile_launch(launch, target) for launch in record(name, target)]
-                shared = max(kernel.metadata.shared for kernel in kernels)
-                if shared > SHARED_MEMORY[target]:
-                    raise RuntimeError(f"{shared} bytes of shared memory, {SHARED_MEMORY[target]} are there")
-                verdict = f"{len(kernels)} kernels, {shared} bytes of shared memory"
+                used = [resources(compile_launch(launch, target)) for launch in record(name, target)]
+                verdict = "; ".join(dict.fromkeys(one.text() for one in used))
+                problem = next((what for one in used if (what := excess(one, target))), None)
             except Exception as exception:
+                problem = f"{exception!s:.400}"
+            if problem:
                 failures += 1
-                verdict = f"FAIL {exception!s:.400}"
+                verdict = f"FAIL {problem}"
             print(f"{target:>10}  {time.perf_counter() - start:6.2f} s  {name}: {verdict}", flush=True)
     return 1 if failures else 0
 

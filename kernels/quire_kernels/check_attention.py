@@ -71,6 +71,14 @@ def make_batch(
     return batch, sum(counts) + 1
 
 
+WHOLE = {
+    "long": [(900, 1), (0, 2500), (0, 2300), (0, 700), (100, 2300), *[(0, 2048)] * 3, (0, 2049), (3, 20)],
+    "longest": [(0, 32768)],
+}
+AT_ONCE = 1024
+"""Queries of plain_attention: with 32k keys and 8 heads their weights take 2 GiB."""
+
+
 def plain_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None
 ) -> Tensor:
@@ -84,12 +92,14 @@ def plain_attention(
             cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].double().repeat_interleave(group, dim=0)
             for cache in (k_cache, v_cache)
         )
-        scores = torch.einsum("qhd,hkd->hqk", q[start:end].double(), keys) * scale
-        i = torch.arange(length - (end - start), length, device=q.device).unsqueeze(1)
         j = torch.arange(length, device=q.device)
-        is_visible = (j <= i) & (j > i - (window or length + 1))
-        weights = scores.masked_fill(~is_visible, -torch.inf).softmax(dim=-1)
-        out[start:end] = torch.einsum("hqk,hkd->qhd", weights, values)
+        for first in range(start, end, AT_ONCE):
+            own = slice(first, min(first + AT_ONCE, end))
+            scores = torch.einsum("qhd,hkd->hqk", q[own].double(), keys) * scale
+            i = torch.arange(length - end + own.start, length - end + own.stop, device=q.device).unsqueeze(1)
+            is_visible = (j <= i) & (j > i - (window or length + 1))
+            weights = scores.masked_fill(~is_visible, -torch.inf).softmax(dim=-1)
+            out[own] = torch.einsum("hqk,hkd->qhd", weights, values)
     return out
 
 
@@ -141,6 +151,13 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
             f"decode attention of long sequences window {window}",
             partial(_run, long, 2, 1, 16, fp32, window, 16),
         )
+    for block_size in (1, 4, 128, 256):
+        for kind, spans in (("decode", decodes), ("mixed", [*decodes[2:7], (20, 7), (40, 70), (0, 33)])):
+            for dtype in (fp32, bf16) if full else (fp32,):
+                yield (
+                    f"{kind} attention in blocks of {block_size} {dtype}".replace("torch.", ""),
+                    partial(_run, spans, 4, 2, 32, dtype, None, block_size),
+                )
     uneven = [(300, 1), *[(5 * i, 1) for i in range(17)], (700, 1), (0, 1), (0, 1), (64, 1)]
     for spans, window in itertools.product((uneven, uneven[2:4] * 9), (None, 100)):
         yield (
@@ -165,6 +182,12 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
             partial(_run_shared, few, [0, 1, 3, 4], blocks, q_heads, kv_heads, dim, dtype),
         )
     if full:
+        ends = {"decode": [(32767, 1), (32700, 1)], "chunk": [(32256, 512), (0, 8192)], "whole": [(0, 32768)]}
+        for (name, spans), dtype, window in itertools.product(ends.items(), (bf16, fp16), (None, 5000)):
+            yield (
+                f"attention to 32k, {name} window {window} {dtype}".replace("torch.", ""),
+                partial(_run, spans, 8, 2, 128, dtype, window, 16),
+            )
         many = [(2060 + 37 * i % 700, 1) for i in range(90)]
         for q_heads, kv_heads, dim in [(32, 8, 128), (16, 8, 128), (14, 2, 64), (8, 1, 256), (24, 3, 96)]:
             for dtype, blocks in itertools.product((bf16, fp16), (128, 9)):
@@ -175,10 +198,10 @@ def cases(full: bool) -> Iterator[tuple[str, Callable[[torch.device], float]]]:
                 )
     if full:
         yield "decode attention in a CUDA graph, replayed at other lengths", _run_graph
-        for dtype, dim in itertools.product((bf16, fp16), (64, 128)):
+        for (name, spans), dtype, dim in itertools.product(WHOLE.items(), (bf16, fp16), (64, 128)):
             yield (
-                f"attention of whole long prompts x{dim} {dtype}".replace("torch.", ""),
-                partial(_run_fresh, dim, dtype),
+                f"attention of whole {name} prompts x{dim} {dtype}".replace("torch.", ""),
+                partial(_run_fresh, spans, dim, dtype),
             )
 
 
@@ -276,8 +299,7 @@ def _run_alone(spans: list[tuple[int, int]], device: torch.device) -> float:
     return 0.0
 
 
-def _run_fresh(dim: int, dtype: torch.dtype, device: torch.device) -> float:
-    spans = [(900, 1), (0, 2500), (0, 2300), (0, 700), (100, 2300), *[(0, 2048)] * 3, (0, 2049), (3, 20)]
+def _run_fresh(spans: list[tuple[int, int]], dim: int, dtype: torch.dtype, device: torch.device) -> float:
     batch, blocks = make_batch(spans, 16, device)
     q, k_cache, v_cache = tensors(batch, blocks, 6, 2, dim, dtype, device)
     places = batch.slots // 16, slice(None), batch.slots % 16

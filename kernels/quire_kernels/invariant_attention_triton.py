@@ -18,24 +18,8 @@ from torch import Tensor
 
 from quire_kernels import tuning
 from quire_kernels.batch import AttentionBatch
-from quire_kernels.tuning import Tile
 
 LOG2_E = 1.4426950408889634
-
-# By (kind of GPU, bytes of an element, largest padded head dimension). Decodes and prefills must share keys and warps
-# per row: they decide the order of a row's sums.
-TILES = {
-    ("cuda", 2, 64): Tile(64, 64, 4, 3),
-    ("cuda", 2, 128): Tile(64, 64, 4, 3),
-    ("cuda", 2, 256): Tile(64, 32, 8, 2),
-    ("cuda", 4, 64): Tile(32, 32, 4, 1),
-    ("cuda", 4, 128): Tile(32, 32, 4, 1),
-    ("cuda", 4, 256): Tile(16, 16, 4, 1),
-    ("hip", 2, 128): Tile(64, 32, 4, 1),
-    ("hip", 2, 256): Tile(64, 32, 4, 1),
-    ("hip", 4, 128): Tile(32, 32, 4, 1),
-    ("hip", 4, 256): Tile(16, 16, 4, 1),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +30,6 @@ class DecodeSums:
     values: Tensor
     scalars: Tensor
     arrivals: Tensor
-
-
-def tile(itemsize: int, block_d: int) -> Tile:
-    kind = tuning.architecture().split(":")[0]
-    fitting = [limit for known, size, limit in TILES if (known, size) == (kind, itemsize) and limit >= block_d]
-    return TILES[kind, itemsize, min(fitting)]
 
 
 def invariant_attention(
@@ -128,7 +106,7 @@ def _shape(q: Tensor, k_cache: Tensor, window: int | None) -> dict[str, int]:
     """The constants and options that both kernels have in common."""
     dim, group = q.shape[2], q.shape[1] // k_cache.shape[1]
     block_d = max(16, triton.next_power_of_2(dim))
-    shape = tile(q.dtype.itemsize, block_d)
+    shape = tuning.tile("invariant", q.dtype, block_d)
     options = {"matrix_instr_nonkdim": 16} if tuning.architecture().startswith("hip") else {}
     return dict(
         GROUP=group,

@@ -22,8 +22,12 @@ class Tile:
     programs: int = 3
 
 
-# By (kind of GPU, bytes of an element, largest padded head dimension).
+# By (architecture or kind of GPU, bytes of an element, largest padded head dimension). Without an asynchronous matrix
+# unit the accumulators of 64 rows and 4 warps spill: 8 warps share them.
 PREFILL = {
+    ("cuda:80", 2, 64): Tile(128, 64, 8, 3),
+    ("cuda:80", 2, 128): Tile(64, 64, 8, 2),
+    ("cuda:80", 2, 256): Tile(64, 32, 8, 2),
     ("cuda", 2, 64): Tile(128, 64, 4, 3),
     ("cuda", 2, 128): Tile(64, 64, 4, 2),
     ("cuda", 2, 256): Tile(64, 32, 4, 2),
@@ -50,8 +54,30 @@ FEW = 16
 # More than FEW: `programs` should all have room at a time, for none of them waits for another one's end.
 BALANCED = DECODE | {("cuda", 2, 128): Tile(16, 64, 4, 3, 3)}
 # Of keys that many decodes share.
-SHARED = PREFILL | {("cuda", 2, 64): Tile(64, 64, 4, 3), ("cuda", 2, 128): Tile(64, 64, 4, 3)}
-TABLES = {"prefill": PREFILL, "decode": DECODE, "balanced": BALANCED, "shared": SHARED}
+SHARED = PREFILL | {(kind, 2, dim): Tile(64, 64, 4, 3) for kind in ("cuda:80", "cuda") for dim in (64, 128)}
+# Decodes and prefills of quire_kernels.invariant_attention_triton: one shape for both, since keys and warps decide the
+# order of a row's sums.
+INVARIANT = {
+    ("cuda:80", 2, 128): Tile(64, 64, 8, 3),
+    ("cuda:100", 2, 128): Tile(64, 64, 8, 3),
+    ("cuda", 2, 64): Tile(64, 64, 4, 3),
+    ("cuda", 2, 128): Tile(64, 64, 4, 3),
+    ("cuda", 2, 256): Tile(64, 32, 8, 2),
+    ("cuda", 4, 64): Tile(32, 32, 4, 1),
+    ("cuda", 4, 128): Tile(32, 32, 4, 1),
+    ("cuda", 4, 256): Tile(16, 16, 4, 1),
+    ("hip", 2, 128): Tile(64, 32, 4, 1),
+    ("hip", 2, 256): Tile(64, 32, 4, 1),
+    ("hip", 4, 128): Tile(32, 32, 4, 1),
+    ("hip", 4, 256): Tile(16, 16, 4, 1),
+}
+TABLES = {
+    "prefill": PREFILL,
+    "decode": DECODE,
+    "balanced": BALANCED,
+    "shared": SHARED,
+    "invariant": INVARIANT,
+}
 
 
 @cache

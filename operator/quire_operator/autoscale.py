@@ -8,8 +8,12 @@
     down          to the largest demand within scaleDownDelay, so that what goes has not been needed for long
     backlog       more requests than the ready replicas are meant to have, for a while: they came while too few served.
                   It asks for replicas until it is gone, and is no demand that lasts. What lasts is what arrived:
-                  arrivals a second x time at a replica (Little's law) / inFlightPerReplica / 0.7, at most what the
-                  backlog asked for: that is kept for scaleDownDelay, the rest for a minute
+                  arrivals a second x time at a replica (Little's law) / inFlightPerReplica / 0.7, and one more than
+                  were ready when it began, for these were too few, at most what the backlog asked for: that is kept
+                  for scaleDownDelay, the rest for a minute
+    foresight     while there are more requests than that, those count too that will have come when what is started now
+                  serves, and that the ready replicas cannot serve meanwhile: (arrivals - departures) a second x how
+                  long the latest start took, or what is left of it, at most a minute
     to zero       from one replica, after idleTimeout without a request; one request brings the first replica back
 
 Replicas on their way are part of the current number, so they are credited before more are started. Latency adds
@@ -31,6 +35,8 @@ HEADROOM = 0.8
 """Fewer replicas must be expected to stay below this share of the latency targets."""
 FULLER = 0.7
 """Time at a replica is mostly measured where fewer requests than the target share one: with as many it is longer."""
+LONGEST_FORESIGHT_S = 60.0
+"""For so long a gateway holds a request at most, unless it is told otherwise."""
 BACKLOG_FADES_S = 60.0
 """How long a backlog that is gone shows in latencies, and what it needed is kept."""
 RIVALRY_WRITES = 3
@@ -127,8 +133,16 @@ class History:
     """Requests a second in backlogs of the last scale-down delay, in the same way."""
     asked: Past = ()
     """What backlogs of the last scale-down delay asked for, in the same way."""
+    outgrown: Past = ()
+    """One more than were ready when backlogs of the last scale-down delay began, in the same way."""
     relieved_at: float | None = None
     """When the ready replicas had no more than they are meant to have last."""
+    relieved_ready: int = 0
+    """How many they were then."""
+    raised_at: float | None = None
+    """When replicas were asked for that are not ready yet, while none was on its way."""
+    start_s: float | None = None
+    """From the latest such moment until one of them was ready."""
     backlog_at: float | None = None
     """When there was a backlog last."""
     service_s: float | None = None
@@ -198,7 +212,12 @@ def desired_replicas(seen: Load, law: ScalingLaw, past: History, now: float) -> 
         reason = _why_it_stays(seen, law, current, demand, why)
     else:
         reason = f"{current} -> {replicas}: {why}"
-    return Decision(replicas, reason, replace(history, lows=lows, wrote=replicas))
+    raised_at = history.raised_at
+    if replicas < current:
+        raised_at = None
+    elif replicas > current and not seen.starting and raised_at is None:
+        raised_at = now
+    return Decision(replicas, reason, replace(history, lows=lows, wrote=replicas, raised_at=raised_at))
 
 
 def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History:
@@ -214,6 +233,7 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
     idle_since = now - seen.idle_s
     if past.idle_since_at is not None and not seen.requests and seen.admitted <= past.admitted:
         idle_since = min(idle_since, past.idle_since_at)
+    has_started = past.raised_at is not None and seen.ready > past.ready
     return replace(
         past,
         admitted=seen.admitted,
@@ -222,6 +242,9 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
         ready=seen.ready,
         ready_changed_at=now if has_changed else past.ready_changed_at,
         relieved_at=relieved_at,
+        relieved_ready=past.relieved_ready if is_crowded else seen.ready,
+        raised_at=None if has_started else past.raised_at,
+        start_s=now - past.raised_at if has_started and past.raised_at is not None else past.start_s,
         backlog_at=now if has_backlog else past.backlog_at,
         service_s=seen.service_s if is_measured else past.service_s,
     )
@@ -229,11 +252,13 @@ def _observed(seen: Load, law: ScalingLaw, past: History, now: float) -> History
 
 def _demand(seen: Load, law: ScalingLaw, history: History, now: float, *, is_slowed: bool) -> tuple[int, str]:
     """Replicas that the load asks for at this moment, within the bounds, and in words why."""
-    replicas = ceil(seen.requests / law.in_flight_per_replica)
+    coming = _coming(seen, law, history, now)
+    replicas = ceil((seen.requests + coming) / law.in_flight_per_replica)
+    more = f" and {coming} to come while replicas start" if coming else ""
     if seen.held and not seen.ready:
-        why = f"{_requests(seen.held)} held for the first replica, {law.in_flight_per_replica} to a replica"
+        why = f"{_requests(seen.held)} held for the first replica{more}, {law.in_flight_per_replica} to a replica"
     elif seen.requests:
-        why = f"{_requests(seen.requests)} in flight or held, {law.in_flight_per_replica} to a replica"
+        why = f"{_requests(seen.requests)} in flight or held{more}, {law.in_flight_per_replica} to a replica"
     else:
         why = "no request in flight"
     # Not at a backlog's first look: that may be the moment in which latency asks for more already.
@@ -247,6 +272,24 @@ def _demand(seen: Load, law: ScalingLaw, history: History, now: float, *, is_slo
     elif bounded > replicas and bounded == law.min_replicas:
         why += f"; minReplicas is {law.min_replicas}"
     return bounded, why
+
+
+def _coming(seen: Load, law: ScalingLaw, history: History, now: float) -> int:
+    """Requests that will have piled up when what is started now serves; 0 where that is not known, or nothing does."""
+    is_crowded = seen.requests > law.in_flight_per_replica * seen.ready
+    if not is_crowded or not seen.arrivals_per_s or history.start_s is None:
+        return 0
+    if history.raised_at is not None:
+        left_s = min(history.start_s, LONGEST_FORESIGHT_S) - (now - history.raised_at)
+    else:
+        left_s = 0.0 if seen.starting else min(history.start_s, LONGEST_FORESIGHT_S)
+    if not seen.ready:
+        departures_per_s = 0.0
+    elif history.service_s:
+        departures_per_s = law.in_flight_per_replica * seen.ready / history.service_s
+    else:
+        return 0
+    return int(max(seen.arrivals_per_s - departures_per_s, 0.0) * max(left_s, 0.0))
 
 
 def _demand_of_latency(seen: Load, law: ScalingLaw, history: History, now: float) -> tuple[int, str]:
@@ -293,6 +336,9 @@ def _remembered(
         highs=_remember(history.highs, 0 if is_backlog else demand, now, span, is_low=False),
         arrivals=_remember(history.arrivals, rate or 0.0 if is_backlog else 0.0, now, span, is_low=False),
         asked=_remember(history.asked, demand if is_backlog else 0, now, span, is_low=False),
+        outgrown=_remember(
+            history.outgrown, history.relieved_ready + 1 if history.backlog_at == now else 0, now, span, is_low=False
+        ),
     )
 
 
@@ -301,7 +347,7 @@ def _lasting(history: History, law: ScalingLaw) -> int:
     of_backlogs = history.asked[0][1]
     if history.service_s is not None:
         needed = history.arrivals[0][1] * history.service_s / law.in_flight_per_replica / FULLER
-        of_backlogs = min(of_backlogs, ceil(needed - _ROUNDING))
+        of_backlogs = min(of_backlogs, max(ceil(needed - _ROUNDING), history.outgrown[0][1]))
     return max(history.highs[0][1], of_backlogs)
 
 

@@ -13,6 +13,7 @@ from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.build_pod import ENGINE_PORT, Settings, claim_name, pod_template
 from quire_operator.merge import Manifest
 from quire_operator.record import record_of
+from quire_operator.revision import spec_marks
 from quire_operator.start import START_TIMEOUT, kept_allowance_s, start_allowance_s
 
 LABEL_REVISION = "quire.dev/revision"
@@ -21,6 +22,10 @@ MANAGER = "quire-operator"
 OURS = f"{LABEL_MANAGED_BY}={MANAGER}"
 """Selects every child."""
 DRAIN_TIMEOUT = "quire.dev/drain-timeout"
+MADE_FROM = "quire.dev/made-from"
+"""Annotation of a Deployment: the marks of its spec."""
+TEMPLATE = "quire.dev/template"
+"""Annotation of a Deployment: the mark of the pods that the operator made of that spec."""
 
 
 def labels_of(deployment: LLMDeployment) -> dict[str, str]:
@@ -40,11 +45,12 @@ def revision_deployment(
     settings: Settings,
     live: Manifest | None = None,
     weight_bytes: int | None = None,
+    template: str = "",
 ) -> Manifest:
     """The Deployment of one revision, built from the spec that the revision was made of.
 
     `rollout.drainTimeout` and the size of the weights are no part of a revision: pods keep the times that their `live`
-    Deployment began with.
+    Deployment began with. template: the mark of its pods, to know them again by.
 
     Raises:
         BadTemplate: `spec.podTemplate` has a shape that cannot be merged.
@@ -56,13 +62,15 @@ def revision_deployment(
     drain_timeout = begun.get(DRAIN_TIMEOUT) or deployment.spec.rollout.drain_timeout
     start_s = start_allowance_s(deployment.spec, weight_bytes) if live is None else kept_allowance_s(begun)
     annotations = {DRAIN_TIMEOUT: drain_timeout, START_TIMEOUT: str(start_s)}
+    if template:
+        annotations |= {MADE_FROM: " ".join(spec_marks(deployment)), TEMPLATE: template}
     manifest["metadata"] |= {"labels": labels, "annotations": annotations}
     manifest["spec"] = {
         "replicas": replicas,
         "selector": {"matchLabels": selector},
         "revisionHistoryLimit": 1,
         "progressDeadlineSeconds": 2**31 - 1,
-        # Only a newer operator changes the template of a revision.
+        # Ours stays as it is; an edit of somebody's and `kubectl rollout restart` are rolled out by this.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": pod_template(deployment, labels, start_s, duration_seconds(drain_timeout), settings),
     }

@@ -18,6 +18,8 @@ ROUTABLE_GATE = "quire.dev/routable"
 USER_ID = 65532
 CACHE = "/cache"
 MODELS = "/models"
+KERNELS = "/kernels"
+"""What a GPU's kernels are compiled to, where the weights are kept too: the next pod need not compile."""
 NOTICE_S = 5
 """From a pod's deletion to SIGTERM: gateways and endpoints see it go before it turns requests away."""
 MARGIN_S = 10
@@ -133,6 +135,8 @@ def _engine(deployment: LLMDeployment, start_s: int, drain_s: float, settings: S
         mounts.append({"mountPath": "/dev/shm", "name": "shm"})
     if not spec.model.source.startswith("file://"):
         mounts.append({"mountPath": MODELS, "name": "model", "readOnly": True})  # type: ignore[dict-item]
+    if _keeps_kernels(deployment):
+        mounts.append({"mountPath": KERNELS, "name": "model", "subPath": "kernels"})
     return {
         "name": ENGINE,
         "image": settings.engine_image,
@@ -238,6 +242,11 @@ def _is_fetched(deployment: LLMDeployment) -> bool:
     return deployment.spec.model.source.startswith(FETCHED)
 
 
+def _keeps_kernels(deployment: LLMDeployment) -> bool:
+    spec = deployment.spec
+    return bool(spec.resources.gpus and spec.model.volume and _is_fetched(deployment))
+
+
 def _environment(deployment: LLMDeployment) -> list[Manifest]:
     spec = deployment.spec
     environment: list[Manifest] = [
@@ -248,6 +257,8 @@ def _environment(deployment: LLMDeployment) -> list[Manifest]:
         {"name": "TRITON_CACHE_DIR", "value": f"{CACHE}/triton"},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
     ]
+    if _keeps_kernels(deployment):
+        environment.append({"name": "QUIRE_KERNEL_CACHE", "value": KERNELS})
     if spec.resources.cpu is not None:
         cores = max(ceil(quantity_value(spec.resources.cpu)), 1)
         environment.append({"name": "OMP_NUM_THREADS", "value": str(cores)})

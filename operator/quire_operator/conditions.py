@@ -16,6 +16,9 @@ LEAVES = ("Resolved", "Fits", "Loaded", "Available", "Routable")
 
 CRASH_LOOP_AFTER = 3
 """Crashes in a row that make a loop."""
+OF_ANOTHER_OPERATOR = (
+    "the replicas were made by an operator of another version, or with other images; they are exchanged in their turn"
+)
 LONGEST_MESSAGE = 4096
 """Characters of a condition's message. Engines, agents and the API server write parts of it, as long as they like."""
 
@@ -63,6 +66,7 @@ class View:
     is_refused: bool = False
     """The name belongs to another; nothing is served."""
     wakes_on_request: bool = False
+    waits_for_renewal: bool = False
     gateways: int = 0
     facts: ModelFacts | None = None
     fit: Fit | None = None
@@ -190,7 +194,7 @@ def _loaded(view: View) -> Verdict:
         stopped = f"; the rollout waits, {former} of the former revision serve on" if former else ""
         return Verdict("False", reason, f"{times}{failure.message}{_next_try(view)}{stopped}")
     if newest_available or any(replica.phase is Phase.READY for replica in view.newest):
-        return Verdict("True", "Loaded")
+        return Verdict("True", "Loaded", OF_ANOTHER_OPERATOR if view.waits_for_renewal else "")
     if view.available:
         return Verdict("True", "RollingOut", "the new revision loads while the former one serves")
     if view.finding:

@@ -46,6 +46,9 @@ class OperatorConfig(BaseSettings):
     image_pull_policy: str = Field("IfNotPresent", description="Pull policy of both images.")
     image_pull_secrets: Names = Field([], description="Pull secrets of the engines' pods, comma-separated.")
     agent_port: int = Field(8001, ge=1, le=65535, description="Port of the agents.")
+    renewals: int = Field(
+        1, ge=0, description="Deployments whose replicas are exchanged at a time after an upgrade; 0: none by itself."
+    )
     gpu_resource: str = Field("nvidia.com/gpu", description="Resource name of a GPU.")
     routing_secret: str = Field("quire-routing", description="Secret with the routing table that gateways follow.")
     gateway_url: str = Field("", description="Base address that users are told; default: the gateway's Service.")

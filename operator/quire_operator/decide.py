@@ -75,19 +75,21 @@ def decide(
         finding = conflicts.get(key) or observed.findings.get(key)
         wanted = 0 if key in conflicts else wanted_replicas(deployment)
         scale = _Scale.of(deployment, wanted)
-        steps = _next_steps(deployment, scale, replicas, is_held=finding is not None, now=now)
+        revision = observed.revisions.get(key) or revision_of(deployment)
+        steps = _next_steps(deployment, revision, scale, replicas, is_held=finding is not None, now=now)
         intentions += _route_steps(deployment, observed, is_refused=key in conflicts) + steps
         wakes += _wake_times(replicas)
         view = View(
             wanted=wanted,
             min_available=scale.min_available,
-            revision=revision_of(deployment),
+            revision=revision,
             replicas=replicas,
             finding=finding,
             complaint=observed.complaints.get(key),
             is_refused=key in conflicts,
             wakes_on_request=_wakes_on_request(deployment),
             gateways=observed.gateways,
+            waits_for_renewal=key in observed.waiting,
             facts=observed.facts.get(key),
             fit=observed.fits.get(key),
             url=observed.url,
@@ -173,9 +175,14 @@ class _Scale:
 
 
 def _next_steps(
-    deployment: LLMDeployment, scale: _Scale, replicas: Sequence[ReplicaState], *, is_held: bool, now: float
+    deployment: LLMDeployment,
+    revision: str,
+    scale: _Scale,
+    replicas: Sequence[ReplicaState],
+    *,
+    is_held: bool,
+    now: float,
 ) -> list[Intention]:
-    revision = revision_of(deployment)
     timeout_s = duration_seconds(deployment.spec.rollout.drain_timeout)
     replicas = [replace(replica, drain_timeout_s=timeout_s) for replica in replicas]
     active = [replica for replica in replicas if _is_active(replica)]

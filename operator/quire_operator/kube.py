@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 CONNECTIONS = 16
 PAGE = 500
 """Objects in one answer, so that a long list holds up nobody."""
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=1"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=1,application/json"
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 KINDS = {
@@ -67,7 +67,7 @@ class Kube:
 
     def __init__(self, connection: Connection, may_write: Callable[[], bool] = lambda: True) -> None:
         self.connection = connection
-        self._may_write = may_write
+        self.may_write = may_write
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=connection.ssl_context(), limit=CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -80,8 +80,16 @@ class Kube:
 
     async def get(self, api_version: str, kind: str, namespace: str | None, name: str) -> Manifest | None:
         """The object; None if there is none."""
+        return await self._get(path_of(api_version, kind, namespace, name))
+
+    async def version_of(self, api_version: str, kind: str, namespace: str | None, name: str) -> str:
+        """The object's resource version, without its content; empty if there is none."""
+        found = await self._get(path_of(api_version, kind, namespace, name), accept=_METADATA_ONLY.format(""))
+        return str(found["metadata"]["resourceVersion"]) if found else ""
+
+    async def _get(self, path: str, accept: str = "application/json") -> Manifest | None:
         try:
-            return await self._call("GET", path_of(api_version, kind, namespace, name))
+            return await self._call("GET", path, accept=accept)
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -108,7 +116,7 @@ class Kube:
         parameters = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
         found: set[tuple[str, str]] = set()
         while True:
-            answer = await self._call("GET", path, parameters, accept=f"{_METADATA_ONLY},application/json")
+            answer = await self._call("GET", path, parameters, accept=_METADATA_ONLY.format("List"))
             found |= {place_of(item) for item in answer.get("items", [])}
             if not (token := answer["metadata"].get("continue")):
                 return int(answer["metadata"]["resourceVersion"]), found
@@ -172,7 +180,7 @@ class Kube:
             if attempt:
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, LONGEST_DELAY_S)
-            if method != "GET" and not self._may_write():
+            if method != "GET" and not self.may_write():
                 raise NotLeading(f"{method} {path}")
             headers = {"content-type": content_type, "accept": accept}
             try:

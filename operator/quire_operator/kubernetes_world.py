@@ -32,6 +32,7 @@ from quire_operator.merge import BadTemplate, Manifest
 from quire_operator.nodes import Nodes
 from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
 from quire_operator.pods import gates_to_open, replicas_of
+from quire_operator.renewal import Target
 from quire_operator.routing import Routing
 from quire_operator.served import decoded
 from quire_operator.store import Store
@@ -109,14 +110,15 @@ class KubernetesWorld:
         self,
         cluster: Cluster,
         deployment: LLMDeployment,
-        revision: str,
+        target: Target,
         memory: Memory,
         complaint: Finding | None = None,
     ) -> None:
         self._cluster = cluster
         self._deployment = deployment
         self._complaint = complaint
-        self._revision = revision
+        self._revision = target.revision
+        self._template = target.template
         self._memory = memory
         self._key = Key.of(deployment)
         self._replicas: list[ReplicaState] = []
@@ -148,6 +150,8 @@ class KubernetesWorld:
             complaints={key: complaint} if complaint else {},
             facts={key: facts} if facts else {},
             fits={key: fit} if fit else {},
+            revisions={key: self._revision},
+            waiting=frozenset({key} if self._template is None else ()),
             gateways=cluster.gateways.count,
             url=cluster.url,
         )
@@ -256,7 +260,7 @@ class KubernetesWorld:
     async def _apply_revision(self, replicas: int) -> None:
         name = f"{self._key.name}-{self._revision}"
         live = self._cluster.store.child(self._key, "Deployment", name)
-        if live is None and replicas == 0:
+        if self._template is None or (live is None and replicas == 0):
             return
         try:
             manifest = self._revision_deployment(replicas, live)
@@ -275,7 +279,9 @@ class KubernetesWorld:
         model, weights = self._deployment.spec.model, self._memory.weights
         size = weights[2] if weights and weights[:2] == (model.source, model.revision) else None
         settings = self._cluster.settings
-        return revision_deployment(self._deployment, self._revision, replicas, settings, live, size)
+        return revision_deployment(
+            self._deployment, self._revision, replicas, settings, live, size, self._template or ""
+        )
 
     def _refuse(self, manifest: Manifest, finding: Finding) -> Refusal:
         """Let the finding stand until the spec changes, the object is taken or it is time to try again."""
@@ -298,7 +304,8 @@ class KubernetesWorld:
         for live in self._cluster.store.children(self._key, "Deployment"):
             revision = live["metadata"].get("labels", {}).get(LABEL_REVISION, "")
             count = counts.get(revision, 0)
-            if revision != self._revision and live.get("spec", {}).get("replicas", 1) != count:
+            is_former = revision != self._revision or self._template is None
+            if is_former and live.get("spec", {}).get("replicas", 1) != count:
                 name = live["metadata"]["name"]
                 change = {"spec": {"replicas": count}}
                 after = await self._cluster.kube.patch("apps/v1", "Deployment", self._key.namespace, name, change)

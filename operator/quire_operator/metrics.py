@@ -18,6 +18,11 @@ TABLE_REFUSED = Gauge(
     "quire_operator_routing_table_refused",
     "LLMDeployments whose entry, or its change, has no room in the routing table.",
 )
+RENEWALS = Gauge(
+    "quire_operator_renewals",
+    "LLMDeployments with replicas that another version or other images made: being exchanged (running), or waiting.",
+    ["state"],
+)
 DEPLOYMENTS = Gauge("quire_operator_llmdeployments", "LLMDeployments by their Ready condition.", ["ready", "reason"])
 REPLICAS = Gauge(
     "quire_operator_llmdeployment_replicas",

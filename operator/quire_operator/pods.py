@@ -1,7 +1,8 @@
 """From pods and Deployments to the replicas that decisions are made on. Pure.
 
 A replica is a pod; a Deployment that has fewer pods than it should lends the missing ones a name, so that they keep
-their place while the cluster has not made them (a quota, an admission, or merely a moment).
+their place while the cluster has not made them (a quota, an admission, or merely a moment). What it has beyond its
+number comes and goes by Kubernetes' own hand (`kubectl rollout restart`), is no replica yet, and not ours to let go.
 """
 
 import json
@@ -58,8 +59,11 @@ def replicas_of(
     found = [_replica(key, pod, words.get(_name(pod)), now, loadings.get(_name(pod)), gpu_resource) for pod in pods]
     for deployment in deployments:
         revision = deployment["metadata"].get("labels", {}).get(LABEL_REVISION, "")
-        there = sum(r.revision == revision and r.phase is not Phase.STOPPING for r in found)
-        wanted = deployment.get("spec", {}).get("replicas", 1)
+        mine = [r for r in found if r.revision == revision and r.phase is not Phase.STOPPING]
+        there, wanted = len(mine), deployment.get("spec", {}).get("replicas", 1)
+        mine.sort(key=lambda r: (not r.is_available, r.phase is not Phase.READY, r.ready_at or now))
+        for passing in mine[wanted:]:
+            found.remove(passing)
         failure = creation_failure(deployment, now)
         found += [
             ReplicaState(key, f"{_name(deployment)}-{MISSING}{number}", revision, Phase.STARTING, failure=failure)

@@ -14,8 +14,8 @@ from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
 from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory, open_gates
 from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONCILES, REPLICAS, STATUS_WRITES
 from quire_operator.queue import WakeQueue
+from quire_operator.renewal import Target, Turns, are_under_way, standing_of
 from quire_operator.resource import Resource
-from quire_operator.revision import revision_of
 from quire_operator.served import served_by
 from quire_operator.world import Finding, Key
 
@@ -35,13 +35,14 @@ LOOK_AGAIN_ANYWAY_S = 300.0
 class Reconciler:
     """Level-triggered: whoever wakes a deployment says only that something changed."""
 
-    def __init__(self, cluster: Cluster, identity: str) -> None:
+    def __init__(self, cluster: Cluster, identity: str, renewals: int = 1) -> None:
         self.queue: WakeQueue[Key] = WakeQueue()
         self.is_leading = asyncio.Event()
         self.is_synced = False
         self._cluster = cluster
         self._identity = identity
         self._memories: dict[Key, Memory] = {}
+        self._turns = Turns(renewals, self.wake)
         self._failures: Counter[Key] = Counter()
 
     def wake(self, keys: Iterable[Key]) -> None:
@@ -59,7 +60,9 @@ class Reconciler:
     def sweep(self) -> None:
         """Wake every deployment, and those that only the routing table still knows."""
         store = self._cluster.store
-        self.wake({*store.keys(), *self._cluster.routing.keys()})
+        keys = list(store.keys())
+        self._turns.resume(key for key in keys if are_under_way(store.children(key, "Deployment")))
+        self.wake({*keys, *self._cluster.routing.keys()})
 
     def seen(self, keys: Iterable[Key]) -> None:
         """Something about these has changed; the first call says that everything has been listed."""
@@ -106,6 +109,7 @@ class Reconciler:
         raw = store.raw(key)
         if resource is None or raw is None or raw["metadata"].get("deletionTimestamp"):
             self._memories.pop(key, None)
+            self._turns.leave(key)
             self._cluster.agents.forget(key)
             self._cluster.routing.withdraw(key)
             return
@@ -125,7 +129,7 @@ class Reconciler:
         rivals = [Holder(rival.created, rival.key, tuple(rival.served_names)) for rival in store.rivals(key)]
         conflict = name_conflicts(rivals).get(key)
         complaint = Finding("InvalidSpec", resource.message) if resource.problems else None
-        world = KubernetesWorld(self._cluster, deployment, revision_of(deployment), memory, complaint)
+        world = KubernetesWorld(self._cluster, deployment, self._target(key, deployment), memory, complaint)
         was_refused, now = memory.refused is not None, time.time()
         if conflict is None:
             await world.prepare(wanted_replicas(deployment))
@@ -145,6 +149,17 @@ class Reconciler:
         if after.wake_at is not None:
             wake_in = min(wake_in, max(after.wake_at - time.time(), 0.05))
         self.queue.wake_in(key, wake_in)
+
+    def _target(self, key: Key, deployment: LLMDeployment) -> Target:
+        """What replicas are to be now."""
+        standing = standing_of(deployment, self._cluster.store.children(key, "Deployment"), self._cluster.settings)
+        if standing.former is None:
+            self._turns.leave(key)
+        elif standing.is_under_way:
+            self._turns.take(key)
+        elif standing.serves and wanted_replicas(deployment) and not self._turns.has(key):
+            return Target(standing.former)
+        return Target(standing.revision, standing.template)
 
     async def _say(self, resource: Resource, status: LLMDeploymentStatus) -> None:
         """Write the status if it differs, and an event for what a person wants to know."""

@@ -6,6 +6,7 @@ each writes its own namespaces' entries, and leaves the others as they are.
 
 import asyncio
 import base64
+import contextlib
 import logging
 import secrets
 import time
@@ -29,6 +30,8 @@ AGAIN_S = 2.0
 REST = 5.0
 """Times that the last write took, before the next one; nothing after a quiet while."""
 LONGEST_REST_S = 2.0
+LOOK_EVERY_S = 10.0
+"""Whether the Secret is still as it was written: watches tell of children alone, and not of the namespace it is in."""
 NOBODYS_KEY = secrets.token_urlsafe(32)
 """Stands for the keys of a Secret that is missing: nobody has it, so nobody gets in."""
 
@@ -60,6 +63,7 @@ class Routing:
         self._former: Mapping[Key, wire.Deployment] = {}
         """What gateways have."""
         self._written: Mapping[str, bytes] | None = None
+        self._version = ""
         self._changed = asyncio.Event()
 
     async def load(self) -> None:
@@ -101,9 +105,13 @@ class Routing:
         return set(self._entries)
 
     async def run(self) -> None:
-        """Write for ever."""
+        """Write for ever: what has changed, and the whole if somebody has edited or deleted it."""
         while True:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._changed.wait()
+            if not self._changed.is_set() and await self._is_as_written():
+                continue
             await asyncio.sleep(GATHER_S)
             self._changed.clear()
             began = time.monotonic()
@@ -115,6 +123,22 @@ class Routing:
                 log.warning("the routing table cannot be written: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 self._changed.set()
+
+    async def _is_as_written(self) -> bool:
+        """True also where nothing was, or where nobody can tell."""
+        if self._written is None or not self._kube.may_write():
+            return True
+        try:
+            version = await self._kube.version_of("v1", "Secret", self._namespace, self._name)
+        except (ApiError, ApiUnavailable) as error:
+            log.warning("the routing table cannot be looked at: %s", error)
+            return True
+        if version == self._version:
+            return True
+        if not self._namespaces:
+            log.warning("the routing table was edited or deleted; it is written anew")
+            self._written = None
+        return False
 
     async def _write(self) -> bool:
         """Whether there was something to write.
@@ -131,14 +155,16 @@ class Routing:
         table = await asyncio.to_thread(fitting, self._former, wished)
         self._refuse(table, wished)
         if table.fields == (Table.of(self._former).fields if version else self._written):
+            self._version = version or self._version
             return False
         secret = self._secret(table)
         if version:
             secret["metadata"]["resourceVersion"] = version
         if self._namespaces and not version:
-            await self._kube.create(secret)
+            written = await self._kube.create(secret)
         else:
-            await self._kube.apply(secret, force=True)
+            written = await self._kube.apply(secret, force=True)
+        self._version = str(written["metadata"].get("resourceVersion", ""))
         self._former, self._written = table.entries, table.fields
         TABLE_BYTES.set(table.size)
         return True

@@ -12,7 +12,7 @@ import msgspec
 from quire_operator.autoscale import History
 
 SAVE_EVERY_S = 60.0
-_SERIES = ("highs", "peaks", "arrivals", "asked")
+_SERIES = ("highs", "peaks", "arrivals", "asked", "outgrown")
 """Pairs of a moment and a value; the newest counts until the next."""
 
 
@@ -61,8 +61,8 @@ def _urgent(history: History) -> tuple[Any, ...]:
 
 
 def _values(history: History) -> tuple[Any, ...]:
-    service_s = None if history.service_s is None else float(f"{history.service_s:.1g}")
-    return (*(tuple(value for _, value in getattr(history, name)) for name in _SERIES), service_s)
+    times = (None if value is None else float(f"{value:.1g}") for value in (history.service_s, history.start_s))
+    return (*(tuple(value for _, value in getattr(history, name)) for name in _SERIES), *times)
 
 
 def _until(series: tuple[tuple[float, Any], ...], now: float) -> tuple[tuple[float, Any], ...]:

@@ -15,7 +15,9 @@ def serve_flags(deployment: LLMDeployment, location: str, host: str, port: int, 
     argv = [location, "--host", host, "--port", str(port)]
     argv += ["--served-model-name", *deployment.served_names]
     argv += ["--disable-access-log", "--shutdown-timeout", f"{shutdown_timeout_s:g}"]
-    argv += ["--device", engine.device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
+    # Where GPUs were asked for, an engine that cannot use them must not serve from its CPU.
+    device = "cuda" if engine.device == "auto" and spec.resources.gpus else engine.device
+    argv += ["--device", device, "--dtype", engine.dtype, "--block-size", str(engine.kv_cache.block_size)]
     if spec.model.revision is not None and location.startswith("hf://"):
         argv += ["--revision", spec.model.revision]
     if engine.max_model_len is not None:

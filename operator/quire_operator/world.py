@@ -139,6 +139,10 @@ class Observed:
     """What is wrong and is said, and keeps nothing from going on."""
     facts: Mapping[Key, ModelFacts] = field(default_factory=dict)
     fits: Mapping[Key, Fit] = field(default_factory=dict)
+    revisions: Mapping[Key, str] = field(default_factory=dict)
+    """Where replicas are to have another revision than the spec alone says."""
+    waiting: frozenset[Key] = frozenset()
+    """Deployments whose replicas another operator made, and that are not to be exchanged yet."""
     gateways: int = 0
     """Gateways that report."""
     url: str = ""

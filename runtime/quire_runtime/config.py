@@ -10,6 +10,7 @@ from quire_api.errors import UserError
 
 BINARY = {"": 1, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+SECRET = frozenset({"api_key", "internal_key"})
 LENGTHS = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
 
 
@@ -19,9 +20,11 @@ class InvalidConfig(UserError):
 
 def parse_bytes(value: Any) -> Any:
     """`8Gi`, `8GiB`, `500M` or a number of bytes -> bytes."""
-    match = isinstance(value, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
-    if not match:
+    if not isinstance(value, str):
         return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
+    if not match:
+        raise ValueError("write a number of bytes, or a size such as 8Gi or 500M")
     unit = match[2] or ""
     return int(float(match[1]) * (BINARY.get(unit) or DECIMAL[unit]))
 
@@ -30,8 +33,12 @@ def parse_length(value: Any) -> Any:
     """`32k` -> 32000, `32K` -> 32768 (as vLLM reads them), `auto` and -1 -> "auto"."""
     if value in (-1, "-1"):
         return "auto"
-    match = isinstance(value, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", value)
-    return int(float(match[1]) * LENGTHS[match[2]]) if match else value
+    if not isinstance(value, str) or value == "auto":
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", value)
+    if not match:
+        raise ValueError("write a number of tokens, such as 2048, 2k or 32K, or auto")
+    return int(float(match[1]) * LENGTHS[match[2]])
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -47,12 +54,14 @@ class EngineConfig(BaseModel):
     tokenizer: str | None = Field(None, description="Directory of the tokenizer; by default the model's own.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     download_dir: str | None = Field(None, description="Where models from the Hub are kept.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one; one that is there and cannot be used is an error."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the weights say; float32 weights run as float32 on a CPU, bfloat16 on a GPU."
     )
     max_model_len: Length = Field(
-        "auto", description="Longest prompt + output, in tokens; auto: what model and memory allow."
+        "auto", description="Longest prompt + output, in tokens, as 2048 or 32K; auto: what model and memory allow."
     )
     block_size: int = Field(DEFAULT_BLOCK_SIZE, ge=1, le=256, description="Tokens in one block of the KV cache.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
@@ -84,6 +93,11 @@ class EngineConfig(BaseModel):
         "auto",
         description="auto: safetensors; dummy: random weights; pt: pickled ones (tensors only).",
     )
+    kernel_cache: str | None = Field(
+        None,
+        description="Where compiled kernels are kept, in a folder for each set of versions and GPU; by default where "
+        "Triton keeps them: TRITON_CACHE_DIR, or ~/.triton/cache.",
+    )
     generation_config: Literal["auto", "vllm"] = Field(
         "auto", description="auto: default sampling parameters from the model's generation_config.json."
     )
@@ -98,14 +112,22 @@ class EngineConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            first_of_each = {problem["loc"][:1]: problem for problem in reversed(error.errors())}
-            raise InvalidConfig(" ".join(_sentence(problem) for problem in first_of_each.values())) from None
+            raise invalid(error) from None
+
+
+def invalid(error: ValidationError) -> InvalidConfig:
+    """One sentence for each setting that does not fit. What keys are is not said."""
+    first_of_each = {problem["loc"][:1]: problem for problem in reversed(error.errors())}
+    return InvalidConfig(" ".join(_sentence(problem) for problem in reversed(first_of_each.values())))
 
 
 def _sentence(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"][:1]) or "configuration"
+    message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"The engine has no setting {name!r}."
     if problem["type"] == "missing":
         return f"{name} is required."
-    return f"{name} = {problem['input']!r}: {problem['msg']}."
+    if name in SECRET:
+        return f"{name}: {message}."
+    return f"{name} = {problem['input']!r}: {message}."

@@ -10,8 +10,9 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from quire.bench import NothingMeasured, Sample, distribution, figures_of, histogram, plan_for, run_bench
-from quire.chat import ServerRefused, ServerUnreachable
+from quire.address import BadAddress
+from quire.bench import NothingMeasured, NotWritable, Sample, distribution, figures_of, histogram, plan_for, run_bench
+from quire.chat import ServerUnreachable, connect, first_model, is_ready
 
 DEADLINE_S = 60.0
 
@@ -183,12 +184,25 @@ def test_the_table_and_the_plot(endpoint, capsys):
         assert word in shown
 
 
+def test_a_proxy_is_not_asked_for_this_machine(endpoint, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert first_model(connect(endpoint.url)) == "m"
+    assert is_ready(endpoint.url)
+
+
+def test_figures_that_cannot_be_written_are_not_measured(endpoint, tmp_path):
+    with pytest.raises(NotWritable, match=r"none/figures.json cannot be written: No such file .* --json"):
+        run_bench(plan_for(endpoint.url), json_file=str(tmp_path / "none" / "figures.json"))
+    assert not endpoint.bodies
+
+
 def test_nobody_there():
     with pytest.raises(ServerUnreachable):
         run_bench(plan_for("http://127.0.0.1:9"), console=Console(quiet=True))
     with pytest.raises(NothingMeasured, match="ConnectError"):
         run_bench(plan_for("http://127.0.0.1:9", model="m", requests=1), console=Console(quiet=True))
-    with pytest.raises(ServerRefused, match="http://HOST:PORT"):
+    with pytest.raises(BadAddress, match="http://HOST:PORT"):
         plan_for("localhost")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.serve import BadSetting, main, resolve
+from quire.serve import BadSetting, main, resolve, setting_help, settings_fields
 from quire_api.errors import UserError
 from quire_runtime.agent.errors import WeightsNotFound
 from quire_runtime.config import EngineConfig
@@ -50,14 +50,42 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path):
     assert found["api_key"] == ["k"]
 
 
+def test_one_text_is_a_list_of_one_in_the_file(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("api-key: sk-1\nserved-model-name: [a, b]\n")
+    found = {setting.name: setting.value for setting in resolve("m", {}, file, {})}
+    assert found["api_key"] == ["sk-1"]
+    assert found["served_model_name"] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
-    ("content", "says"), [("prot: 1", "'prot', which is no setting"), ("[1]", "must hold settings"), ("a: [", "YAML")]
+    ("content", "says"),
+    [
+        ("prot: 1", "'prot', which is no setting. Did you mean port"),
+        ("weather: 1", "'weather', which is no setting. See `quire serve --help`"),
+        ("[1]", "must hold settings"),
+        ("port: 1\na: [", r"serve.yaml:2: is not valid YAML: .*\.$"),
+    ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str):
     file = tmp_path / "serve.yaml"
     file.write_text(content)
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(BadSetting, match=says) as refused:
         resolve("m", {}, file, {})
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(BadSetting, match=r"none.yaml cannot be read: No such file or directory\.$"):
+        resolve("m", {}, tmp_path / "none.yaml", {})
+
+
+def test_a_refused_key_is_not_shown(tmp_path: Path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("internal-key: 271828\n")
+    with pytest.raises(UserError, match=r"^internal_key: ") as refused:
+        main(["m", "--config", str(file), "--explain"])
+    assert "271828" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +94,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str):
         ([], "needs MODEL"),
         (["m", "--port", "70000"], "port"),
         (["m", "--dtype", "int3"], "dtype"),
-        (["m", "--max-model-len", "many"], "max_model_len"),
+        (["m", "--max-model-len", "many"], "max_model_len = 'many': write .* 2048, 2k or 32K, or auto"),
+        (["m", "--max-model-len", "0"], "max_model_len"),
+        (["m", "--kv-cache-memory", "8X"], "kv_cache_memory = '8X': write .* such as 8Gi"),
+        (["m", "--port", "-1", "--max-body-bytes", "x"], "port = -1.* max_body_bytes = 'x': write .* such as 8Gi"),
         (["m", "--default-chat-template-kwargs", "{"], "not JSON"),
         (["m", "--api-key", ""], "api_key"),
         (["m", "--max-num-seqs", "99999999"], "max_num_seqs"),
@@ -75,6 +106,12 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: str, says: str):
 def test_wrong_values_are_one_sentence(arguments: list[str], says: str):
     with pytest.raises(UserError, match=says):
         main([*arguments, "--explain"])
+
+
+def test_only_a_whole_choice_is_shown_as_one():
+    said = {name: setting_help(name, field) for name, field in settings_fields()}
+    assert "One of: auto, cpu, cuda." in said["device"]
+    assert "One of" not in said["max_model_len"]
 
 
 def test_the_command_is_in_the_tree():

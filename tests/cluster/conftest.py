@@ -22,7 +22,7 @@ from quire_api.routing_secret import unpack
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "e2e"))
 
-from cluster import build, control_plane, daemon, network, pki, teardown  # noqa: E402
+from cluster import build, control_plane, daemon, network, pki, teardown, traces  # noqa: E402
 from cluster.layout import Layout  # noqa: E402
 
 DEADLINE_S = 180.0
@@ -210,8 +210,9 @@ def _unless_possible() -> str:
 
 @contextmanager
 def _cluster(name: str, folder: Path) -> Iterator[Cluster]:
-    """A control plane with one fake node and the CRD; built first where it is not."""
+    """A control plane with one fake node and the CRD; built first where it is not. It may leave nothing of its name."""
     layout = Layout(name=name)
+    before = traces.read(layout)
     if not (layout.binaries / "kube").exists():
         build.build_kube(layout)
     for tool in ("kwok", "helm"):
@@ -239,15 +240,25 @@ def _cluster(name: str, folder: Path) -> Iterator[Cluster]:
     finally:
         daemon.stop(layout, "reports")
         teardown.down(layout)
+        # Other clusters may come and go on this machine meanwhile.
+        left = [line for line in traces.new(layout, before) if name in line]
+        assert not left, "the control plane left behind:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")
-def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Cluster]]:
-    """Brings up a control plane of its own name while a block runs."""
+def possible() -> None:
+    """Skips what needs a control plane where none can be; in CI that fails."""
     if obstacle := _unless_possible():
         if os.environ.get("CI") == "true":
             pytest.fail(obstacle)
         pytest.skip(obstacle)
+
+
+@pytest.fixture(scope="session")
+def new_cluster(
+    possible: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], AbstractContextManager[Cluster]]:
+    """Brings up a control plane of its own name while a block runs."""
     return lambda name: _cluster(f"quire-{name}-{os.getpid()}", tmp_path_factory.mktemp("cluster"))
 
 

@@ -82,3 +82,15 @@ def test_operators_of_different_namespaces_leave_each_others_routes(cluster, nam
             soon(lambda: routes() == sorted([*both, f"{namespace}/more"]), "the addition of the first one")
             cluster.kubectl("delete", "llmd", "kept", "-n", others)
             soon(lambda: routes() == [f"{namespace}/kept", f"{namespace}/more"], "only the second one's route to go")
+
+
+def test_a_table_that_was_deleted_or_edited_by_hand_comes_back_though_nothing_else_changes(
+    cluster, operator, namespace, tiny, soon
+):
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tiny())
+    soon(lambda: cluster.routes(namespace), "the route")
+    cluster.kubectl("delete", "secret", "quire-routing", "-n", SYSTEM)
+    soon(lambda: cluster.routes(namespace), "the route again")
+    empty = base64.b64encode(b'{"deployments": []}').decode()
+    cluster.kubectl("patch", "secret", "quire-routing", "-n", SYSTEM, "-p", f'{{"data": {{"table.json": "{empty}"}}}}')
+    soon(lambda: cluster.routes(namespace), "the route once more")

@@ -172,6 +172,15 @@ async def test_who_holds_one_deployments_key_learns_no_other_names(make_world):
         await world.client("right").chat.completions.create(model="s", messages=ASK)
 
 
+@pytest.mark.parametrize(("models", "status"), [(("other", "m"), 200), (("m", "other"), 404)])
+async def test_of_a_key_that_stands_twice_the_last_counts_at_the_gateway_as_at_the_engine(world, models, status):
+    body = '{"model": "%s", "prompt": "w1", "model": "%s"}' % models  # noqa: UP031
+    async with world.http() as http:
+        answer = await http.post("/v1/completions", content=body)
+    assert answer.status_code == status
+    assert "error" in answer.json() or [seen.json["model"] for e in world.engines.values() for seen in e.seen] == ["m"]
+
+
 @pytest.mark.parametrize(("token", "code"), [("", "missing_api_key"), ("wrong", "invalid_api_key")])
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/debug/route"])
 async def test_the_body_of_who_may_use_no_model_is_not_looked_at(make_world, token, code, path):

@@ -1,6 +1,7 @@
 """Where requests go, seen from the engines: prefixes, restarts, salts, discovery."""
 
 import asyncio
+import json
 from hashlib import sha256
 
 import msgspec
@@ -27,6 +28,21 @@ async def test_a_prompt_returns_to_the_replica_that_has_its_prefix(make_world):
     assert await ask(world, words(0, 20) + " " + words(50, 7)) == (first, "prefix-hit", 20)
     # 18 of 20 words shared: 4 full blocks of 4
     assert await ask(world, words(0, 18) + " w99 w99") == (first, "prefix-hit", 16)
+
+
+async def test_of_twins_that_come_at_one_moment_each_is_known_to_the_next(make_world):
+    """What is noted of the first one's blocks is noted before the second is sent anywhere."""
+    world = await make_world(1)
+    body = json.dumps({"model": "m", "prompt": list(range(3, 23))}).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    streams = [await asyncio.open_connection("127.0.0.1", world.gateway.port) for _ in range(3)]
+    for _, writer in streams:
+        writer.write(request)
+    heads = [(await reader.readuntil(b"\r\n\r\n")).decode() for reader, _ in streams]
+    told = [dict(line.split(": ", 1) for line in head.splitlines() if ": " in line) for head in heads]
+    assert sorted(each["x-quire-cached-tokens"] for each in told) == ["0", "20", "20"]
+    for _, writer in streams:
+        writer.close()
 
 
 async def test_chats_are_hashed_as_the_template_writes_them(world):

@@ -47,8 +47,8 @@ def test_a_replica_that_goes_moves_only_its_own_sessions():
         ((1, 0, 0), True),  # 8 x 100 + 125 x 1 = 925 beside 800
         ((0, 1024, 0), True),  # 8 x (1,024 + 100) = 8,992 <= 800 + 8 x 1,024
         ((0, 1025, 0), False),
-        ((31, 0, 0), True),  # within the load bound: 1.25 x 16 + 3 x 4 = 32
-        ((32, 0, 0), False),  # beyond it: 1.25 x 16.5 + 3 x 4.06 = 32.8 < 33
+        ((46, 0, 0), True),  # within the load bound: 8 + 1.25 x 23.5 + 2 x 4.85 = 47.1
+        ((47, 0, 0), False),  # beyond it: 8 + 1.25 x 24 + 2 x 4.90 = 47.8 < 48
     ],
 )
 def test_it_is_kept_up_to_a_bounded_extra_cost(home_row, is_kept):

@@ -1,6 +1,8 @@
 """Connections to a replica, shared by its requests and the gateway's own questions."""
 
 import asyncio
+import socket
+import time
 
 import httptools
 import pytest
@@ -10,7 +12,7 @@ from quire_gateway.pulse import Pulse
 from quire_gateway.relay import End, Relay
 from quire_gateway.replay import Record
 from quire_gateway.reply import Reply
-from quire_gateway.upstream import UpstreamPool, _Buffer, request_bytes
+from quire_gateway.upstream import UpstreamFailure, UpstreamPool, _Buffer, request_bytes
 
 DEADLINE_S = 60.0
 ANSWERS = {
@@ -51,6 +53,40 @@ async def ask(pool, path):
     connection, buffer = await pool.acquire(), _Buffer(1000)
     connection.ask(request_bytes("GET", path, pool.authority, [], b""), buffer)
     return (await buffer.whole)[1].decode()
+
+
+async def test_while_the_gateway_stands_still_no_replica_is_slow_to_answer():
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = UpstreamPool(f"http://127.0.0.1:{port}", connect_timeout_s=0.5)
+    asking = asyncio.ensure_future(pool.fetch("GET", "/", headers=[], timeout_s=0.5, max_bytes=100))
+    # Whatever is waited for is late by more than its limit, at each of the loop's first turns.
+    for _ in range(12):
+        await asyncio.sleep(0)
+        if not asking.done():
+            time.sleep(0.6)  # noqa: ASYNC251
+    async with asyncio.timeout(60):
+        assert await asking == (200, b"ok")
+    server.close()
+
+
+async def test_who_does_not_accept_a_connection_is_given_up():
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    port = full.getsockname()[1]
+    # One connection fills the queue of a listener that accepts none.
+    crowd = [socket.socket() for _ in range(4)]
+    for each in crowd:
+        each.setblocking(False)
+        each.connect_ex(("127.0.0.1", port))
+    pool = UpstreamPool(f"http://127.0.0.1:{port}", connect_timeout_s=0.6)
+    with pytest.raises(UpstreamFailure, match="did not accept a connection within"):
+        await pool.open()
+    for each in (*crowd, full):
+        each.close()
 
 
 async def test_the_gateways_own_questions_never_end_a_requests_answer(pool):

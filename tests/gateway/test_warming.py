@@ -131,6 +131,18 @@ async def test_nobody_is_asked(join, deployment_key, config, new):
     assert not world.engines["new"].warmings
 
 
+async def test_engines_of_a_block_format_that_the_gateway_does_not_know_warm_one_another(join):
+    world = await join({"block_format": 2}, {"block_format": 2})
+    await world.until_routable("old", "new")
+    assert len(world.engines["new"].warmings) == 1
+
+
+async def test_engines_of_two_block_formats_do_not(join):
+    world = await join({"block_format": 2}, {})
+    await world.until_routable("old", "new")
+    assert not world.engines["old"].asked_hot
+
+
 async def test_a_draining_sibling_is_left_alone(join):
     world = await join({}, {"tells_model": False})
     await world.until_routable("old", "new")

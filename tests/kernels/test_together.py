@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from quire_kernels import aot, tuning
+from quire_kernels import aot, resources, tuning
 from quire_kernels.together import compiled_together
 
 NAMES = ["norms 4096 bfloat16", "silu_and_mul bfloat16", "one_row bfloat16", "likeliest bfloat16", "decode_inputs"]
@@ -34,7 +34,7 @@ class Counting:
         return 0
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": aot.SHARED_MEMORY["cuda:90"]}
+        return {"max_shared_mem": resources.LIMITS["cuda:90"].shared}
 
     def load_binary(self, *binary: Any) -> tuple[int, ...]:
         return 1, 1, 0, 0, 1024

@@ -439,6 +439,12 @@ class TestBacklog:
             numbers.append(replicas)
         assert min(numbers) >= 7
 
+    def test_after_a_burst_one_more_stays_than_were_too_few_for_it(self):
+        six = Load(in_flight=50, ready=6, arrivals_per_s=5.0, service_s=4.0)
+        burst = replace(six, in_flight=150)
+        # 150 / 10 -> 15; by what arrived 5 x 4 / 10 / 0.7 -> 3 would do, but it began with 6 ready.
+        assert lived(BACKLOG, (six, 60), (burst, 30), (self.enough, 50), (self.after, 60)) == [6, 15, 15, 7]
+
     def test_a_moment_above_the_target_is_no_backlog(self):
         crowd = replace(self.calm, in_flight=25)
         # 3 replicas for two seconds that no delay bridges; then they are enough.
@@ -448,6 +454,48 @@ class TestBacklog:
         # 90 / 10 -> 9 are there and needed: no backlog, so they stay five minutes whatever arrived.
         roomy = Load(in_flight=90, ready=9, arrivals_per_s=1.0, service_s=4.0)
         assert lived(BACKLOG, (roomy, 60), (replace(roomy, in_flight=5), 120)) == [9, 9]
+
+
+class TestForesight:
+    law = ScalingLaw(in_flight_per_replica=32, min_replicas=0)
+    asleep = replace(History.empty(), start_s=20.0)
+    burst = Load(held=45, arrivals_per_s=15.0)
+
+    def test_what_comes_while_the_first_replicas_start_counts_from_the_beginning(self):
+        decision = desired_replicas(self.burst, self.law, self.asleep, 0.0)
+        assert decision.replicas == 11  # (45 + 15 x 20) / 32
+        assert (
+            decision.reason
+            == "0 -> 11: 45 requests held for the first replica and 300 to come while replicas start, 32 to a replica"
+        )
+        # Ten seconds later as many are there or still to come.
+        later = replace(self.burst, held=195, starting=11, wanted=11)
+        assert desired_replicas(later, self.law, decision.history, 10.0).replicas == 11
+
+    def test_nothing_is_foreseen_before_a_start_has_been_seen_or_where_nobody_tells_arrivals(self):
+        assert desired_replicas(self.burst, self.law, History.empty(), 0.0).replicas == 2
+        untold = replace(self.burst, arrivals_per_s=None)
+        assert desired_replicas(untold, self.law, self.asleep, 0.0).replicas == 2
+
+    def test_what_the_ready_replicas_serve_meanwhile_is_taken_off(self):
+        past = replace(self.asleep, service_s=5.0)
+        crowd = Load(in_flight=100, ready=2, arrivals_per_s=20.0)
+        # 20 come and 32 x 2 / 5 = 12.8 go a second: (100 + 7.2 x 20) / 32 -> 8.
+        assert desired_replicas(crowd, self.law, past, 0.0).replicas == 8
+        assert desired_replicas(replace(crowd, arrivals_per_s=12.0), self.law, past, 0.0).replicas == 4
+        # With room for all of them nothing piles up.
+        assert desired_replicas(replace(crowd, in_flight=60), self.law, past, 0.0).replicas == 2
+
+    def test_a_start_is_timed_from_the_decision_to_the_first_replica(self):
+        past = desired_replicas(Load(held=40), self.law, History.empty(), 0.0).history
+        for second in range(1, 17):
+            past = desired_replicas(Load(held=40, starting=2, wanted=2), self.law, past, float(second)).history
+        past = desired_replicas(Load(in_flight=40, ready=1, starting=1, wanted=2), self.law, past, 17.0).history
+        assert past.start_s == 17.0
+
+    def test_a_start_that_takes_minutes_counts_as_one(self):
+        slow = replace(self.asleep, start_s=600.0)
+        assert desired_replicas(self.burst, self.law, slow, 0.0).replicas == 30  # (45 + 15 x 60) / 32
 
 
 class Fleet:

@@ -30,6 +30,10 @@ WISHES = {
     "kept": {
         "model": {"source": "hf://Qwen/Qwen3-8B", "volume": {"size": "40Gi", "storageClassName": "fast"}},
     },
+    "kept-gpu": {
+        "model": {"source": "hf://Qwen/Qwen3-8B", "volume": {"size": "40Gi"}},
+        "resources": {"gpus": 1},
+    },
     "claim-and-template": {
         "model": {"source": "pvc://weights/qwen3"},
         "podTemplate": {

@@ -131,3 +131,18 @@ def test_a_gpu_by_any_name_is_one():
 def test_crashes_are_counted_without_the_one_it_lies_in():
     assert one(ended(exitCode=1)).failures == 3
     assert one(pod(engine={"restartCount": 4})).failures == 4
+
+
+def test_what_a_deployment_has_beyond_its_number_is_kubernetes_own_coming_and_going():
+    serving = [ready(name=f"old-{number}") for number in range(2)]
+    words = {f"old-{number}": GatewayWord(True, 0, False) for number in range(2)}
+    surge = pod(name="new")
+    found = replicas_of(KEY, [deployment(2)], [*serving, surge], words, NOW)
+    assert [replica.id for replica in found] == ["old-0", "old-1"]
+    going = ready(name="old-0", deleted=True)
+    found = replicas_of(KEY, [deployment(2)], [going, serving[1], ready(name="new")], words, NOW)
+    assert {replica.id: replica.phase for replica in found} == {
+        "old-0": Phase.STOPPING,
+        "old-1": Phase.READY,
+        "new": Phase.READY,
+    }

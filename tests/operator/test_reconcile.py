@@ -27,6 +27,9 @@ class Known:
     def keys(self):
         return iter([KEY])
 
+    def children(self, key, kind):
+        return []
+
 
 class Listed:
     """A cluster of which only the keys are asked."""

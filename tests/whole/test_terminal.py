@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from quire_api.version import __version__
+
 
 def quire(*arguments, stdin="", **environment):
     return subprocess.run(
@@ -115,3 +117,23 @@ def test_a_wrong_command_line_ends_with_2_and_a_sentence(arguments, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told_by_the_flag_and_by_the_command():
+    assert quire("--version").stdout == quire("version").stdout == f"quire {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("quire ser", {"serve"}),
+        ("quire serve --max-num-s", {"--max-num-seqs"}),
+        ("quire serve m --port 1 --no-enf", {"--no-enforce-eager"}),
+        ("quire bench --con", {"--concurrency"}),
+    ],
+)
+def test_the_shell_completes_commands_and_flags(line, offered):
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_QUIRE_COMPLETE": "complete_bash"}
+    program = [sys.executable, "-c", "import sys; sys.argv[0] = 'quire'; from quire.main import main; main()"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=180, env={**os.environ, **words})
+    assert set(done.stdout.split()) == offered

@@ -102,6 +102,14 @@ def encode_chat(
     return tokenizer.encode(text, add_special_tokens=bool(body.get("add_special_tokens")), window=window)
 
 
+def check_template(source: str) -> None:
+    """
+    Raises:
+        ChatTemplateError: it does not compile.
+    """
+    _compile(source)
+
+
 class _Compiled:
     """wants_parts: the template walks over the parts of a message's content; others want one string."""
 

@@ -1,4 +1,7 @@
-"""A model's files on this machine, from wherever its source says."""
+"""A model's files on this machine, from wherever its source says.
+
+A store's client takes half a second or more of a core to import: each is imported for its own sources alone.
+"""
 
 import contextlib
 import hashlib
@@ -7,12 +10,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import constants
-
 from quire_runtime.agent.disk import disk_error
 from quire_runtime.agent.download import Described, Download, Progress, unheard
 from quire_runtime.agent.errors import UnsupportedScheme
-from quire_runtime.agent.hub import fetch_into_cache, fetch_into_directory
 from quire_runtime.agent.progress import logged
 from quire_runtime.agent.record import Record, alone_in
 from quire_runtime.agent.retry import ONCE, Retry
@@ -56,6 +56,10 @@ def fetch_model(
         case LocalSource(path):
             return path
         case HubSource():
+            from huggingface_hub import constants
+
+            from quire_runtime.agent.hub import fetch_into_cache
+
             return fetch_into_cache(parsed, token, Path(cache_dir or constants.HF_HUB_CACHE), progress, allow_pickle)
         case ClaimSource():
             raise UnsupportedScheme(f"{source}: volume claims are known only in a cluster. Name a directory instead.")
@@ -97,6 +101,8 @@ def fetch_into(
                     progress(record.total_bytes, record.total_bytes)
                 described(destination, record.weight_bytes)
             elif isinstance(source, HubSource):
+                from quire_runtime.agent.hub import fetch_into_directory
+
                 retry.call(lambda: fetch_into_directory(source, record, token, progress, allow_pickle, described))
             else:
                 with contextlib.closing(_store(source)) as store:

@@ -24,6 +24,7 @@ from quire_runtime.engine.messages import (
     AddRequest,
     Drain,
     EngineFailed,
+    EngineLoading,
     EngineReady,
     EngineStats,
     FromEngine,
@@ -59,6 +60,8 @@ class AsyncEngineClient:
         self.config = config
         self.stats = EngineStats()
         self.info: EngineReady | None = None
+        self.loading: EngineLoading | None = None
+        """What it last said of its start."""
         self._child = child or EngineChild()
         self._process = self._child.process
         self._context = zmq.Context()
@@ -78,6 +81,8 @@ class AsyncEngineClient:
         self._is_listening = False
         self._is_ready = asyncio.Event()
         self._has_failed = asyncio.Event()
+        self._has_answered = asyncio.Event()
+        self._first_token_s = 0.0
         self._has_exited = asyncio.Event()
         self._child.configure(config)
 
@@ -120,6 +125,12 @@ class AsyncEngineClient:
         await self._has_failed.wait()
         assert self._failure is not None
         return self._failure
+
+    async def first_token(self) -> float:
+        """Wait until a request has its first token, and say how many seconds this took it in the engine."""
+        self._listen()
+        await self._has_answered.wait()
+        return self._first_token_s
 
     def open(
         self,
@@ -251,6 +262,9 @@ class AsyncEngineClient:
                 stream.tell()
 
     def _hear(self, message: FromEngine, news: list[Stream]) -> None:
+        if isinstance(message, EngineLoading):
+            self.loading = message
+            return
         if not (isinstance(message, KVFrames) and message.is_pulse):
             self._heard_at = time.monotonic()
         match message:
@@ -278,6 +292,9 @@ class AsyncEngineClient:
         for part in step.prompt_logprobs:
             self._keep_prompt_logprobs(part)
         times = {of_request.handle: of_request for of_request in step.times}
+        if step.times and not self._has_answered.is_set():
+            self._first_token_s = step.times[0].queue_s + step.times[0].prefill_s
+            self._has_answered.set()
         columns = (
             np.frombuffer(data, kind).tolist()
             for data, kind in (

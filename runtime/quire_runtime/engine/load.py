@@ -2,10 +2,7 @@
 
 import logging
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +11,9 @@ from quire_api.errors import UserError
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.invariance import attention_agrees, products_agree
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.kernel_cache import use_kernel_cache
+from quire_runtime.engine.progress import StartProgress, Tell
+from quire_runtime.engine.source import model_directory
 from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.memory import MemoryPlan, out_of_memory, plan_memory, remarks, require_room
 from quire_runtime.execute.rows import Rows
@@ -41,21 +41,9 @@ class NotDeterministic(UserError):
 
 LEAST_CAPABILITY = (8, 0)
 """Of an NVIDIA GPU: the first with bfloat16 products."""
-
-
-@dataclass(slots=True)
-class Timings:
-    """Seconds by phase of the start."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    current: str = ""
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        self.current = name
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+DEVICE_FILES = Path("/dev")
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Variables that name the GPUs a process may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +60,26 @@ class Loaded:
     """Weights in memory; tied ones count once."""
 
 
-def load(config: EngineConfig) -> Loaded:
+def load(config: EngineConfig, tell: Tell | None = None) -> Loaded:
     """Fetch the model where it is remote, load it, divide the memory, and make ready what the first step needs.
+
+    tell: hears how far it is.
 
     Raises:
         UserError: the model is missing, malformed, unsupported or too large; the device does not exist or is too old.
     """
-    timings = Timings()
-    with timings.phase("fetch"):
+    progress = StartProgress(tell) if tell is not None else StartProgress()
+    with progress.phase("fetch"):
         directory = model_directory(config)
         facts = ModelConfig.from_directory(directory)
         revision = model_revision(directory)
     device = pick_device(config)
+    use_kernel_cache(config.kernel_cache, device)
     dtype = pick_dtype(config, facts, device)
     try:
-        return _load(config, directory, facts, revision, device, dtype, timings)
+        return _load(config, directory, facts, revision, device, dtype, progress)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(config, device, timings.current, error) from error
+        raise out_of_memory(config, device, progress.current, error) from error
 
 
 def _load(
@@ -98,16 +89,16 @@ def _load(
     revision: str,
     device: torch.device,
     dtype: torch.dtype,
-    timings: Timings,
+    progress: StartProgress,
 ) -> Loaded:
     depth = 2 if (device.type == "cuda" if config.async_scheduling is None else config.async_scheduling) else 1
-    with timings.phase("weights"):
+    with progress.phase("weights"):
         window = None if isinstance(config.max_model_len, str) else config.max_model_len
         require_room(config, device, weights_nbytes(facts, dtype))
         model = build_model(facts, dtype, device, window, config.deterministic)
-        weights = load_weights(model, directory, load_format=config.load_format, seed=config.seed).nbytes
-    with timings.phase("memory"):
-        workspace = measure_workspace(config, facts, model, dtype, device)
+        weights = load_weights(model, directory, progress.read, load_format=config.load_format, seed=config.seed).nbytes
+    with progress.phase("memory"):
+        workspace = measure_workspace(config, facts, model, dtype, device, progress)
         memory = plan_memory(config, facts, dtype, device, weights, workspace)
         log.info("%s", memory.table())
         for remark in remarks(config, facts, memory):
@@ -118,12 +109,15 @@ def _load(
         tables = Rows(config.max_num_seqs, memory.max_model_len, config.block_size, device)
         graphs = not config.enforce_eager
         runner = Runner(model, kv, tables, facts.vocab_size, device, depth, graphs, config.deterministic)
-    with timings.phase("warmup"):
+    with progress.phase("kernels"):
         runner.warm_up()
+    with progress.phase("graphs"):
+        runner.capture_graphs()
+    with progress.phase("kernels"):
         if config.deterministic and device.type == "cuda":
             require_invariance(model)
     num_parameters = sum(tensor.numel() for tensor in model.weights.tensors)
-    return Loaded(runner, facts, revision, memory, depth, timings.seconds, num_parameters)
+    return Loaded(runner, facts, revision, memory, depth, progress.seconds, num_parameters)
 
 
 @torch.inference_mode()
@@ -146,20 +140,10 @@ def require_invariance(model: Model) -> None:
         )
 
 
-def model_directory(config: EngineConfig) -> Path:
-    """The local directory of the model; fetched first where the source is remote."""
-    if os.path.isdir(config.model):
-        return Path(config.model)
-    from quire_runtime.agent.fetch import fetch_model
-
-    cache = Path(config.download_dir) if config.download_dir else None
-    return fetch_model(config.model, revision=config.revision, cache_dir=cache)
-
-
 def pick_device(config: EngineConfig) -> torch.device:
     """
     Raises:
-        NoSuchDevice: a GPU was asked for, and torch can use none.
+        NoSuchDevice: a GPU was asked for, or is there for this process, and torch can use none.
         UnsupportedGPU: the GPU is older than LEAST_CAPABILITY.
     """
     if config.device == "cpu":
@@ -170,6 +154,13 @@ def pick_device(config: EngineConfig) -> torch.device:
                 f"device is cuda, but torch can use no GPU here: {_why_no_cuda()} "
                 "Use device cpu or auto, or mend the driver."
             )
+        if seen := _seen_gpus():
+            if torch.version.cuda or torch.version.hip:
+                raise NoSuchDevice(
+                    f"This machine has a GPU ({', '.join(seen)}), but torch can use none: {_why_no_cuda()} "
+                    "Mend the driver, or serve on the CPU with device cpu."
+                )
+            log.warning("%s: not used, because this torch is built for CPUs only", ", ".join(seen))
         return torch.device("cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
@@ -179,6 +170,13 @@ def pick_device(config: EngineConfig) -> torch.device:
             "device cpu."
         )
     return device
+
+
+def _seen_gpus() -> list[str]:
+    """Device files of the GPUs that this process may use; none where a variable hides them."""
+    if any(os.environ.get(name) in ("", "-1") for name in HIDING):
+        return []
+    return sorted(str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in DEVICE_FILES.glob(pattern))
 
 
 def _why_no_cuda() -> str:
@@ -203,7 +201,12 @@ def pick_dtype(config: EngineConfig, facts: ModelConfig, device: torch.device) -
 
 @torch.inference_mode()
 def measure_workspace(
-    config: EngineConfig, facts: ModelConfig, model: Model, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    facts: ModelConfig,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: StartProgress,
 ) -> int:
     """Bytes of activations at the largest step: measured on a GPU by running one, estimated on a CPU.
 
@@ -234,7 +237,7 @@ def measure_workspace(
         block_size=config.block_size,
     )
     kv = KVCache(facts.num_layers, 1, facts.num_kv_heads, config.block_size, facts.head_dim, dtype, device)
-    with compiled_together(device):
+    with progress.phase("kernels"), compiled_together(device):
         model.forward(torch.zeros_like(positions), kv.layers, batch)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

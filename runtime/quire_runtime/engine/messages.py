@@ -56,8 +56,15 @@ class TellHot(msgspec.Struct, tag=True, array_like=True, gc=False):
 ToEngine = AddRequest | AbortRequests | Drain | WatchKV | TellHot
 
 
+class EngineLoading(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """Word of an engine that starts: a phase of EngineReady.startup_s, and percent of it where that can be told."""
+
+    phase: str
+    percent: int | None = None
+
+
 class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """First message of an engine that has loaded its model."""
+    """Of an engine that has loaded its model, before all others but EngineLoading."""
 
     model_revision: str
     block_size: int
@@ -66,7 +73,7 @@ class EngineReady(msgspec.Struct, tag=True, array_like=True, gc=False):
     max_num_seqs: int
     epoch: str
     startup_s: dict[str, float]
-    """Seconds by phase: import, weights, warmup, total."""
+    """Seconds by phase: import, fetch, weights, memory, kernels, graphs; and total."""
     architecture: str = ""
     """As the checkpoint names it."""
     num_parameters: int = 0
@@ -186,4 +193,4 @@ class HotList(msgspec.Struct, tag=True, array_like=True, gc=False):
     prefixes: list[HotPrefix]
 
 
-FromEngine = EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames | HotList
+FromEngine = EngineLoading | EngineReady | EngineFailed | RequestRejected | Step | Heartbeat | KVFrames | HotList

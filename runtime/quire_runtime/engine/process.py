@@ -38,6 +38,7 @@ from quire_runtime.engine.messages import (
     AddRequest,
     Drain,
     EngineFailed,
+    EngineLoading,
     EngineReady,
     FromEngine,
     Heartbeat,
@@ -273,14 +274,15 @@ def main() -> None:
         # All that an import makes stays: looking for garbage in it takes a twentieth of its time.
         gc.disable()
         from quire_runtime.engine.engine import Engine
+        from quire_runtime.engine.load import load
 
         gc.freeze()
         gc.enable()
         import_s = time.perf_counter() - started
         config = EngineConfig.model_validate_json(lines.get())
         told = time.perf_counter()
-        engine = Engine(config)
-        loaded = engine.loaded
+        loaded = load(config, lambda phase, percent: carrier.post(EngineLoading(phase, percent)))
+        engine = Engine(config, loaded)
         carrier.post(
             EngineReady(
                 model_revision=loaded.model_revision,

@@ -171,6 +171,10 @@ class Runner:
                 if self._mixed is not None:
                     self._mixed.rehearse()
         self._run_padding()
+
+    @torch.inference_mode()
+    def capture_graphs(self) -> None:
+        """Record the first graphs, where there are to be any; after `warm_up`."""
         if self._graphs is not None:
             self._graphs.warm_up()
         if self._mixed is not None:

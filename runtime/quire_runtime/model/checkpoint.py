@@ -1,6 +1,7 @@
 """The weight files of a model directory."""
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Iterable
@@ -77,13 +78,15 @@ def weight_files(directory: Path, load_format: str = "auto") -> list[Path]:
     load_format: "auto" and "safetensors" look for safetensors, "pt" for PyTorch's pickles.
 
     Raises:
-        MalformedModel: there are none, or the index is damaged or names a file that is missing.
+        MalformedModel: there are none, one cannot be read, or the index is damaged or names a file that is missing.
         PickleRefused: only pickles were found and `load_format` did not ask for them.
     """
     if load_format == "pt":
         files = _listed(directory, "pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin")
     else:
         files = _listed(directory, "model.safetensors.index.json", "model.safetensors", "model*.safetensors")
+    for file in files:
+        _check_readable(file)
     if files:
         return files
     if load_format != "pt" and any(directory.glob("pytorch_model*.bin")):
@@ -121,6 +124,21 @@ def _indexed(index: Path) -> list[Path]:
             f"{index.parent} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first. Download it again."
         )
     return [index.parent / name for name in names]
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        with file.open("rb"):
+            pass
+    except OSError as error:
+        if file.is_symlink() and not file.exists():
+            raise MalformedModel(
+                f"{file} is a link to {os.readlink(file)}, which is not there. Copy the model with the files that its "
+                "links name, as cp -rL does."
+            ) from None
+        raise MalformedModel(
+            f"{file} cannot be read: {error.strerror}. Check what it is and who may read it."
+        ) from None
 
 
 def _damaged(path: Path, error: Exception) -> MalformedModel:

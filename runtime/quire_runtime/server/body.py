@@ -59,7 +59,7 @@ def parse_json(data: bytes) -> Any:
         InvalidRequest
     """
     if not data:
-        raise InvalidRequest("The body is empty. Send a JSON object.")
+        raise InvalidRequest("The body is empty. Send a JSON object.", code="invalid_json")
     if holds_too_much(data):
         raise InvalidRequest(TOO_MANY_VALUES, code="too_many_values")
     try:

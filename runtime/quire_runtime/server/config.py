@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from quire_runtime.config import InvalidConfig, parse_bytes
+from quire_runtime.config import invalid, parse_bytes
 
 
 class ServerConfig(BaseModel):
@@ -14,7 +14,9 @@ class ServerConfig(BaseModel):
 
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    served_model_name: list[str] = Field([], description="Names clients may ask for; by default the model as given.")
+    served_model_name: list[str] = Field(
+        [], description="Names clients may ask for, one or more; by default the model as given."
+    )
     api_key: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="Keys that clients must send one of; with one set, all but probes and metrics need it."
     )
@@ -49,8 +51,4 @@ class ServerConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise InvalidConfig(
-                " ".join(
-                    f"{'.'.join(map(str, bad['loc']))} = {bad['input']!r}: {bad['msg']}." for bad in error.errors()
-                )
-            ) from None
+            raise invalid(error) from None

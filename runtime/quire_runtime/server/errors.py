@@ -151,7 +151,7 @@ async def _nobody_reads(request: Request, error: Exception) -> Response:
 def _http(error: HTTPException) -> Failure:
     match error.status_code:
         case 404:
-            return Failure(404, "There is nothing at this path. The API starts at /v1.", code="not_found")
+            return Failure(404, "There is nothing at this path. The API starts at /v1.", code="unknown_url")
         case 405:
             return Failure(405, "This path does not take this method.", code="method_not_allowed")
         case status:

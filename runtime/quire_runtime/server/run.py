@@ -17,13 +17,18 @@ from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import EngineChild
 from quire_runtime.engine.client import AsyncEngineClient
+from quire_runtime.engine.messages import EngineLoading
+from quire_runtime.engine.source import model_directory
 from quire_runtime.server.app import create_app
 from quire_runtime.server.auth import OPEN_PATHS
 from quire_runtime.server.config import ServerConfig
 from quire_runtime.server.drain import StopSignal, drain
 from quire_runtime.server.protocol import Http
 from quire_runtime.server.service import Service
+from quire_runtime.server.uptime import process_age_s
 from quire_text.bundle import TokenizerBundle
+from quire_text.chat import check_template
+from quire_text.errors import ChatTemplateError
 from quire_text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -130,9 +135,11 @@ async def _run_engine(
     Raises:
         UserError, EngineDied
     """
-    directory = await asyncio.to_thread(_model_directory, config)
+    service.loading = lambda: "fetch"
+    directory = await asyncio.to_thread(model_directory, config)
     client = AsyncEngineClient(config.model_copy(update={"model": str(directory), "revision": None}), child)
     clients.append(client)
+    service.loading = lambda: _doing(client.loading)
     tokenizer_directory = Path(config.tokenizer) if config.tokenizer else directory
     tokenizer = await asyncio.to_thread(load_tokenizer, tokenizer_directory, service.config.chat_template)
     gc.collect()
@@ -141,29 +148,43 @@ async def _run_engine(
     service.attach(client, tokenizer, model_defaults=config.generation_config == "auto")
     phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in info.startup_s.items() if name != "total")
     names = ", ".join(service.served_names)
-    log.info("ready after %.1f s (%s): %s", info.startup_s.get("total", 0.0), phases, names)
-    raise await client.died()
+    log.info("ready after %.1f s (%s): %s", process_age_s(), phases, names)
+    first = asyncio.create_task(_tell_first_token(client), name="first-token")
+    try:
+        raise await client.died()
+    finally:
+        first.cancel()
 
 
-def _model_directory(config: EngineConfig) -> Path:
-    if os.path.isdir(config.model):
-        return Path(config.model)
-    from quire_runtime.agent.fetch import fetch_model
+async def _tell_first_token(client: AsyncEngineClient) -> None:
+    took_s = await client.first_token()
+    log.info("first token %.1f s after the start, %.2f s after its request", process_age_s(), took_s)
 
-    pickles = config.load_format == "pt"
-    return fetch_model(config.model, config.revision, cache_dir=config.download_dir, allow_pickle=pickles)
+
+def _doing(said: EngineLoading | None) -> str:
+    if said is None:
+        return "import"
+    return said.phase if said.percent is None else f"{said.phase}, {said.percent} %"
 
 
 def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:
     """
     Raises:
         MalformedTokenizer
+        ChatTemplateError: `chat_template` does not compile; a model's own is only complained of, as it has other uses.
         UserError: the chat template's file cannot be read.
     """
     bundle = TokenizerBundle.from_directory(directory)
     if chat_template is not None:
-        bundle = bundle.with_chat_template(_read_template(chat_template))
-    return Tokenizer.from_bundle(bundle)
+        template = _read_template(chat_template)
+        check_template(template)
+        return Tokenizer.from_bundle(bundle.with_chat_template(template))
+    tokenizer = Tokenizer.from_bundle(bundle)
+    try:
+        check_template(tokenizer.named_templates.get("default", ""))
+    except ChatTemplateError as error:
+        log.warning("%s Until then chats are refused.", error)
+    return tokenizer
 
 
 def _read_template(given: str) -> str:
@@ -172,4 +193,5 @@ def _read_template(given: str) -> str:
     try:
         return Path(given).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The chat template {os.fspath(given)!r} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"The chat template {os.fspath(given)!r} cannot be read: {why}.") from error

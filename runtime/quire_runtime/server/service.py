@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -36,6 +37,8 @@ class Service:
         self.is_idle.set()
         self.warming = asyncio.Lock()
         self.is_warmed = False
+        self.loading: Callable[[], str] = str
+        """What the start is at, for people; "" where that is not known."""
         self._client: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
 
@@ -77,7 +80,7 @@ class Service:
             case "draining":
                 raise NotReady("This server is shutting down. Send the request again.", "draining")
             case _:
-                raise NotReady("The model is being loaded. /ready tells when it can be asked.", "loading")
+                raise self._still_loading()
 
     @property
     def info(self) -> EngineReady:
@@ -96,8 +99,14 @@ class Service:
             NotReady
         """
         if self._tokenizer is None:
-            raise NotReady("The model is being loaded. /ready tells when it can be asked.", "loading")
+            raise self._still_loading()
         return self._tokenizer
+
+    def _still_loading(self) -> NotReady:
+        doing = self.loading()
+        return NotReady(
+            f"The model is being loaded{f' ({doing})' if doing else ''}. /ready tells when it can be asked.", "loading"
+        )
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer under.

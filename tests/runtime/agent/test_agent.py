@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-DEADLINE_S = 60
+DEADLINE_S = 240
 
 
 class Agent:

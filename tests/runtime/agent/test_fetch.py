@@ -20,6 +20,8 @@ from quire_runtime.agent.errors import (
     WeightsUnauthorized,
 )
 from quire_runtime.agent.fetch import fetch_model
+from quire_runtime.config import EngineConfig
+from quire_runtime.engine.source import model_directory
 
 NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
@@ -131,6 +133,14 @@ def test_pickles_are_not_downloaded_unless_asked_for(hub: Any, tmp_path: Path):
     assert "pytorch_model.bin" in names(fetch_model("hf://org/tiny", cache_dir=tmp_path, allow_pickle=True))
 
 
+def test_an_engine_that_loads_pickles_has_them_fetched(hub: Any, tmp_path: Path):
+    del hub.files["model.safetensors"]
+    wanted = {"model": "hf://org/tiny", "download_dir": str(tmp_path)}
+    with pytest.raises(WeightsNotFound, match="no safetensors"):
+        model_directory(EngineConfig.of(**wanted))
+    assert "pytorch_model.bin" in names(model_directory(EngineConfig.of(**wanted, load_format="pt")))
+
+
 def test_a_model_larger_than_the_disk_is_refused_before_the_first_byte(hub: Any, tmp_path: Path):
     hub.claimed_size = shutil.disk_usage(tmp_path).free * 2
     with pytest.raises(DiskFull, match=r"needs .* GB, but .* GB free"):
@@ -198,3 +208,17 @@ def test_the_agent_runs_without_torch():
     modules = ", ".join(f"quire_runtime.agent.{name}" for name in ("main", "bucket", "registry"))
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_stores_client_is_imported_for_its_own_sources_alone(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    code = (
+        "import sys\n"
+        "from quire_runtime.agent.main import main\n"
+        "flags = ['--source', 'pvc://claim/model', '--once', '--host', '127.0.0.1', '--port', '0']\n"
+        "main([*flags, '--destination', sys.argv[1]])\n"
+        "print([name for name in ('httpx', 'huggingface_hub', 'boto3') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert "quire agent:" in done.stderr  # the model is not whole, and that was looked at
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr

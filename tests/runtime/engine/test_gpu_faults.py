@@ -43,7 +43,9 @@ def config(**settings):
         ("No CUDA GPUs are available", "no GPU here: No CUDA GPUs are available. Use device cpu"),
     ],
 )
-def test_a_missing_gpu_or_an_old_driver_is_told(monkeypatch, reason, told):
+def test_a_missing_gpu_or_an_old_driver_is_told(monkeypatch, tmp_path, reason, told):
+    monkeypatch.setattr(loading, "DEVICE_FILES", tmp_path)
+
     def fail():
         raise RuntimeError(reason)
 
@@ -53,6 +55,43 @@ def test_a_missing_gpu_or_an_old_driver_is_told(monkeypatch, reason, told):
         pick_device(config(device="cuda"))
     assert told in str(caught.value)
     assert pick_device(config()).type == "cpu"
+
+
+@pytest.fixture
+def old_driver(monkeypatch, tmp_path):
+    """A torch for CUDA that can use no GPU, and a folder of device files."""
+
+    def fail():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(loading, "DEVICE_FILES", tmp_path)
+    for name in loading.HIDING:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_a_gpu_that_is_there_and_cannot_be_used_is_no_reason_to_serve_from_the_cpu(old_driver, monkeypatch):
+    (old_driver / "nvidiactl").touch()
+    assert pick_device(config()).type == "cpu", "a driver without a GPU"
+    (old_driver / "nvidia0").touch()
+    with pytest.raises(
+        NoSuchDevice, match=r"has a GPU \(.*nvidia0\), .* is too old .* Mend the driver, or serve on th"
+    ):
+        pick_device(config())
+    assert pick_device(config(device="cpu")).type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert pick_device(config()).type == "cpu", "who hides a GPU does not want it"
+
+
+def test_a_torch_for_cpus_only_says_that_it_does_not_use_the_gpu(old_driver, monkeypatch, caplog):
+    (old_driver / "nvidia0").touch()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert pick_device(config()).type == "cpu"
+    assert "nvidia0: not used" in caplog.text
 
 
 def test_a_gpu_too_old_for_the_kernels_is_refused_before_anything_is_loaded(gpu):

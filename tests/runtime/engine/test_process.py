@@ -74,7 +74,7 @@ async def test_ready_says_what_was_loaded(client):
     info = await client.ready()
     assert (info.num_blocks, info.block_size, info.max_model_len, info.max_num_seqs) == (64, 16, 256, 8)
     assert len(info.model_revision) == 32
-    assert {"import", "weights", "warmup", "total"} <= set(info.startup_s)
+    assert {"import", "fetch", "weights", "memory", "kernels", "graphs", "total"} <= set(info.startup_s)
 
 
 async def test_concurrent_answers_equal_transformers(client, greedy, prompts):

@@ -1,5 +1,6 @@
 """A CUDA device beside the CPU: what the engine says on both."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from quire import LLM, SamplingParams
 from quire.results import RequestOutput
 
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 Outputs = list[RequestOutput]
 
 

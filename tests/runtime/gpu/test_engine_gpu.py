@@ -2,6 +2,7 @@
 
 import random
 
+import agree
 import pytest
 import torch
 
@@ -139,10 +140,14 @@ def test_a_poisoned_request_ends_alone(make_llm, on_cpu):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_runs_and_mostly_agrees(make_llm, on_cpu, family):
-    llm = make_llm(family, "cuda", dtype="bfloat16")
-    made = tokens(llm.generate(PROMPTS, greedy(LENGTHS), use_tqdm=False))
-    expected = tokens(on_cpu(family, PROMPTS, greedy(LENGTHS)))
-    assert [len(choice) for choices in made for choice in choices] == LENGTHS
-    same = sum(choices[0][0] == wanted[0][0] for choices, wanted in zip(made, expected, strict=True))
-    assert same >= len(PROMPTS) - 2
+def test_bfloat16_differs_from_transformers_by_noise_alone(tiny_model_dir, family):
+    directory = tiny_model_dir(family)
+    found = agree.agreements(directory, "cuda", PROMPTS, 30, agree.Reference(directory, "cuda"))
+    assert {way: agreement.wrong for way, agreement in found.items()} == dict.fromkeys(agree.WAYS, 0), found
+
+
+def test_bfloat16_of_m_small_differs_from_transformers_by_noise_alone(tmp_path):
+    directory = agree.random_checkpoint("m-small", tmp_path)
+    prompts = agree.prompts_of(151936, [1, 15, 200, 700])
+    found = agree.agreements(directory, "cuda", prompts, 64, agree.Reference(directory, "cuda"))
+    assert {way: agreement.wrong for way, agreement in found.items()} == dict.fromkeys(agree.WAYS, 0), found

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.errors import MalformedModel, PickleRefused, TooLargeForDevice, WeightsMismatch
+from quire_runtime.model.fingerprint import model_revision
 from quire_runtime.model.loader import load_weights
 from quire_runtime.model.registry import Model, build_model, weights_nbytes
 
@@ -162,6 +163,22 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path):
     shutil.copy(first, sharded / "model-copy.safetensors")
     with pytest.raises(MalformedModel, match="is in both"):
         built(sharded)
+
+
+def test_a_link_to_nothing_is_told_with_its_target(llama: Path):
+    path = llama / "model.safetensors"
+    path.unlink()
+    path.symlink_to("../../blobs/4f2a")
+    with pytest.raises(MalformedModel, match=r"is a link to \.\./\.\./blobs/4f2a, which is not there"):
+        built(llama)
+    assert model_revision(llama)
+
+
+def test_a_folder_in_place_of_the_weights_is_told(llama: Path):
+    (llama / "model.safetensors").unlink()
+    (llama / "model.safetensors").mkdir()
+    with pytest.raises(MalformedModel, match=r"model\.safetensors cannot be read: Is a directory"):
+        built(llama)
 
 
 def test_no_weights_at_all(llama: Path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,9 +16,11 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 LONG = {"model": "tiny", "prompt": "block", "max_tokens": 3000, "stream": True, "ignore_eos": True}
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def eventually(is_so) -> None:
@@ -137,9 +140,15 @@ def test_more_than_the_queue_holds_is_429_with_retry_after(guarded):
     assert guarded.metric("vllm:admission_rejections_total", reason="queue_full") == 2
 
 
-def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
-    patience = str(DEADLINE_S)
-    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", patience, wait=False)
+def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server, tmp_path):
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nif 'quire_runtime.engine.process' in sys.orig_argv:\n    open({str(held)!r}).close()\n"
+    )
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    flags = ["--num-gpu-blocks-override", "600", "--shutdown-timeout", str(DEADLINE_S)]
+    server = start_server(*flags, environment={"PYTHONPATH": paths}, wait=False)
 
     def probe(path: str) -> int:
         try:
@@ -148,9 +157,10 @@ def test_it_answers_probes_while_it_loads_and_drains_on_sigterm(start_server):
             return 0
 
     eventually(lambda: probe("/health") == 200)
-    if probe("/ready") == 503:
-        refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
-        assert refused.status_code in (200, 503)
+    assert probe("/ready") == 503
+    refused = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading")
+    held.write_bytes(b"")
     server.wait_ready()
     engine = engine_of(server)
     with server.http() as http, http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 1500}) as answer:
@@ -237,6 +247,50 @@ def test_the_death_of_the_engine_ends_the_server(start_server, tmp_path):
     assert "killed by signal 9" in why["message"]
 
 
+STOPS_IN_THE_MIDST_OF_ITS_WEIGHTS = """
+import sys
+if "quire_runtime.engine.process" in sys.orig_argv:
+    import os, time
+    from quire_runtime.engine import load as loading, progress
+    progress.TOLD_EVERY_S = 0.0
+    load_weights = loading.load_weights
+    def stop(model, directory, read, **rest):
+        def reads(done, total):
+            read(done, total)
+            while 2 * done > total and not os.path.exists(os.environ["GO_ON"]):
+                time.sleep(0.05)
+        return load_weights(model, directory, reads, **rest)
+    loading.load_weights = stop
+"""
+
+
+def test_ready_says_how_far_the_load_is_and_the_log_has_the_times_of_the_start(start_server, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STOPS_IN_THE_MIDST_OF_ITS_WEIGHTS)
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "GO_ON": str(tmp_path / "go")}
+    server = start_server("--num-gpu-blocks-override", "600", environment=environment, wait=False)
+    told = []
+
+    def says_a_share() -> bool:
+        answer = httpx.get(f"{server.url}/ready", timeout=DEADLINE_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        told.append(answer.json()["error"]["message"])
+        return "(weights, " in told[-1]
+
+    eventually(says_a_share)
+    assert re.fullmatch(r"The model is being loaded \(weights, [5-9]\d %\)\. /ready tells when .*", told[-1])
+    asked = httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=DEADLINE_S)
+    assert (asked.status_code, asked.json()["error"]["code"]) == (503, "loading")
+    (tmp_path / "go").touch()
+    server.wait_ready()
+    number = r"\d+\.\d"
+    phases = ", ".join(f"{name} {number}" for name in ("import", "fetch", "weights", "memory", "kernels", "graphs"))
+    assert re.search(rf"ready after {number} s \({phases}\): tiny, small\n", server.log.read_text())
+    server.client().completions.create(model="tiny", prompt="a", max_tokens=1)
+    first = rf"first token {number} s after the start, \d+\.\d\d s after its request\n"
+    eventually(lambda: re.search(first, server.log.read_text()))
+
+
 LOSES_ITS_GPU = """
 import sys
 if "quire_runtime.engine.process" in sys.orig_argv:
@@ -274,13 +328,13 @@ def test_a_gpu_lost_in_the_middle_is_told_to_the_client_on_stderr_and_in_the_ter
         assert "dmesg, lines with Xid" in words
 
 
-def start_and_wait(*arguments: str, log: Path) -> subprocess.CompletedProcess:
+def start_and_wait(*arguments: str, log: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "quire", "serve", *arguments],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_TERMINATION_LOG": str(log)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_TERMINATION_LOG": str(log), **environment},
         check=False,
     )
 
@@ -334,3 +388,55 @@ def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path,
     assert says in last
     assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    ("flags", "says", "reason"),
+    [
+        (("--device", "cuda"), "torch can use no GPU here: ", "NoSuchDevice"),
+        (("--device", "cpu", "--max-model-len", "400000000"), "above the model's own limit of 4096", "DoesNotFit"),
+        (("--device", "cpu", "--num-gpu-blocks-override", "1000000000"), "beside the weights there are", "DoesNotFit"),
+    ],
+    ids=["no GPU", "too long a window", "too many blocks"],
+)
+def test_a_machine_that_cannot_do_what_is_asked_is_exit_code_2(model_directory, tmp_path, flags, says, reason):
+    arguments = (str(model_directory), "--host", "127.0.0.1", "--port", "0", *flags)
+    ended = start_and_wait(*arguments, log=tmp_path / "why", CUDA_VISIBLE_DEVICES="")
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("quire: ")
+    assert says in last
+    assert "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+
+
+POISON = 319
+"""A token whose embedding is not a number."""
+
+
+@pytest.fixture(scope="module")
+def poisoned_model(tiny_model_dir, tmp_path_factory) -> str:
+    directory = shutil.copytree(
+        tiny_model_dir("llama", max_position_embeddings=4096), tmp_path_factory.mktemp("poisoned") / "model"
+    )
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][POISON] = torch.nan
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return str(directory)
+
+
+def test_a_request_whose_logits_are_not_numbers_fails_alone(start_server, poisoned_model):
+    server = start_server("--num-gpu-blocks-override", "600", model=poisoned_model)
+    neighbour = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    biased = {**neighbour, "logit_bias": {str(POISON): -100}}
+    with server.http() as http, ThreadPoolExecutor(1) as pool:
+        alone = http.post("/v1/completions", json=biased).json()["choices"]
+        beside = pool.submit(http.post, "/v1/completions", json=biased)
+        refused = http.post("/v1/completions", json={**neighbour, "prompt": [5, POISON, 7]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (500, "request_failed")
+        assert "not a number" in refused.json()["error"]["message"]
+        assert beside.result().status_code == 200
+        assert beside.result().json()["choices"] == alone
+        assert http.post("/v1/completions", json=biased).json()["choices"] == alone
+    assert server.metric("vllm:num_requests_running") == 0
+    assert server.stop() == 0
