@@ -138,7 +138,9 @@ def _attention(
     q, k_cache, v_cache = tensors(batch, blocks, heads, kv_heads, dim, dtype, device)
     out = torch.empty(q.shape, dtype=dtype)
     if batch.num_decodes:
-        decode_attention_triton.decode_attention(q, k_cache, v_cache, batch, 0.1, window, out)
+        # The first layer's differs from those after it.
+        for _ in range(2):
+            decode_attention_triton.decode_attention(q, k_cache, v_cache, batch, 0.1, window, out)
     else:
         prefill_attention_triton.prefill_attention(q, k_cache, v_cache, batch, 0.1, window, out)
 
