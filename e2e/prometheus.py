@@ -29,7 +29,7 @@ from dashboards import queries
 
 PORT = 9390
 DEADLINE_S = 180.0
-SELDOM = {"quire_gateway_retries_total", "quire_gateway_streams_broken_total"}
+SELDOM = {"quire_gateway_hedges_total", "quire_gateway_retries_total", "quire_gateway_streams_broken_total"}
 """Counters that have no series before something rare happens; that they are declared is enough."""
 
 
