@@ -10,13 +10,16 @@ UV := .uv/bin/uv
 STAMP := $(VENV)/.installed
 CLUSTERCTL := PYTHONPATH=e2e $(BIN)/python -m cluster
 # `make test WORKERS=2` tests in two processes, TESTS="tests/gateway ..." only these.
-# `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, VALUES=FILE adds values for the chart on it;
+# `make e2e CLUSTER=current` takes the cluster of $KUBECONFIG, with the images that the chart names (REGISTRY and TAG say
+# others) and values of the chart from VALUES=FILE;
 # IMAGES=full runs engines from their image, IMAGES=node from the repository, mounted from the node.
 # SCENARIOS="e2e/test_serving.py ..." runs only these.
 CLUSTER ?= own
 IMAGES ?=
 VERSION ?=
 SCENARIOS ?= e2e
+REGISTRY ?=
+TAG ?=
 TESTS ?=
 VALUES ?=
 WORKERS ?=
@@ -86,7 +89,8 @@ dashboards: $(STAMP) ## write the chart's Grafana dashboards from their descript
 	PYTHONPATH=charts $(BIN)/python -m dashboards --write charts/quire/monitoring
 
 e2e: $(if $(filter own,$(CLUSTER)),.quire/bin/.built) $(STAMP) ## Quire installed by Helm on a real node, and everything that may happen to it
-	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest $(SCENARIOS)
+	QUIRE_E2E_CLUSTER=$(CLUSTER) QUIRE_E2E_IMAGES=$(IMAGES) QUIRE_E2E_REGISTRY=$(REGISTRY) QUIRE_E2E_TAG=$(TAG) \
+	  QUIRE_E2E_VALUES=$(VALUES) $(BIN)/pytest $(SCENARIOS)
 
 images: $(STAMP) ## Quire's images, built by buildah without a network; IMAGES=full builds the engine's too
 	$(CLUSTERCTL) images $(if $(filter full,$(IMAGES)),--runtime --record bench/results/images.json)

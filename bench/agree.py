@@ -15,12 +15,11 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import COMMON, CONFIGS, commit
+from gpu import COMMON, CONFIGS, origin
 from torch import Tensor
 
 from quire import LLM, SamplingParams
@@ -141,10 +140,8 @@ def main() -> int:
     for way, agreement in found.items():
         line = {
             "model": options.model if made else directory.name,
-            "run": options.run,
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": commit(),
+            **origin(options.run),
+            "device": options.device,
             "way": way,
             "epsilon": EPSILON,
             **asdict(agreement),

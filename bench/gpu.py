@@ -234,6 +234,19 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def origin(run: str) -> dict[str, str]:
+    """What each line says of where and when it was read; `run`: one id for everything of one machine in one go."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {
+        "run": run,
+        "machine": f"{name}, {platform.processor() or platform.machine()} x {os.cpu_count()}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Workloads on one engine and one GPU.")
     parser.add_argument("--engine", choices=["quire", "vllm"], required=True)
@@ -245,7 +258,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=Path("/tmp/quire-bench-models"), help="where configs are put")
     parser.add_argument("--option", action="append", default=[], help="name=value for the engine")
     options = parser.parse_args()
-    import torch
+    import torch  # noqa: F401 (its import is no part of the start)
 
     started = time.perf_counter()
     settings = options_of(options.option)
@@ -255,10 +268,7 @@ def main() -> int:
         "engine": options.engine,
         "version": engine.version,
         "model": options.model,
-        "run": options.run,
-        "machine": f"{torch.cuda.get_device_name()}, {platform.processor() or platform.machine()} x {os.cpu_count()}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
+        **origin(options.run),
         "settings": {"max_model_len": options.max_model_len, **settings},
     }
     bench = Bench(engine, options.out, base)

@@ -1,10 +1,11 @@
 # ruff: noqa: B008, B023 (a lambda made in a loop runs before the loop goes on)
 """Each kernel on this GPU beside its bound: bytes over the memory's bandwidth, or operations over the matrix rate.
 
-    python bench/kernels.py [--only decode] [--json FILE]
+    python bench/kernels.py [--only decode] [--out FILE --run 2026-11-27-h200-1]
 
 Every reading is the median of replays of a CUDA graph that holds many launches over different data, so that neither
-launches nor the cache decide. TB/s counts each input and output once.
+launches nor the cache decide. TB/s counts each input and output once; `of copy` is its share of a copy's bytes a
+second, read plus written, on the same card minutes before. A line a reading is appended to FILE.
 """
 
 import argparse
@@ -12,10 +13,12 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu import origin
 
 from quire_kernels.activation import silu_and_mul
 from quire_kernels.attention import paged_attention
@@ -63,6 +66,18 @@ def memory_reading(name: str, calls: list[Callable[[], object]], bytes_moved: fl
     return {"kernel": name, "us": round(us, 2), "TB/s": round(bytes_moved / us / 1e6, 3), **extra}
 
 
+def copy_tb_s() -> float:
+    """Of 4 GiB, read plus written."""
+    source = torch.empty(2**30, dtype=torch.int32, device=CUDA)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / microseconds([lambda: target.copy_(source)]) / 1e6
+
+
+def beside(reading: Reading, copy: float) -> Reading:
+    """With its share of the copy's TB/s, where it is one of bytes."""
+    return {**reading, "of copy": round(reading["TB/s"] / copy, 3)} if "TB/s" in reading else reading
+
+
 def batch_of(lengths: list[int], queries: list[int], blocks_in_cache: int, columns: int) -> AttentionBatch:
     """Sequences over random blocks of 16."""
     starts = [0]
@@ -96,11 +111,15 @@ def decode_attention(model: str) -> Iterator[Reading]:
         "32 x 600": [600] * 32,
         "256 x 576": [576] * 256,
         "256 mixed 100..2048": torch.randint(100, 2048, (256,), generator=generator).tolist(),
+        "1 x 32000": [32000],
+        "8 x 32000": [32000] * 8,
+        "32 mixed 100..32000": torch.randint(100, 32000, (32,), generator=generator).tolist(),
     }
     for name, lengths in mixes.items():
         # The host assumes the longest sequence, as in a captured decode.
-        batch = batch_of(lengths, [1] * len(lengths), blocks, 257)
-        batch = replace(batch, seq_lens_cpu=[4097] * len(lengths))
+        columns = 257 if max(lengths) <= 4096 else 2049
+        batch = batch_of(lengths, [1] * len(lengths), blocks, columns)
+        batch = replace(batch, seq_lens_cpu=[16 * columns - 15] * len(lengths))
         q = torch.randn(len(lengths), heads, dim, device=CUDA).to(BF16)
         out = torch.empty_like(q)
         calls = [
@@ -177,10 +196,14 @@ def products(model: str) -> Iterator[Reading]:
     for name, (outputs, inputs) in matrices.items():
         copies = max(2, min(64, ARENA // 3 // (2 * outputs * inputs)))
         weights = [(torch.randn(outputs, inputs, device=CUDA) / 64).to(BF16) for _ in range(copies)]
-        x = torch.randn(1, inputs, device=CUDA).to(BF16)
-        ours = [lambda w=w, x=x: skinny_linear(x, w) for w in weights]
-        torch_us = microseconds([lambda w=w, x=x: F.linear(x, w) for w in weights])
-        yield memory_reading(f"one row {model} {name}", ours, 2 * outputs * inputs, **{"cublas us": round(torch_us, 2)})
+        for rows in (1, 2, 4, 8, 16):
+            x = torch.randn(rows, inputs, device=CUDA).to(BF16)
+            ours = [lambda w=w, x=x: skinny_linear(x, w) for w in weights]
+            torch_us = microseconds([lambda w=w, x=x: F.linear(x, w) for w in weights])
+            moved = 2 * (outputs * inputs + rows * (outputs + inputs))
+            yield memory_reading(
+                f"product {model} {name} rows {rows}", ours, moved, **{"cublas us": round(torch_us, 2)}
+            )
         del weights
 
 
@@ -242,18 +265,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kernels of this GPU beside their bounds.")
     parser.add_argument("--only", choices=list(PARTS), action="append")
     parser.add_argument("--model", choices=list(MODELS), action="append")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument("--run", default="", help="one id for everything measured on one machine in one go")
     options = parser.parse_args()
-    readings = []
+    base, copy = origin(options.run), copy_tb_s()
+    torch.cuda.empty_cache()
+    print(f"copy  TB/s {copy:.3f}", flush=True)
     for part in options.only or PARTS:
         for model in options.model or MODELS:
             for reading in PARTS[part](model):
-                readings.append(reading)
-                print("  ".join(f"{key} {value}" for key, value in reading.items()), flush=True)
+                line = beside(reading, copy)
+                print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
+                if options.out:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps({**base, **line}) + "\n")
             torch.cuda.empty_cache()
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(readings, file, indent=0)
 
 
 if __name__ == "__main__":

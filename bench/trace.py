@@ -1,6 +1,6 @@
 """Where the time of a decode step goes on this GPU: its kernels, the gaps between them, and the host beside them.
 
-    python bench/trace.py --model m-small --batches 1,64,256 [--out FILE] [--option name=value]
+    python bench/trace.py --model m-small [--batches 1,256,1024] [--out FILE --run ID] [--option name=value]
 
 Sequences of 512 prompt tokens decode in lockstep, dummy weights. Wall and host times are read without the profiler.
 `host_ms` is Python between two steps: planning, launching and reading, without waiting for the device.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import CONFIGS, options_of, write_config
+from gpu import CONFIGS, options_of, origin, write_config
 
 from quire import LLM, SamplingParams
 
@@ -120,13 +120,16 @@ def trace(llm: LLM, batch: int, watch: Stopwatch) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where the time of a decode step goes.")
     parser.add_argument("--model", choices=list(CONFIGS), required=True)
-    parser.add_argument("--batches", default="1,64,256")
+    parser.add_argument("--batches", default="1,256,1024")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--run", default="", help="one id for everything measured on one machine in one go")
     parser.add_argument("--models", type=Path, default=Path("/tmp/quire-bench-models"), help="where configs are put")
     parser.add_argument("--option", action="append", default=[], help="name=value for the engine")
     options = parser.parse_args()
     directory = write_config(options.model, options.models)
+    batches = [int(batch) for batch in options.batches.split(",")]
     settings = {"dtype": "bfloat16", "max_model_len": 4096, "load_format": "dummy", "gpu_memory_utilization": 0.85}
+    settings["max_num_seqs"] = max(256, *batches)
     llm = LLM(model=str(directory), skip_tokenizer_init=True, **{**settings, **options_of(options.option)})
     print("start", {name: round(value, 2) for name, value in llm.engine.loaded.startup_s.items()}, flush=True)
     watch = Stopwatch()
@@ -135,8 +138,8 @@ def main() -> None:
     from quire_runtime.execute.output import PendingStep
 
     watch.wrap(PendingStep, "wait")
-    for batch in map(int, options.batches.split(",")):
-        found = {"model": options.model, **trace(llm, batch, watch)}
+    for batch in batches:
+        found = {**origin(options.run), "model": options.model, **trace(llm, batch, watch)}
         print(" ".join(f"{key} {value}" for key, value in found.items() if key != "kernels"), flush=True)
         for row in found["kernels"][:SHOWN]:
             print(f"  {row['us']:9.1f} us  {row['count']:6.1f} x  {row['name']}", flush=True)

@@ -1,35 +1,46 @@
 """kubectl, Helm and HTTP against a cluster: the one that e2e/cluster makes, or whatever a kubeconfig names."""
 
+import io
 import json
 import os
-import re
 import subprocess
-import tempfile
+import sys
+import tarfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 from cluster import daemon
-from cluster.layout import Layout
+from cluster.layout import NODE_IP, Layout
 
 DEADLINE_S = 300.0
 SYSTEM = "quire-system"
+VISITORS = "quire-e2e"
+"""The namespace of the pod that scripts run in where the cluster is not ours."""
+VISITOR = "bystander"
+PLACE = "/place"
+"""A folder that bystanders may write."""
+UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 
 
 @dataclass
 class Client:
-    """Commands run behind the prefix `inside` and with `kubeconfig`."""
+    """Commands of this machine, and scripts that run inside the cluster's network.
+
+    Where the cluster is ours, commands run in its network namespace, and scripts beside them.
+    """
 
     layout: Layout
     is_own: bool
     """The cluster is ours: its node is this machine, and its daemons are ours to stop."""
     is_repository_mounted: bool
     """Engines run the repository's environment, mounted from the node; else what their image holds."""
-    _forward: subprocess.Popen[str] | None = field(default=None, repr=False)
-    _forwarded: str = ""
+    is_visiting: bool
+    """Scripts run in the pod VISITOR, for a kubeconfig reaches nothing but the API server."""
 
     @property
     def inside(self) -> list[str]:
@@ -39,6 +50,50 @@ class Client:
     def environment(self) -> dict[str, str]:
         own = {"KUBECONFIG": str(self.layout.kubeconfig())} if self.is_own else {}
         return {**os.environ, "PATH": daemon.search_path(self.layout), **own}
+
+    def script(self, name: str, *arguments: str) -> list[str]:
+        """The command that, behind `inside`, runs a script of this folder inside the cluster's network."""
+        file = Path(__file__).with_name(name)
+        if not self.is_visiting:
+            return [sys.executable, str(file), *arguments]
+        there = ["kubectl", "exec", "--stdin", VISITOR, f"--namespace={VISITORS}", "--"]
+        return [*there, "python", "-c", file.read_text(), *arguments]
+
+    @property
+    def address(self) -> str:
+        """Where pods reach what a script listens at."""
+        return str(self.get("pod", VISITOR, VISITORS)["status"]["podIP"]) if self.is_visiting else NODE_IP
+
+    def request(
+        self,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        address: str = "",
+        authority: str = "",
+    ) -> str:
+        """The body of the answer to one request from inside, whatever its status; empty where none came.
+
+        What `body`, `address` and `authority` are to request.py; a body goes as JSON.
+        """
+        asked = {"url": url, "address": address, "authority": authority, "timeout_s": 100, "body": "", "headers": {}}
+        if body is not None:
+            asked |= {"body": json.dumps(body), "headers": {"content-type": "application/json", **headers}}
+        else:
+            asked |= {"headers": dict(headers)}
+        return self.run(*self.script("request.py"), given=json.dumps(asked), check=False)
+
+    def send(self, folder: Path, namespace: str, pod: str, place: str) -> None:
+        """Copy the files of a folder into a pod that has Python."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(folder, arcname=".")
+        there = ["kubectl", "exec", "--stdin", pod, f"--namespace={namespace}", "--", "python", "-c", UNPACK, place]
+        done = subprocess.run(
+            [*self.inside, *there], env=self.environment, input=packed.getvalue(), capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
 
     def run(self, *command: str, given: str | None = None, check: bool = True) -> str:
         done = subprocess.run(
@@ -83,30 +138,9 @@ class Client:
 
     @property
     def gateway(self) -> str:
-        """Base address of the gateway's Service, from here."""
-        if self.is_own:
-            service = self.get("service", "quire-gateway", SYSTEM)
-            return f"http://{service['spec']['clusterIP']}/v1"
-        if self._forward is None or self._forward.poll() is not None:
-            self._start_forward()
-        return self._forwarded
-
-    def close(self) -> None:
-        if self._forward is not None:
-            self._forward.kill()
-            self._forward.wait()
-            self._forward = None
-
-    def _start_forward(self) -> None:
-        with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
-            command = ["kubectl", "port-forward", "--namespace", SYSTEM, "service/quire-gateway", ":80"]
-            self._forward = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
-            )
-            found = eventually(
-                lambda: re.search(r"127\.0\.0\.1:(\d+)", Path(log.name).read_text()), "kubectl port-forward"
-            )
-        self._forwarded = f"http://127.0.0.1:{found[1]}/v1"
+        """Base address of the gateway's Service, from inside."""
+        service = self.get("service", "quire-gateway", SYSTEM)
+        return f"http://{service['spec']['clusterIP']}/v1"
 
 
 def eventually(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

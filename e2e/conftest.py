@@ -15,9 +15,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bystander
 import installation
 import stores
-from client import Client, eventually
+from client import VISITORS, Client, eventually
 from cluster import teardown, traces
 from cluster.layout import REPOSITORY
 from stores import Hub, Registry
@@ -38,12 +39,14 @@ def soon() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Client]:
-    """A cluster with Quire installed by its chart. With QUIRE_KEEP_CLUSTER=1 ours stays up, and is taken up again.
+    """A cluster with Quire installed by its chart. With QUIRE_KEEP_CLUSTER=1 it stays, and is taken up again.
 
-    Else it goes in the end, and the run fails if it leaves anything on the machine.
+    Else ours goes in the end, and the run fails if it leaves anything on the machine; from another Quire is taken away.
     """
     client = installation.open_client()
     before = traces.read(client.layout) if client.is_own else frozenset()
+    if not client.is_own and not KEEP:
+        installation.refuse_where_quire_is(client)
     try:
         if client.is_own and not (KEEP and client.layout.namespace.exists()):
             TIMES.update(installation.bring_up(client))
@@ -51,21 +54,16 @@ def cluster() -> Iterator[Client]:
         began = time.monotonic()
         installation.install(client)
         TIMES["helm install, until operator and gateways are ready"] = round(time.monotonic() - began, 2)
+        if not client.is_own:
+            bystander.place(client, VISITORS)
         yield client
     finally:
-        client.close()
+        if not client.is_own and not KEEP:
+            installation.remove(client)
         if client.is_own and not KEEP:
             teardown.down(client.layout)
             if left := traces.new(client.layout, before):
                 pytest.fail("the cluster left behind:\n" + "\n".join(left))
-
-
-@pytest.fixture
-def node(cluster: Client) -> Client:
-    """The cluster, where this machine is its node."""
-    if not cluster.is_own:
-        pytest.skip("needs the node's inside, which a kubeconfig does not give (CLUSTER=current)")
-    return cluster
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, seconds in TIMES.items():
         terminalreporter.line(f"{seconds:8.2f}  {what}")
     file = Path(os.environ.get("QUIRE_RECORD") or RECORD)
-    given = {name: os.environ.get(f"QUIRE_E2E_{name}", "") for name in ("CLUSTER", "IMAGES")}
+    given = {name: os.environ.get(f"QUIRE_E2E_{name}", "") for name in ("CLUSTER", "IMAGES", "REGISTRY", "TAG")}
     given["SCENARIOS"] = " ".join(terminalreporter.config.args)
     command = ["make e2e", *(f"{name}='{value}'" for name, value in given.items() if value not in ("", "own", "e2e"))]
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
@@ -176,12 +174,12 @@ def tiny(cluster: Client, namespace: str) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def hub(node: Client, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
-    """Starts a hub on the node that serves a folder, with the flags of hub.py."""
+def hub(cluster: Client, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
+    """Starts a hub that serves a folder, with the flags of hub.py."""
     started: list[Hub] = []
 
     def start(folder: Path, *flags: str, port: int = stores.HUB_PORT) -> Hub:
-        started.append(Hub(node, tmp_path / f"hub-{port}.log", folder, *flags, port=port))
+        started.append(Hub(cluster, tmp_path / f"hub-{port}.log", folder, *flags, port=port))
         return started[-1]
 
     yield start
@@ -190,11 +188,12 @@ def hub(node: Client, tmp_path: Path) -> Iterator[Callable[..., Hub]]:
 
 
 @pytest.fixture
-def registry(node: Client, tmp_path: Path) -> Iterator[Registry]:
-    """An empty registry of images on the node."""
-    registry = Registry(node, tmp_path / "registry")
+def registry(cluster: Client, tmp_path: Path) -> Iterator[Registry | None]:
+    """An empty registry of images on our node; a containerd elsewhere would not pull from one without TLS."""
+    registry = Registry(cluster, tmp_path / "registry") if cluster.is_own else None
     yield registry
-    registry.stop()
+    if registry:
+        registry.stop()
 
 
 MOUNTED = {

@@ -1,14 +1,17 @@
 """As much of the Hugging Face Hub's API as a download needs: the files of FOLDER as org/model.
 
-    python hub.py FOLDER PORT LOG [--hold-weights] [--token TOKEN] [--hide-sizes]
+    python hub.py FOLDER PORT [--hold-weights BYTES] [--token TOKEN] [--hide-sizes]
 
-Writes a line `METHOD PATH` to LOG for each request. With --hold-weights no weights ever arrive, with --token nothing is
-shown to whoever does not send it, with --hide-sizes the model's description does not say how large its files are.
+Prints a line `METHOD PATH` for each request, and ends with its standard input. With --hold-weights the weights are said
+to have so many bytes, and never arrive; with --token nothing is shown to whoever does not send it; with --hide-sizes
+the model's description does not say how large its files are.
 """
 
 import argparse
 import hashlib
 import json
+import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,14 +24,12 @@ FILES = "/org/model/resolve/"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
-    log: Path
-    holds_weights: bool
+    held_bytes: int
     token: str | None
     hides_sizes: bool
 
     def do_GET(self) -> None:
-        with self.log.open("a") as log:
-            log.write(f"{self.command} {self.path}\n")
+        print(self.command, self.path, flush=True)
         if self.token is not None and self.headers.get("authorization") != f"Bearer {self.token}":
             return self._send(b"{}", {}, 401)
         path = self.path.partition("?")[0]
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def _files(self) -> list[dict[str, object]]:
         files = []
         for file in sorted(self.folder.iterdir()):
-            size, oid = file.stat().st_size, hashlib.sha1(file.name.encode()).hexdigest()
+            size, oid = self._size(file), hashlib.sha1(file.name.encode()).hexdigest()
             entry: dict[str, object] = {"type": "file", "path": file.name, "size": size, "oid": oid}
             if file.suffix == ".safetensors":
                 sha256 = self._sha256(file)
@@ -63,21 +64,24 @@ class Handler(BaseHTTPRequestHandler):
             files.append(entry)
         return files
 
+    def _size(self, file: Path) -> int:
+        return self.held_bytes if self.held_bytes and file.suffix == ".safetensors" else file.stat().st_size
+
     def _sha256(self, file: Path) -> str:
-        if self.holds_weights:
+        if self.held_bytes:
             return "0" * 64
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def _send_file(self, file: Path) -> None:
-        if self.holds_weights and file.suffix == ".safetensors" and self.command == "GET":
+        if self.held_bytes and file.suffix == ".safetensors" and self.command == "GET":
             threading.Event().wait()
         is_large = file.suffix == ".safetensors"
         etag = self._sha256(file) if is_large else hashlib.sha1(file.name.encode()).hexdigest()
         content = b"" if self.command == "HEAD" else file.read_bytes()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
         if is_large:
-            headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(file.stat().st_size)}
-        self._send(content, headers, length=file.stat().st_size)
+            headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(self._size(file))}
+        self._send(content, headers, length=self._size(file))
 
     def _send(self, body: bytes, headers: dict[str, str], status: int = 200, length: int | None = None) -> None:
         self.send_response(status)
@@ -89,17 +93,22 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+def end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("port", type=int)
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--hold-weights", action="store_true")
+    parser.add_argument("--hold-weights", type=int, default=0)
     parser.add_argument("--token")
     parser.add_argument("--hide-sizes", action="store_true")
     options = parser.parse_args()
-    Handler.folder, Handler.log, Handler.holds_weights = options.folder, options.log, options.hold_weights
+    Handler.folder, Handler.held_bytes = options.folder, options.hold_weights
     Handler.token, Handler.hides_sizes = options.token, options.hide_sizes
+    threading.Thread(target=end_with_input, daemon=True).start()
     ThreadingHTTPServer(("0.0.0.0", options.port), Handler).serve_forever()
 
 

@@ -1,7 +1,7 @@
-"""Streams against the gateway until told to end. Each tells in lines of JSON that it has `begun`, that a replica is
-`streaming` its answer, and how it ended: `answered`, `lost` (failed before its first token) or `cut` (failed after it).
+"""Streams against the gateway until standard input ends. Each tells in lines of JSON that it has `begun`, that a
+replica is `streaming` its answer, and how it ended: `answered`, `lost` (before its first token) or `cut` (after it).
 
-python load.py URL MODEL CLIENTS STOPFILE [TOKENS]
+python load.py URL MODEL CLIENTS [TOKENS]
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 
@@ -40,16 +39,19 @@ async def ask(http: httpx.AsyncClient, body: dict[str, object], request: int) ->
         tell(request, "cut" if has_begun else "lost", f"{status}: {' '.join(lines)[-300:]}")
 
 
-async def client(http: httpx.AsyncClient, body: dict[str, object], stop: Path, requests: Iterator[int]) -> None:
-    while not await asyncio.to_thread(stop.exists):
+async def client(
+    http: httpx.AsyncClient, body: dict[str, object], end: asyncio.Future[str], requests: Iterator[int]
+) -> None:
+    while not end.done():
         await ask(http, body, next(requests))
 
 
-async def main(url: str, model: str, clients: int, stop: Path, tokens: int = 24) -> None:
+async def main(url: str, model: str, clients: int, tokens: int = 24) -> None:
     requests = itertools.count()
+    end = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))
     body = {"model": model, "prompt": "Once", "max_tokens": tokens, "stream": True, "ignore_eos": True}
     async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as http:
-        await asyncio.gather(*(client(http, body, stop, requests) for _ in range(clients)))
+        await asyncio.gather(*(client(http, body, end, requests) for _ in range(clients)))
 
 
-asyncio.run(main(sys.argv[1] + "/", sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), *map(int, sys.argv[5:])))
+asyncio.run(main(sys.argv[1] + "/", sys.argv[2], *map(int, sys.argv[3:])))

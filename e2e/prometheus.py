@@ -1,4 +1,6 @@
-"""A real Prometheus inside the cluster's network, configured by the scrape file and rules that users get.
+"""A real Prometheus on the node, configured by the scrape file and rules that users get.
+
+Where the cluster is not ours it runs here, and asks through a proxy in the visitors' pod.
 
 Debian builds it without Kubernetes discovery, so its targets come from a file that carries the very labels which that
 discovery would set; what the scrape file makes of them is what is tested.
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster.layout import REPOSITORY, Layout
+from client import Client
+from cluster.layout import REPOSITORY
+from scenario import lacks
+from tunnel import Tunnel
 
 sys.path.insert(0, str(REPOSITORY / "charts"))
 
@@ -24,7 +29,7 @@ from dashboards import queries
 
 PORT = 9390
 DEADLINE_S = 180.0
-SELDOM = {"quire_gateway_retries_total", "quire_gateway_streams_broken_total"}
+SELDOM = {"quire_gateway_hedges_total", "quire_gateway_retries_total", "quire_gateway_streams_broken_total"}
 """Counters that have no series before something rare happens; that they are declared is enough."""
 
 
@@ -57,13 +62,18 @@ class Target:
 class Prometheus:
     """Starts in the constructor; scrapes and evaluates every second."""
 
-    def __init__(self, layout: Layout, folder: Path, targets: Iterable[Target]) -> None:
-        self._layout = layout
+    def __init__(self, cluster: Client, folder: Path, targets: Iterable[Target]) -> None:
+        if shutil.which("prometheus", path=cluster.environment["PATH"]) is None:
+            lacks(cluster, "Prometheus is missing on this machine: apt-get install prometheus")
+        self._cluster = cluster
+        self._tunnel = Tunnel(cluster) if cluster.is_visiting else None
+        proxy = {"proxy_url": self._tunnel.url} if self._tunnel else {}
         shutil.copy(queries.FOLDER / "rules.yaml", folder)
         config = yaml.safe_load((queries.FOLDER / "scrape.yaml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         for job in config["scrape_configs"]:
             del job["kubernetes_sd_configs"]
+            job |= proxy
             job["file_sd_configs"] = [{"files": [str(folder / "targets.json")]}]
         entries = [target.entry() for target in targets]
         # Every job gets them all, and drops those that are not its own.
@@ -71,21 +81,23 @@ class Prometheus:
         (folder / "targets.json").write_text(json.dumps(entries))
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         command = [
-            *(*layout.inside, "prometheus", f"--config.file={folder}/prometheus.yaml"),
+            *(*cluster.inside, "prometheus", f"--config.file={folder}/prometheus.yaml"),
             *(f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{PORT}"),
         ]
         self.log = folder / "prometheus.log"
         with self.log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()
+        if self._tunnel:
+            self._tunnel.stop()
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer; None where there is none."""
         given = [word for name, value in parameters.items() for word in ("--data-urlencode", f"{name}={value}")]
-        command = [*self._layout.inside, "curl", "-sG", f"http://127.0.0.1:{PORT}/api/v1/{path}", *given]
+        command = [*self._cluster.inside, "curl", "-sG", f"http://127.0.0.1:{PORT}/api/v1/{path}", *given]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         # Before it is ready it answers with a line of text.
         answer = json.loads(done.stdout) if done.stdout.startswith("{") else {}
@@ -98,7 +110,7 @@ class Prometheus:
         config = "\nnext\n".join(
             f'url = "{url}"\nget\nsilent\ndata-urlencode = {json.dumps("query=" + query)}' for query in asked
         )
-        command = [*self._layout.inside, "curl", "--config", "-"]
+        command = [*self._cluster.inside, "curl", "--config", "-"]
         done = subprocess.run(command, input=config, capture_output=True, text=True, timeout=120, check=False)
         found, rest, decoder = [], done.stdout, json.JSONDecoder()
         while rest:
@@ -137,6 +149,8 @@ class Prometheus:
         end = time.monotonic() + DEADLINE_S
         while not holds() and time.monotonic() < end:
             assert self._process.poll() is None, self.log.read_text()
+            if self._tunnel:
+                self._tunnel.keep()
             time.sleep(1.0)
 
     def _is_seldom(self, query: str) -> bool:

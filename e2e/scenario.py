@@ -3,15 +3,14 @@
 import json
 import re
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from client import SYSTEM, Client, eventually
 
 GATEWAY = "app.kubernetes.io/name=quire-gateway"
@@ -51,7 +50,7 @@ def restarts(cluster: Client, namespace: str, selector: str = "quire.dev/deploym
 
 
 def addresses(cluster: Client) -> dict[str, str]:
-    """Of every ready gateway pod, its API. Pods are reached where the cluster is our own."""
+    """Of every ready gateway pod, its API."""
     found = {}
     for pod in cluster.pods(SYSTEM, GATEWAY):
         conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
@@ -63,7 +62,7 @@ def addresses(cluster: Client) -> dict[str, str]:
 
 def moved_streams(cluster: Client) -> float:
     """How many streams the gateways have moved away from a replica that broke."""
-    text = "".join(cluster.run("curl", "-sf", f"{address}/metrics") for address in addresses(cluster).values())
+    text = "".join(cluster.request(f"{address}/metrics") for address in addresses(cluster).values())
     return sum(float(value) for value in re.findall(r"^quire_gateway_stream_moves_total\S* (\S+)$", text, re.M))
 
 
@@ -119,17 +118,16 @@ class Traffic:
 
 
 @contextmanager
-def load(
-    cluster: Client, model: str, folder: Path, clients: int = 3, gateway: str = "", tokens: int = 24
-) -> Iterator[Traffic]:
+def load(cluster: Client, model: str, clients: int = 3, gateway: str = "", tokens: int = 24) -> Iterator[Traffic]:
     """Streams while the block runs, which begins once the first was answered; all at `gateway`, if one is given."""
-    stop = folder / "stop"
-    command = [*cluster.inside, sys.executable, str(Path(__file__).with_name("load.py"))]
     process = subprocess.Popen(
-        [*command, gateway or cluster.gateway, model, str(clients), str(stop), str(tokens)],
+        [*cluster.inside, *cluster.script("load.py", gateway or cluster.gateway, model, str(clients), str(tokens))],
+        env=cluster.environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdin
     traffic = Traffic()
     reader = threading.Thread(target=traffic.follow, args=(process.stdout,), daemon=True)
     reader.start()
@@ -137,7 +135,7 @@ def load(
         eventually(lambda: traffic.answered() or not reader.is_alive(), "the first stream to be answered")
         assert traffic.answered(), "the streams ended before the first was answered"
         yield traffic
-        stop.touch()
+        process.stdin.close()
         assert process.wait(timeout=300) == 0
         reader.join()
     finally:
@@ -147,8 +145,25 @@ def load(
 
 def ask(cluster: Client, model: str, prompt: str = "Once") -> str:
     """One stream through the gateway's Service, as it came."""
-    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 8, "stream": True})
-    return cluster.run(
-        *("curl", "-sN", "--max-time", "100", f"{cluster.gateway}/completions"),
-        *("-H", "content-type: application/json", "-d", body),
-    )
+    body = {"model": model, "prompt": prompt, "max_tokens": 8, "stream": True}
+    return cluster.request(f"{cluster.gateway}/completions", body)
+
+
+def needs_the_node(cluster: Client, why: str) -> None:
+    """Skip a scenario that nothing but a kubeconfig cannot play."""
+    if not cluster.is_own:
+        pytest.skip(f"{why}, which a kubeconfig does not give (CLUSTER=current)")
+
+
+def lacks(cluster: Client, what: str) -> NoReturn:
+    """Skip on a cluster of somebody else's; our own has what scenarios need."""
+    if cluster.is_own:
+        pytest.fail(what)
+    pytest.skip(f"{what} (CLUSTER=current)")
+
+
+def wait_for_metrics(cluster: Client, soon: Callable[..., Any]) -> None:
+    """Until metrics-server tells what nodes use; where it is not installed, the scenario is skipped."""
+    if not cluster.get("apiservice", "v1beta1.metrics.k8s.io", SYSTEM):
+        lacks(cluster, "there is no metrics-server")
+    soon(lambda: cluster.kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes", check=False), "metrics-server")

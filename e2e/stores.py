@@ -1,16 +1,14 @@
-"""Where models and images are fetched from, played on the node: a hub, and a registry of images."""
+"""Where models and images come from: a hub inside the cluster's network, and a registry of images on our own node."""
 
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from client import Client, eventually
-from cluster.layout import NODE_IP
+from client import PLACE, VISITOR, VISITORS, Client, eventually
 
 HUB_PORT = 8391
 REGISTRY_PORT = 5391
@@ -23,23 +21,34 @@ MANIFESTS = (
 
 
 class Hub:
-    """hub.py on the node; it serves a folder as org/model until `stop`."""
+    """hub.py inside the cluster's network; it serves a folder as org/model until `stop`."""
 
     def __init__(self, cluster: Client, log: Path, folder: Path, *flags: str, port: int = HUB_PORT) -> None:
-        script = str(Path(__file__).with_name("hub.py"))
-        command = [*cluster.inside, sys.executable, script, str(folder), str(port), str(log), *flags]
-        self._process = subprocess.Popen(command)
+        place = str(folder)
+        if cluster.is_visiting:
+            place = f"{PLACE}/hub-{port}"
+            cluster.send(folder, VISITORS, VISITOR, place)
+        command = [*cluster.inside, *cluster.script("hub.py", place, str(port), *flags)]
+        with log.open("w") as lines:
+            self._process = subprocess.Popen(
+                command, env=cluster.environment, stdin=subprocess.PIPE, stdout=lines, text=True
+            )
         self._log = log
-        self.url = f"http://{NODE_IP}:{port}"
-        eventually(lambda: cluster.run("curl", "-s", f"{self.url}/api/models/org/model", check=False), "the hub")
+        self.url = f"http://{cluster.address}:{port}"
+        eventually(lambda: cluster.request(f"{self.url}/api/models/org/model"), "the hub")
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def downloads(self) -> int:
         """How often the weights were asked for."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        lines = self._log.read_text().splitlines()
         return sum(line.startswith("GET ") and line.endswith(".safetensors") for line in lines)
 
     def model(self, **more: object) -> dict[str, object]:
@@ -69,7 +78,7 @@ class Registry:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         command = [*cluster.inside, "docker-registry", "serve", str(folder / "config.yaml")]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        eventually(lambda: cluster.run("curl", "-s", f"http://{self.address}/v2/", check=False), "the registry")
+        eventually(lambda: cluster.request(f"http://{self.address}/v2/"), "the registry")
 
     def stop(self) -> None:
         self._process.terminate()

@@ -16,11 +16,8 @@ def test_keys_of_a_secret_let_in_and_an_exchanged_one_needs_no_restart(cluster, 
 
     def answer(key: str) -> str:
         """The error's code, or `ok`."""
-        body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 4})
-        text = cluster.run(
-            *("curl", "-s", "--max-time", "60", f"{cluster.gateway}/completions", "-d", body),
-            *("-H", "content-type: application/json", "-H", f"authorization: Bearer {key}"),
-        )
+        body = {"model": model, "prompt": "Once", "max_tokens": 4}
+        text = cluster.request(f"{cluster.gateway}/completions", body, {"authorization": f"Bearer {key}"})
         return json.loads(text).get("error", {}).get("code", "ok")
 
     soon(lambda: answer("sk-former") == "ok", "the key")

@@ -34,32 +34,28 @@ def secret(cluster, tmp_path):
 
 
 def test_the_gateway_serves_https_and_takes_in_a_renewed_certificate(
-    node, namespace, tiny, soon, install, secret, tmp_path
+    cluster, namespace, tiny, soon, install, secret, tmp_path
 ):
-    model = serve(node, soon, tiny())
+    model = serve(cluster, soon, tiny())
     secret()
-    address = node.get("service", "quire-gateway", SYSTEM)["spec"]["clusterIP"]
+    address = cluster.get("service", "quire-gateway", SYSTEM)["spec"]["clusterIP"]
 
     def ask() -> str:
         """What a client gets that trusts the newest authority alone; empty where it does not trust the server."""
-        body = f'{{"model": "{model}", "prompt": "Once", "max_tokens": 4}}'
-        return node.run(
-            *("curl", "-s", "--max-time", "60", "--cacert", str(tmp_path / "ca.crt")),
-            *("--connect-to", f"{HOST}:443:{address}:443", f"https://{HOST}/v1/completions"),
-            *("-H", "content-type: application/json", "-d", body),
-            check=False,
-        )
+        body = {"model": model, "prompt": "Once", "max_tokens": 4}
+        authority = (tmp_path / "ca.crt").read_text()
+        return cluster.request(f"https://{HOST}/v1/completions", body, address=address, authority=authority)
 
     try:
         install(values=["gateway.tls.secretName=gateway-tls"])
         soon(lambda: "text_completion" in ask(), "an answer over TLS")
-        soon(lambda: node.get("llmd", "tiny", namespace)["status"]["url"] == f"https://{HOST}/v1", "the address")
-        bystander.place(node, namespace)
-        (gateway, *_) = node.pods(SYSTEM, GATEWAY)
-        assert bystander.reaches(node, namespace, gateway, 8443)
-        soon(lambda: not bystander.reaches(node, namespace, gateway, 8000), "plain HTTP to be closed to bystanders")
+        soon(lambda: cluster.get("llmd", "tiny", namespace)["status"]["url"] == f"https://{HOST}/v1", "the address")
         secret()
         assert ask() == ""
         soon(lambda: "text_completion" in ask(), "the renewed certificate")
+        bystander.place(cluster, namespace)
+        (gateway, *_) = cluster.pods(SYSTEM, GATEWAY)
+        assert bystander.reaches(cluster, namespace, gateway, 8443)
+        bystander.wait_until_kept_out(cluster, gateway, [namespace], 8000)
     finally:
         install()

@@ -6,9 +6,8 @@ import signal
 import time
 
 from client import SYSTEM
-from cluster import control_plane, daemon
-from cluster import node as machine
-from scenario import GATEWAY, ask, load, moved_streams, names, restarts, serve, wait_for_replicas
+from cluster import control_plane, daemon, node
+from scenario import GATEWAY, ask, load, moved_streams, names, needs_the_node, restarts, serve, wait_for_replicas
 
 LONG = 400
 """Tokens of streams that still run when what strikes their replica arrives."""
@@ -19,9 +18,9 @@ def busy(traffic, soon) -> str:
     return soon(lambda: max((streaming := traffic.streaming()), key=streaming.get, default=""), "a busy replica")
 
 
-def test_a_pod_deleted_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+def test_a_pod_deleted_under_load_fails_nothing(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny(replicas=2))
-    with load(cluster, model, tmp_path, tokens=LONG) as traffic:
+    with load(cluster, model, tokens=LONG) as traffic:
         gone, begun = busy(traffic, soon), traffic.begun
         cluster.kubectl("delete", "pod", gone, "-n", namespace)
         wait_for_replicas(cluster, soon, namespace, 2)
@@ -30,9 +29,9 @@ def test_a_pod_deleted_under_load_fails_nothing(cluster, namespace, tiny, soon, 
     assert traffic.failed == []
 
 
-def test_a_pod_deleted_without_grace_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+def test_a_pod_deleted_without_grace_under_load_fails_nothing(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny(replicas=2))
-    with load(cluster, model, tmp_path, tokens=LONG) as traffic:
+    with load(cluster, model, tokens=LONG) as traffic:
         gone, begun = busy(traffic, soon), traffic.begun
         cluster.kubectl("delete", "pod", gone, "-n", namespace, "--grace-period=0", "--force")
         soon(lambda: gone not in names(cluster.pods(namespace)), "the pod to go")
@@ -41,39 +40,38 @@ def test_a_pod_deleted_without_grace_under_load_fails_nothing(cluster, namespace
     assert traffic.failed == []
 
 
-def test_a_container_killed_under_load_fails_nothing_since_its_streams_go_on_elsewhere(
-    node, namespace, tiny, soon, tmp_path
-):
-    model = serve(node, soon, tiny(replicas=2))
-    tasks = dict(line.split()[:2] for line in machine.ctr(node.layout, "tasks", "list").stdout.splitlines()[1:])
+def test_a_container_killed_under_load_fails_nothing_since_its_streams_go_on_elsewhere(cluster, namespace, tiny, soon):
+    needs_the_node(cluster, "a process is killed with -9 on its node")
+    model = serve(cluster, soon, tiny(replicas=2))
+    tasks = dict(line.split()[:2] for line in node.ctr(cluster.layout, "tasks", "list").stdout.splitlines()[1:])
     processes = {
         pod["metadata"]["name"]: int(tasks[status["containerID"].removeprefix("containerd://")])
-        for pod in node.pods(namespace)
+        for pod in cluster.pods(namespace)
         for status in pod["status"]["containerStatuses"]
     }
-    with load(node, model, tmp_path, tokens=LONG) as traffic:
-        moved = moved_streams(node)
+    with load(cluster, model, tokens=LONG) as traffic:
+        moved = moved_streams(cluster)
         struck, begun = busy(traffic, soon), traffic.begun
         os.kill(processes[struck], signal.SIGKILL)
 
         def has_restarted() -> bool:
-            (status,) = node.get("pod", struck, namespace)["status"]["containerStatuses"]
+            (status,) = cluster.get("pod", struck, namespace)["status"]["containerStatuses"]
             return status["restartCount"] == 1 and status["ready"]
 
         soon(has_restarted, "the container to be back")
-        wait_for_replicas(node, soon, namespace, 2)
+        wait_for_replicas(cluster, soon, namespace, 2)
         assert traffic.answered(after=begun) > 0
-    assert moved_streams(node) > moved
+    assert moved_streams(cluster) > moved
     assert traffic.failed == []
 
 
-def test_a_replica_evicted_from_a_cordoned_node_comes_back_after_uncordon(cluster, namespace, tiny, soon, tmp_path):
+def test_a_replica_evicted_from_a_cordoned_node_comes_back_after_uncordon(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny(replicas=2))
     nodes = {pod["spec"]["nodeName"] for pod in cluster.pods(namespace)}
     gone, stays = names(cluster.pods(namespace))
     try:
         cluster.kubectl("cordon", *nodes)
-        with load(cluster, model, tmp_path) as traffic:
+        with load(cluster, model) as traffic:
             begun = traffic.begun
             assert evict(cluster, namespace, gone)
             soon(lambda: gone not in names(cluster.pods(namespace)), "the eviction")
@@ -97,18 +95,19 @@ def evict(cluster, namespace: str, pod: str) -> bool:
     return "Success" in said
 
 
-def test_traffic_goes_on_without_the_api_server_and_the_state_converges_after(node, namespace, tiny, soon, tmp_path):
-    model = serve(node, soon, tiny())
-    engines, gateways = restarts(node, namespace), restarts(node, SYSTEM, GATEWAY)
-    with load(node, model, tmp_path, clients=1) as traffic:
-        daemon.stop(node.layout, "kube-apiserver")
+def test_traffic_goes_on_without_the_api_server_and_the_state_converges_after(cluster, namespace, tiny, soon):
+    needs_the_node(cluster, "the API server is stopped for a minute")
+    model = serve(cluster, soon, tiny())
+    engines, gateways = restarts(cluster, namespace), restarts(cluster, SYSTEM, GATEWAY)
+    with load(cluster, model, clients=1) as traffic:
+        daemon.stop(cluster.layout, "kube-apiserver")
         begun = traffic.begun
         time.sleep(60)
         answered = traffic.answered(after=begun)
-        control_plane.start_api_server(node.layout)
+        control_plane.start_api_server(cluster.layout)
     assert answered > 0
     assert traffic.failed == []
-    node.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=2")
-    wait_for_replicas(node, soon, namespace, 2)
-    assert engines.items() <= restarts(node, namespace).items()
-    assert gateways == restarts(node, SYSTEM, GATEWAY)
+    cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=2")
+    wait_for_replicas(cluster, soon, namespace, 2)
+    assert engines.items() <= restarts(cluster, namespace).items()
+    assert gateways == restarts(cluster, SYSTEM, GATEWAY)

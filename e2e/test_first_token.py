@@ -2,10 +2,8 @@
 
 import json
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 from scenario import apply
 
@@ -38,9 +36,10 @@ def test_an_applied_resource_gives_its_first_token(cluster, namespace, tiny, soo
     reader.start()
     asking = subprocess.Popen(
         [
-            *(*cluster.inside, sys.executable, str(Path(__file__).with_name("first_token.py"))),
-            *(cluster.gateway, resource["spec"]["model"]["servedNames"][0]),
+            *cluster.inside,
+            *cluster.script("first_token.py", cluster.gateway, resource["spec"]["model"]["servedNames"][0]),
         ],
+        env=cluster.environment,
         stdout=subprocess.PIPE,
         text=True,
     )

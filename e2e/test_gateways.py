@@ -7,51 +7,48 @@ from typing import Any
 from urllib.parse import urlencode
 
 from client import SYSTEM, Client
-from scenario import GATEWAY, addresses, load, names, serve
+from scenario import GATEWAY, addresses, load, names, serve, wait_for_metrics
 
 
 def in_flight(cluster: Client, address: str, model: str) -> int:
     """Requests at the model's replicas, as this gateway would count them for its next choice."""
     key = base64.b64decode(cluster.get("secret", "quire-internal", SYSTEM)["data"]["key"]).decode()
     question = urlencode({"model": model, "message": "Once"})
-    said = cluster.run("curl", "-sf", "-H", f"x-quire-internal-key: {key}", f"{address}/debug/route?{question}")
+    said = cluster.request(f"{address}/debug/route?{question}", headers={"x-quire-internal-key": key})
     return sum(replica["in_flight"] for replica in json.loads(said)["replicas"])
 
 
-def test_what_one_gateway_has_in_flight_counts_at_the_other(node, namespace, tiny, soon, tmp_path):
-    model = serve(node, soon, tiny())
-    here, there = soon(lambda: len(found := addresses(node)) == 2 and list(found.values()), "two ready gateways")
-    with load(node, model, tmp_path, gateway=f"{here}/v1") as traffic:
-        soon(lambda: in_flight(node, there, model) > 0, "the streams of one to count at the other")
+def test_what_one_gateway_has_in_flight_counts_at_the_other(cluster, namespace, tiny, soon):
+    model = serve(cluster, soon, tiny())
+    here, there = soon(lambda: len(found := addresses(cluster)) == 2 and list(found.values()), "two ready gateways")
+    with load(cluster, model, gateway=f"{here}/v1") as traffic:
+        soon(lambda: in_flight(cluster, there, model) > 0, "the streams of one to count at the other")
     assert traffic.failed == []
-    soon(lambda: in_flight(node, there, model) == 0, "the ended streams to be forgotten")
+    soon(lambda: in_flight(cluster, there, model) == 0, "the ended streams to be forgotten")
 
 
-def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_load(
-    node, namespace, tiny, soon, tmp_path
-):
-    model = serve(node, soon, tiny())
-    before = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
+def test_a_gateway_deleted_under_load_fails_nothing_and_the_next_one_knows_the_load(cluster, namespace, tiny, soon):
+    model = serve(cluster, soon, tiny())
+    before = soon(lambda: len(found := addresses(cluster)) == 2 and found, "two ready gateways")
     leaving, staying = before
-    with load(node, model, tmp_path) as traffic:
+    with load(cluster, model) as traffic:
         begun = traffic.begun
-        node.kubectl("delete", "pod", leaving, "-n", SYSTEM, "--wait=false")
-        soon(lambda: leaving not in names(node.objects("pods", SYSTEM, GATEWAY)), "the deleted gateway to end")
-        after = soon(lambda: len(found := addresses(node)) == 2 and found, "two ready gateways")
+        cluster.kubectl("delete", "pod", leaving, "-n", SYSTEM, "--wait=false")
+        soon(lambda: leaving not in names(cluster.objects("pods", SYSTEM, GATEWAY)), "the deleted gateway to end")
+        after = soon(lambda: len(found := addresses(cluster)) == 2 and found, "two ready gateways")
         (new,) = after.keys() - {staying}
         for address in (after[new], after[staying]):
-            soon(lambda address=address: in_flight(node, address, model) > 0, "the load to count at each gateway")
+            soon(lambda address=address: in_flight(cluster, address, model) > 0, "the load to count at each gateway")
         assert traffic.answered(after=begun) > 0
     assert traffic.failed == []
 
 
-def test_an_autoscaler_adds_gateways_under_load_by_their_own_cpu(
-    node, namespace, tiny, soon, install, tmp_path, record
-):
-    model = serve(node, soon, tiny())
+def test_an_autoscaler_adds_gateways_under_load_by_their_own_cpu(cluster, namespace, tiny, soon, install, record):
+    wait_for_metrics(cluster, soon)
+    model = serve(cluster, soon, tiny())
 
     def autoscaler() -> dict[str, Any]:
-        return node.get("hpa", "quire-gateway", SYSTEM).get("status", {})
+        return cluster.get("hpa", "quire-gateway", SYSTEM).get("status", {})
 
     def utilization() -> int | None:
         metrics = autoscaler().get("currentMetrics") or [{}]
@@ -61,14 +58,14 @@ def test_an_autoscaler_adds_gateways_under_load_by_their_own_cpu(
     try:
         install(values=[f"gateway.autoscaling.{setting}" for setting in scaling])
         soon(lambda: utilization() is not None, "the gateways' CPU to be known")
-        with load(node, model, tmp_path) as traffic:
+        with load(cluster, model) as traffic:
             begun, began = traffic.begun, time.monotonic()
             soon(lambda: (utilization() or 0) > 10, "more CPU than the target")
-            soon(lambda: len(addresses(node)) == 3, "a third gateway")
+            soon(lambda: len(addresses(cluster)) == 3, "a third gateway")
             record("load -> a third gateway ready", time.monotonic() - began)
             assert traffic.answered(after=begun) > 0
         assert traffic.failed == []
     finally:
         install()
     assert not autoscaler()
-    soon(lambda: len(addresses(node)) == 2, "two gateways")
+    soon(lambda: len(addresses(cluster)) == 2, "two gateways")

@@ -1,4 +1,4 @@
-"""Network policies, enforced on the node: who reaches an engine, and who does not."""
+"""Network policies, where the cluster's network enforces them: who reaches an engine, and who does not."""
 
 from functools import partial
 
@@ -8,20 +8,20 @@ from scenario import GATEWAY, ask, serve
 
 
 def test_gateways_and_the_named_monitoring_reach_an_engine_and_nobody_else(
-    node, namespace, new_namespace, tiny, soon, install
+    cluster, namespace, new_namespace, tiny, soon, install
 ):
     monitoring, elsewhere = new_namespace(), new_namespace()
     bystanders = (namespace, monitoring, elsewhere)
-    bystander.place(node, *bystanders)
-    model = serve(node, soon, tiny())
-    (engine,) = node.pods(namespace)
-    (gateway, *_) = node.pods(SYSTEM, GATEWAY)
-    reaches = partial(bystander.reaches, node)
+    bystander.place(cluster, *bystanders)
+    model = serve(cluster, soon, tiny())
+    (engine,) = cluster.pods(namespace)
+    (gateway, *_) = cluster.pods(SYSTEM, GATEWAY)
+    reaches = partial(bystander.reaches, cluster)
 
     assert [reaches(place, gateway) for place in bystanders] == [True, True, True]
-    soon(lambda: not any(reaches(place, engine) for place in bystanders), "the engine to be closed to bystanders")
+    bystander.wait_until_kept_out(cluster, engine, bystanders)
     assert reaches(SYSTEM, engine, pod=gateway["metadata"]["name"])
-    assert "[DONE]" in ask(node, model)
+    assert "[DONE]" in ask(cluster, model)
 
     try:
         install(values=[f"monitoring.namespace={monitoring}"])

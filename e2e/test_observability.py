@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from client import SYSTEM
+from client import SYSTEM, VISITORS
 from prometheus import Prometheus, Target
 from scenario import ask, load, serve
 
@@ -33,44 +33,58 @@ def targets(cluster, namespace) -> list[Target]:
 
 
 @pytest.fixture
-def quire(node):
-    """Runs the command inside the cluster's network as its admin."""
+def quire(cluster):
+    """Runs the command as the cluster's admin."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*node.inside, sys.executable, "-m", "quire", *arguments]
-        return subprocess.run(command, env=node.environment, capture_output=True, text=True, timeout=300, check=False)
+        command = [*cluster.inside, sys.executable, "-m", "quire", *arguments]
+        return subprocess.run(
+            command, env=cluster.environment, capture_output=True, text=True, timeout=300, check=False
+        )
 
     return run
 
 
-def test_every_panel_and_every_rule_has_data_under_load(node, namespace, tiny, soon, tmp_path):
-    model = serve(node, soon, tiny(replicas=2))
-    with load(node, model, tmp_path):
-        prometheus = Prometheus(node.layout, tmp_path, targets(node, namespace))
+@pytest.fixture
+def scraping(cluster, install):
+    """Where Prometheus asks from the visitors' namespace, that is let in."""
+    if not cluster.is_visiting:
+        yield
+        return
+    install(values=[f"monitoring.namespace={VISITORS}"])
+    yield
+    install()
+
+
+@pytest.mark.usefixtures("scraping")
+def test_every_panel_and_every_rule_has_data_under_load(cluster, namespace, tiny, soon, tmp_path):
+    model = serve(cluster, soon, tiny(replicas=2))
+    with load(cluster, model):
+        prometheus = Prometheus(cluster, tmp_path, targets(cluster, namespace))
         try:
             prometheus.wait(lambda: not prometheus.unhealthy())
             assert prometheus.unhealthy() == []
             # What the load does not bring: an edit, refusals at both doors, and a prompt of which nothing is cached.
-            node.kubectl("annotate", "llmd", "tiny", "-n", namespace, "example.com/edited=true")
-            node.run("curl", "-s", f"{node.gateway}/nonsense")
-            assert "error" in ask(node, model, "word " * 3000)
-            assert "[DONE]" in ask(node, model, "word " * 100)
+            cluster.kubectl("annotate", "llmd", "tiny", "-n", namespace, "example.com/edited=true")
+            cluster.request(f"{cluster.gateway}/nonsense")
+            assert "error" in ask(cluster, model, "word " * 3000)
+            assert "[DONE]" in ask(cluster, model, "word " * 100)
             prometheus.wait(lambda: not prometheus.silent())
             assert "\n".join(prometheus.silent()) == ""
         finally:
             prometheus.stop()
 
 
-def test_doctor_finds_no_error_and_every_cache_known_exactly(node, namespace, tiny, soon, quire):
-    serve(node, soon, tiny())
+def test_doctor_finds_no_error_and_every_cache_known_exactly(cluster, namespace, tiny, soon, quire):
+    serve(cluster, soon, tiny())
     soon(lambda: quire("doctor", "-n", namespace).returncode == 0, "no error")
     found = json.loads(quire("doctor", "-n", namespace, "-o", "json").stdout)["findings"]
     levels = {finding["code"]: finding["level"] for finding in found}
     assert levels["QD010"] == "ok", found
 
 
-def test_logs_of_a_pod_are_shown(node, namespace, tiny, soon, quire):
-    serve(node, soon, tiny())
+def test_logs_of_a_pod_are_shown(cluster, namespace, tiny, soon, quire):
+    serve(cluster, soon, tiny())
     done = quire("logs", "tiny", "-n", namespace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

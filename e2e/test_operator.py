@@ -2,21 +2,27 @@
 
 import time
 
-from client import SYSTEM
+from client import SYSTEM, Client
 from scenario import OPERATOR, apply, load, names, restarts, serve, start_operator, stop_operator, wait_for_replicas
 
 
-def test_an_operator_killed_and_back_restarts_nothing(cluster, namespace, tiny, soon, tmp_path):
+def leader(cluster: Client) -> str:
+    """Who leads: the name of an operator's pod, and more."""
+    return str(cluster.get("lease", "quire-operator", SYSTEM)["spec"].get("holderIdentity") or "")
+
+
+def test_an_operator_killed_and_back_restarts_nothing(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny())
     before = restarts(cluster, namespace)
-    with load(cluster, model, tmp_path) as traffic:
+    with load(cluster, model) as traffic:
         begun = traffic.begun
         (killed,) = names(cluster.pods(SYSTEM, OPERATOR))
         cluster.kubectl("delete", "pod", killed, "-n", SYSTEM, "--grace-period=0", "--force")
         soon(lambda: killed not in names(cluster.pods(SYSTEM, OPERATOR)), "the operator to go")
         cluster.kubectl("rollout", "status", "deployment/quire-operator", "-n", SYSTEM, "--timeout=300s")
+        (back,) = names(cluster.pods(SYSTEM, OPERATOR))
+        soon(lambda: leader(cluster).startswith(back), "the operator to lead again")
         cluster.kubectl("annotate", "llmd/tiny", "seen=yes", "-n", namespace)
-        time.sleep(5)
         assert traffic.answered(after=begun) > 0
     assert restarts(cluster, namespace) == before
     assert traffic.failed == []
@@ -42,17 +48,22 @@ def test_two_operators_do_not_fight_and_one_takes_over_from_the_other(cluster, n
         found = cluster.objects("llmd,deployments,services,serviceaccounts,networkpolicies,pods", namespace)
         return {f"{o['kind']}/{o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in found}
 
+    def is_quiet(seconds: float) -> bool:
+        """Whether nobody writes anything for so long."""
+        settled = versions()
+        time.sleep(seconds)
+        return versions() == settled
+
     try:
         start_operator(cluster, replicas=2)
-        settled = versions()
-        time.sleep(20)
-        assert versions() == settled
-        holder = cluster.get("lease", "quire-operator", SYSTEM)["spec"]["holderIdentity"]
-        (leader,) = (pod for pod in names(cluster.pods(SYSTEM, OPERATOR)) if holder.startswith(pod))
-        cluster.kubectl("delete", "pod", leader, "-n", SYSTEM, "--grace-period=0", "--force")
+        soon(lambda: is_quiet(3), "what the rollout brought to be written")
+        assert is_quiet(20)
+        holder = leader(cluster)
+        (leading,) = (pod for pod in names(cluster.pods(SYSTEM, OPERATOR)) if holder.startswith(pod))
+        cluster.kubectl("delete", "pod", leading, "-n", SYSTEM, "--grace-period=0", "--force")
         apply(cluster, tiny(replicas=2))
         wait_for_replicas(cluster, soon, namespace, 2)
-        assert cluster.get("lease", "quire-operator", SYSTEM)["spec"]["holderIdentity"] != holder
+        assert leader(cluster) != holder
     finally:
         start_operator(cluster)
     assert before.items() <= restarts(cluster, namespace).items()

@@ -25,7 +25,7 @@ def knows_volumes(cluster: Client) -> bool:
 
 
 def test_upgrade_from_the_first_release_and_rollback_as_documented_fail_nothing_and_restart_no_engine(
-    cluster, namespace, tiny, soon, install, tmp_path
+    cluster, namespace, tiny, soon, install
 ):
     cluster.helm("uninstall", "quire", "-n", SYSTEM, "--wait")
     install(installation.FORMER_CHART)
@@ -35,7 +35,7 @@ def test_upgrade_from_the_first_release_and_rollback_as_documented_fail_nothing_
         assert not knows_volumes(cluster)
         model = serve(cluster, soon, tiny())
         before = restarts(cluster, namespace)
-        with load(cluster, model, tmp_path, clients=2) as traffic:
+        with load(cluster, model, clients=2) as traffic:
             begun = traffic.begun
             cluster.helm(*documented("upgrade"), *installation.WAIT, *added)
             assert knows_volumes(cluster)

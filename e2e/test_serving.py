@@ -1,7 +1,6 @@
 """From an applied resource to tokens, and changes of it while requests flow."""
 
-import pytest
-from scenario import apply, ask, load, names, restarts, serve, wait_for_replicas
+from scenario import apply, ask, load, names, restarts, serve, wait_for_metrics, wait_for_replicas
 
 OWNED = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies,replicasets,pods"
 
@@ -15,9 +14,9 @@ def test_helm_install_then_apply_then_a_stream_through_the_service(cluster, name
     assert status["url"] == "http://quire-gateway.quire-system.svc/v1"
 
 
-def test_scaling_from_one_to_three_and_back_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+def test_scaling_from_one_to_three_and_back_under_load_fails_nothing(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny())
-    with load(cluster, model, tmp_path) as traffic:
+    with load(cluster, model) as traffic:
         begun = traffic.begun
         cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=3")
         wait_for_replicas(cluster, soon, namespace, 3)
@@ -29,7 +28,7 @@ def test_scaling_from_one_to_three_and_back_under_load_fails_nothing(cluster, na
     assert traffic.failed == []
 
 
-def test_a_rolling_update_under_load_fails_nothing(cluster, namespace, tiny, soon, tmp_path):
+def test_a_rolling_update_under_load_fails_nothing(cluster, namespace, tiny, soon):
     model = serve(cluster, soon, tiny())
     before = names(cluster.pods(namespace))
 
@@ -37,7 +36,7 @@ def test_a_rolling_update_under_load_fails_nothing(cluster, namespace, tiny, soo
         now = names(cluster.pods(namespace))
         return len(now) == 1 and now != before
 
-    with load(cluster, model, tmp_path) as traffic:
+    with load(cluster, model) as traffic:
         begun = traffic.begun
         apply(cluster, tiny(engine={"extraArgs": ["--max-num-seqs", "8"]}))
         soon(is_exchanged, "the new revision alone")
@@ -87,9 +86,8 @@ def test_an_edit_by_hand_is_taken_back(cluster, namespace, tiny, soon):
     assert "[DONE]" in ask(cluster, model)
 
 
-def test_an_autoscaler_of_kubernetes_drives_the_replicas(cluster, namespace, tiny, soon, tmp_path):
-    if not cluster.kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes", check=False):
-        wait_for_metrics(cluster, soon)
+def test_an_autoscaler_of_kubernetes_drives_the_replicas(cluster, namespace, tiny, soon):
+    wait_for_metrics(cluster, soon)
     model = serve(cluster, soon, tiny())
     autoscaler = {
         "apiVersion": "autoscaling/v2",
@@ -108,20 +106,13 @@ def test_an_autoscaler_of_kubernetes_drives_the_replicas(cluster, namespace, tin
             "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
         },
     }
-    with load(cluster, model, tmp_path) as traffic:
+    with load(cluster, model) as traffic:
         begun = traffic.begun
         apply(cluster, autoscaler)
         wait_for_replicas(cluster, soon, namespace, 2)
         assert traffic.answered(after=begun) > 0
     soon(lambda: cluster.get("llmd", "tiny", namespace)["spec"]["replicas"] == 1, "the idle replica to go")
     assert traffic.failed == []
-
-
-def wait_for_metrics(cluster, soon) -> None:
-    """Our own cluster has metrics-server, once it has started; another may have none."""
-    if not cluster.is_own:
-        pytest.skip("needs metrics-server, which this cluster does not have")
-    soon(lambda: cluster.kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes", check=False), "metrics-server")
 
 
 def test_at_zero_a_request_is_held_until_it_is_answered_and_silence_leads_back_to_zero(cluster, namespace, tiny, soon):

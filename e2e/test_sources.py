@@ -3,8 +3,10 @@
 import time
 from typing import Any
 
-from cluster.layout import IMAGE_PREFIX, REPOSITORY
-from scenario import apply, ask
+from client import SYSTEM, Client
+from cluster.layout import REPOSITORY
+from scenario import OPERATOR, apply, ask
+from stores import Registry
 
 TINY = REPOSITORY / "models" / "quire-tiny"
 TOKEN = "hf_right"
@@ -21,11 +23,11 @@ WRONG = {
 
 
 def test_what_cannot_be_fetched_says_why_and_what_to_do_and_heals_once_mended(
-    node, namespace, tiny, soon, record, hub, registry
+    cluster, namespace, tiny, soon, record, hub, registry
 ):
     gated, silent = hub(TINY, f"--token={TOKEN}"), hub(TINY, "--hide-sizes", port=8392)
     for name, token in {"right": TOKEN, "wrong": "hf_wrong"}.items():
-        apply(node, secret(namespace, name, token))
+        apply(cluster, secret(namespace, name, token))
 
     def fetched(name: str, store=gated, auth: str = "", source: str = "hf://org/model", volumes=()) -> dict[str, Any]:
         access = {"auth": {"secretRef": {"name": auth}}} if auth else {}
@@ -45,7 +47,7 @@ def test_what_cannot_be_fetched_says_why_and_what_to_do_and_heals_once_mended(
         """Status, reason and message of each one's Ready."""
         return {
             each["metadata"]["name"]: (entry["status"], entry["reason"], entry["message"])
-            for each in node.objects("llmd", namespace)
+            for each in cluster.objects("llmd", namespace)
             for entry in each.get("status", {}).get("conditions", [])
             if entry["type"] == "Ready"
         }
@@ -57,9 +59,9 @@ def test_what_cannot_be_fetched_says_why_and_what_to_do_and_heals_once_mended(
         fetched("no-repository", auth="right", source="hf://org/nothing"),
         fetched("too-small", auth="right", volumes=[SMALL]),
         fetched("full-on-the-way", silent, volumes=[SMALL]),
-        pulled(f"{registry.address}/quire/engine:none"),
+        pulled(f"{registry.address if registry else 'registry.invalid'}/quire/engine:none"),
     ):
-        apply(node, resource)
+        apply(cluster, resource)
     waiting = dict(WRONG)
 
     def told() -> bool:
@@ -71,22 +73,30 @@ def test_what_cannot_be_fetched_says_why_and_what_to_do_and_heals_once_mended(
         return not waiting
 
     soon(told, "every reason")
-    table = node.kubectl("get", "llmd", "-n", namespace)
+    table = cluster.kubectl("get", "llmd", "-n", namespace)
     for name, (reason, _) in WRONG.items():
         assert any(line.startswith(f"{name} ") and reason in line for line in table.splitlines()), table
-    node.kubectl("delete", "llmd", "wrong-token", "full-on-the-way", "no-repository", "-n", namespace, "--wait=false")
+    cluster.kubectl(
+        "delete", "llmd", "wrong-token", "full-on-the-way", "no-repository", "-n", namespace, "--wait=false"
+    )
 
     began = time.monotonic()
-    engine = "engine-base" if node.is_repository_mounted else "runtime"
-    image = registry.push(f"{IMAGE_PREFIX}/quire-{engine}:1", "quire/engine:1")
-    mended = [fetched("no-token", auth="right"), fetched("too-small", auth="right"), pulled(image)]
+    mended = [fetched("no-token", auth="right"), fetched("too-small", auth="right"), pulled(present(cluster, registry))]
     for resource in mended:
-        apply(node, resource)
+        apply(cluster, resource)
     names = [resource["metadata"]["name"] for resource in mended]
     soon(lambda: all(states()[name][0] == "True" for name in names), "healing")
     record("mended -> Ready (three of them)", time.monotonic() - began)
     for resource in mended:
-        assert "[DONE]" in ask(node, resource["spec"]["model"]["servedNames"][0])
+        assert "[DONE]" in ask(cluster, resource["spec"]["model"]["servedNames"][0])
+
+
+def present(cluster: Client, registry: Registry | None) -> str:
+    """The engine's image: from the registry by its digest, where there is one."""
+    (operator,) = cluster.objects("deployments", SYSTEM, OPERATOR)
+    flags = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    (image,) = (flag.partition("=")[2] for flag in flags if flag.startswith("--engine-image="))
+    return registry.push(image, "quire/engine:1") if registry else image
 
 
 def secret(namespace: str, name: str, token: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from quire.address import base_address, is_loopback
 from quire_api.errors import UserError
 from quire_api.wire import HEADER_CACHED_TOKENS, HEADER_REASON, HEADER_REPLICA
 
+NO_KEY = "none"
 HELP = "/clear forgets the dialogue, /exit ends it, /help shows this line. Ctrl-C stops an answer."
 
 
@@ -53,7 +54,7 @@ def connect(url: str, key: str = "") -> openai.OpenAI:
     """
     base = base_address(url)
     http = openai.DefaultHttpxClient(trust_env=not is_loopback(base))
-    return openai.OpenAI(base_url=f"{base}/v1", api_key=key or "none", max_retries=0, http_client=http)
+    return openai.OpenAI(base_url=f"{base}/v1", api_key=key or NO_KEY, max_retries=0, http_client=http)
 
 
 def first_model(client: openai.OpenAI) -> str:
@@ -127,7 +128,9 @@ def explain(error: openai.APIError, client: openai.OpenAI) -> UserError:
             f"nothing answers at {client.base_url} . Start a server with `quire up FILE.yaml` or name one with --url."
         )
     if isinstance(error, openai.AuthenticationError):
-        return ServerRefused("the server wants a key: pass --api-key or set QUIRE_API_KEY.")
+        is_given = client.api_key != NO_KEY
+        wants = "refused this key: pass another with" if is_given else "wants a key: pass"
+        return ServerRefused(f"the server {wants} --api-key or set QUIRE_API_KEY.")
     return ServerRefused(f"the server refused: {error.message}")
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ class LLM:
         """Answers to one conversation or to a list of them."""
         tokenizer = self.get_tokenizer()
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        for conversation in conversations:
+            if isinstance(conversation, str) or not all(isinstance(message, Mapping) for message in conversation):
+                raise InvalidPrompt(
+                    'chat takes a list of messages such as {"role": "user", "content": "..."}, or a list of such lists.'
+                )
         texts = [
             render(
                 tokenizer,
@@ -177,7 +182,7 @@ class LLM:
         return ended, len(outputs.handles)
 
     def _as_list(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-        if isinstance(prompts, str | Mapping):
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
             return [prompts]
         listed = list(prompts)
         return [listed] if listed and isinstance(listed[0], int) else listed  # type: ignore[list-item, return-value]
@@ -204,7 +209,9 @@ class LLM:
             prompt = prompt["prompt"]
         if isinstance(prompt, str):
             return prompt, self.get_tokenizer().encode(prompt)
-        return None, list(prompt)  # type: ignore[arg-type]
+        if isinstance(prompt, int) or not isinstance(prompt, Iterable):
+            raise InvalidPrompt(f"A prompt is a text, a list of token ids or a dict; this one is {prompt!r}.")
+        return None, list(prompt)
 
 
 @contextmanager

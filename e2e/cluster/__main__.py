@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from cluster import build, control_plane, daemon, images, network, node, pki, quire_images, teardown
+from cluster import add_ons, build, control_plane, daemon, network, node, outside, pki, quire_images, teardown
 from cluster.errors import ClusterError
-from cluster.layout import SOURCES, Layout
+from cluster.layout import API_PORT, Layout
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 LAYOUT = Layout(**({"name": os.environ["QUIRE_CLUSTER"]} if os.environ.get("QUIRE_CLUSTER") else {}))
@@ -53,6 +53,7 @@ def build_images(
         if name in sizes:
             size = {"image": sizes[name], "archive_bytes": file.stat().st_size}
             found[name] = {**size, "seconds": round(seconds, 1), "load_average_15m": round(os.getloadavg()[2], 1)}
+    quire_images.pack_engine_base(LAYOUT)
     if record:
         text = "make images IMAGES=full (seconds: with the download of wheels that are not there yet)"
         told = {"command": text, "date": datetime.now(UTC).date().isoformat(), "cpus": os.cpu_count(), "images": found}
@@ -62,7 +63,6 @@ def build_images(
 @app.command()
 def up(
     with_node: Annotated[bool, typer.Option("--node/--control-plane", help="A real node, or the API alone.")] = True,
-    metrics: Annotated[bool, typer.Option(help="metrics-server, for HorizontalPodAutoscalers.")] = False,
 ) -> None:
     """Bring the cluster up from nothing."""
     if LAYOUT.namespace.exists():
@@ -74,9 +74,9 @@ def up(
     _timed("network, certificates", lambda: (network.create(LAYOUT), pki.write_pki(LAYOUT)))
     _timed("control plane", lambda: control_plane.start(LAYOUT))
     if with_node:
-        _timed("images", lambda: _pack_images(metrics))
+        _timed("images", lambda: add_ons.pack(LAYOUT))
         _timed("node", lambda: node.start(LAYOUT))
-        _timed("add-ons", lambda: _add_ons(metrics))
+        _timed("add-ons", lambda: (add_ons.apply(LAYOUT), add_ons.wait(LAYOUT)))
     print(f"up. Commands inside: {sys.executable} -m cluster exec kubectl get nodes")
 
 
@@ -86,32 +86,17 @@ def down(keep_state: Annotated[bool, typer.Option(help="Keep logs and data.")] =
     teardown.down(LAYOUT, keep_state=keep_state)
 
 
+@app.command("outside")
+def share(port: Annotated[int, typer.Option(help="Port on this machine's loopback.")] = API_PORT) -> None:
+    """Let the machine reach the API server from outside of the cluster's network, until ended."""
+    outside.share(LAYOUT, port)
+
+
 @app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def execute(command: list[str]) -> None:
     """Run a command inside the cluster's network with its kubeconfig, for example: exec kubectl get pods."""
     environment = {**os.environ, "PATH": daemon.search_path(LAYOUT), "KUBECONFIG": str(LAYOUT.kubeconfig())}
     sys.exit(subprocess.run([*LAYOUT.inside, *command], env=environment, check=False).returncode)
-
-
-def _pack_images(metrics: bool) -> None:
-    packed = {archive.stem for archive in LAYOUT.images.glob("*.tar")}
-    if "pause" not in packed:
-        images.pack_pause(LAYOUT)
-    for name in ("coredns", *(["metrics-server"] if metrics else [])):
-        if name not in packed:
-            images.pack_binary(LAYOUT, name)
-
-
-def _add_ons(metrics: bool) -> None:
-    for name in ("coredns", *(["metrics-server"] if metrics else [])):
-        _kubectl("apply", "--filename", str(SOURCES / "manifests" / f"{name}.yaml"))
-    _kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
-
-
-def _kubectl(*arguments: str) -> None:
-    done = daemon.run(LAYOUT, ["kubectl", *arguments], timeout_s=150.0)
-    if done.returncode:
-        raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 def _check_packages() -> None:

@@ -65,11 +65,19 @@ def wait_for(what: str, holds: Callable[[], bool], deadline_s: float, layout: La
         time.sleep(0.1)
 
 
-def run(layout: Layout, arguments: list[str], *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run(
+    layout: Layout, arguments: list[str], *, timeout_s: float = 60.0, given: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command inside the cluster's network, with the built binaries and the admin's kubeconfig at hand."""
     environment = {**os.environ, "PATH": search_path(layout), "KUBECONFIG": str(layout.kubeconfig())}
     return subprocess.run(
-        [*layout.inside, *arguments], env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        [*layout.inside, *arguments],
+        env=environment,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
 
 

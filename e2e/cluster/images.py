@@ -52,9 +52,14 @@ def pack_binary(layout: Layout, name: str) -> None:
 
 
 def pack(
-    layout: Layout, name: str, root: Path, entrypoint: list[str], environment: Mapping[str, str] | None = None
+    layout: Layout,
+    name: str,
+    root: Path,
+    entrypoint: list[str],
+    environment: Mapping[str, str] | None = None,
+    repository: str = "",
 ) -> Path:
-    """One layer from `root`, tagged e2e.local/NAME:1; returns the archive."""
+    """One layer from `root`, tagged e2e.local/REPOSITORY:1 (NAME, if none is given); returns the archive."""
     layout.images.mkdir(parents=True, exist_ok=True)
     archive = layout.images / f"{name}.tar"
     layer = archive.with_suffix(".layer")
@@ -72,7 +77,9 @@ def pack(
         }
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = [{"Config": config_name, "RepoTags": [f"{IMAGE_PREFIX}/{name}:1"], "Layers": ["layer.tar"]}]
+    manifest = [
+        {"Config": config_name, "RepoTags": [f"{IMAGE_PREFIX}/{repository or name}:1"], "Layers": ["layer.tar"]}
+    ]
     with tarfile.open(archive, "w") as tar:
         for file, content in ((config_name, config), ("manifest.json", json.dumps(manifest).encode())):
             info = tarfile.TarInfo(file)

@@ -21,6 +21,7 @@ from cluster.layout import IMAGE_PREFIX, REPOSITORY, Layout
 
 SMALL = ("operator", "gateway", "agent")
 RUNTIME = "runtime"
+ENGINE_BASE = "quire/engine-base"
 EXTRAS = {"operator": "operator", "gateway": "gateway", "agent": "agent", "runtime": "runtime,cli"}
 SUITE = "bookworm"
 PYTHON_VERSION = "3.11"
@@ -88,7 +89,7 @@ def _build(layout: Layout, name: str, wheels: Path) -> str:
     file = archive(layout, name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
-    _buildah(layout, "push", "--quiet", built, f"docker-archive:{file}:{IMAGE_PREFIX}/quire-{name}:1")
+    _buildah(layout, "push", "--quiet", built, f"docker-archive:{file}:{IMAGE_PREFIX}/quire/{name}:1")
     (told,) = json.loads(_buildah(layout, "images", "--json", built))
     _buildah(layout, "rmi", "--force", built)
     return str(told["size"])
@@ -102,7 +103,7 @@ def archive(layout: Layout, name: str) -> Path:
 def pack_engine_base(layout: Layout) -> None:
     """Python alone at its own path, found where the repository's environment expects it."""
     file = layout.images / "quire-engine-base.tar"
-    digest = hashlib.sha256(f"{sys.version} {PYTHON} {REPOSITORY}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{ENGINE_BASE} {sys.version} {PYTHON} {REPOSITORY}".encode()).hexdigest()
     if _is_current(file, digest):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -110,12 +111,12 @@ def pack_engine_base(layout: Layout) -> None:
         _copy_python(root)
         (root / REPOSITORY.relative_to("/")).mkdir(parents=True)
         variables = {"PATH": f"{REPOSITORY}/.venv/bin", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        images.pack(layout, "quire-engine-base", root, [], variables)
+        images.pack(layout, "quire-engine-base", root, [], variables, ENGINE_BASE)
     _stamp(file).write_text(digest)
 
 
 def _digest_of_sources(name: str) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{IMAGE_PREFIX}/quire/{name}:1".encode())
     folders = (REPOSITORY / folder for folder in CONTEXT)
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     files |= {REPOSITORY / file for file in ("pyproject.toml", "constraints.txt", f"images/{name}.Dockerfile")}

@@ -233,6 +233,8 @@ class UpstreamPool:
             raise UpstreamFailure("refused", message) from None
         except OSError as error:
             raise UpstreamFailure("refused", f"{self.host}:{self.port}: {error.strerror or error}") from None
+        if not connection.is_usable:
+            raise UpstreamFailure("refused", f"{self.host}:{self.port} closed the connection at once")
         return connection
 
     def put_back(self, connection: UpstreamConnection) -> None:

@@ -27,18 +27,14 @@ def sample(
     positions: Tensor,
     choices: Tensor,
     any_filter: bool = True,
-    all_greedy: bool = False,
 ) -> Tensor:
     """One token a row, int32 [n]: argmax of logits / temperature + Gumbel noise over the tokens that the filters keep.
 
     logits: [n, V] of any float dtype, not changed. temperature fp32 [n]: 0 takes the likeliest token.
     top_k int32 [n] (<= 0: off), top_p, min_p fp32 [n] (1 and 0: off), applied after the temperature in the order
     min-p, top-k, top-p, each to what the ones before it left; tokens as likely as the last one kept are kept, too.
-    seeds, positions int64 [n], choices int32 [n] decide the noise; any_filter=False promises that no row has a filter,
-    all_greedy=True that every temperature is 0.
+    seeds, positions int64 [n], choices int32 [n] decide the noise; any_filter=False promises that no row has a filter.
     """
-    if all_greedy:
-        return logits.argmax(dim=-1).int()
     if logits.is_cuda:
         from quire_kernels import sampling_triton
 

@@ -99,15 +99,17 @@ def forgotten_revisions(deployments: Iterable[Manifest], current: str) -> list[s
 def covers(live: object, wanted: object) -> bool:
     """Whether everything in `wanted` stands in `live`; what others have added there does not matter.
 
-    Lists of named things are compared by name, other lists as a whole.
+    Mounts are compared by their path (a volume may be mounted twice), other lists of named things by name, and lists of
+    anything else as a whole.
     """
     if isinstance(wanted, Mapping):
         return isinstance(live, Mapping) and all(key in live and covers(live[key], wanted[key]) for key in wanted)
     if isinstance(wanted, list):
         if not isinstance(live, list):
             return False
-        if wanted and all(isinstance(item, Mapping) and "name" in item for item in wanted):
-            named = {item["name"]: item for item in live if isinstance(item, Mapping) and "name" in item}
-            return all(item["name"] in named and covers(named[item["name"]], item) for item in wanted)
+        for key in ("mountPath", "name"):
+            if wanted and all(isinstance(item, Mapping) and key in item for item in wanted):
+                known = {item[key]: item for item in live if isinstance(item, Mapping) and key in item}
+                return all(item[key] in known and covers(known[item[key]], item) for item in wanted)
         return len(live) == len(wanted) and all(covers(*pair) for pair in zip(live, wanted, strict=True))
     return live == wanted

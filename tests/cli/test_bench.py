@@ -12,7 +12,7 @@ from rich.console import Console
 
 from quire.address import BadAddress
 from quire.bench import NothingMeasured, NotWritable, Sample, distribution, figures_of, histogram, plan_for, run_bench
-from quire.chat import ServerUnreachable, connect, first_model, is_ready
+from quire.chat import ServerRefused, ServerUnreachable, connect, first_model, is_ready
 
 DEADLINE_S = 60.0
 
@@ -23,6 +23,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.refuse = lambda number: False
         self.breaks = False
+        self.key = ""
         self.gap_s = 0.0
         self.together = 0
         self.bodies: list[dict] = []
@@ -34,6 +35,9 @@ class Endpoint:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if endpoint.key and self.headers["authorization"] != f"Bearer {endpoint.key}":
+                    self.answer(401, b'{"error": {"message": "The API key is missing or wrong."}}')
+                    return
                 self.answer(200, json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())
 
             def do_POST(self) -> None:
@@ -182,6 +186,16 @@ def test_the_table_and_the_plot(endpoint, capsys):
     shown = capsys.readouterr().out
     for word in ("4 requests, 8 at a time", "TTFT", "per output token", "P99", "####"):
         assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "says"), [("", "wants a key: pass --api-key"), ("old", "refused this key: pass another")]
+)
+def test_a_missing_key_and_a_wrong_one_are_told_apart(endpoint, key, says):
+    endpoint.key = "new"
+    with pytest.raises(ServerRefused, match=says):
+        first_model(connect(endpoint.url, key))
+    assert first_model(connect(endpoint.url, "new")) == "m"
 
 
 def test_a_proxy_is_not_asked_for_this_machine(endpoint, monkeypatch):

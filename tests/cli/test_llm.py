@@ -160,6 +160,12 @@ def test_bad_input_is_refused_and_nothing_runs(llm):
         llm.generate({"text": "a"}, GREEDY, use_tqdm=False)
     with pytest.raises(UserError, match="temperature"):
         SamplingParams(temperature=float("nan"))
+    for prompts in (None, [None], 7.5):
+        with pytest.raises(UserError, match="A prompt is a text, a list of token ids or a dict; this one is"):
+            llm.generate(prompts, GREEDY, use_tqdm=False)
+    for messages in ("hi", ["hi"], [["hi"]]):
+        with pytest.raises(UserError, match="list of messages"):
+            llm.chat(messages, GREEDY, use_tqdm=False)
 
 
 def test_without_a_tokenizer_ids_go_in_and_come_out():

@@ -12,7 +12,7 @@ from quire_gateway.pulse import Pulse
 from quire_gateway.relay import End, Relay
 from quire_gateway.replay import Record
 from quire_gateway.reply import Reply
-from quire_gateway.upstream import UpstreamFailure, UpstreamPool, _Buffer, request_bytes
+from quire_gateway.upstream import UpstreamConnection, UpstreamFailure, UpstreamPool, _Buffer, request_bytes
 
 DEADLINE_S = 60.0
 ANSWERS = {
@@ -72,6 +72,16 @@ async def test_while_the_gateway_stands_still_no_replica_is_slow_to_answer():
     async with asyncio.timeout(60):
         assert await asking == (200, b"ok")
     server.close()
+
+
+async def test_a_connection_that_is_gone_before_it_is_used_is_a_failure_of_the_replica(pool, monkeypatch):
+    def made(connection, transport):
+        connection._transport = transport
+        transport.abort()
+
+    monkeypatch.setattr(UpstreamConnection, "connection_made", made)
+    with pytest.raises(UpstreamFailure, match="closed the connection at once"):
+        await pool.acquire()
 
 
 async def test_who_does_not_accept_a_connection_is_given_up():

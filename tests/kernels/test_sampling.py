@@ -106,10 +106,14 @@ def test_noise_is_gumbel_in_both_directions():
         assert abs(neighbours.item()) < 0.015
 
 
-def test_promises_change_nothing_but_the_work():
+def test_a_promise_changes_nothing_but_the_work():
     logits = torch.randn(5, 300)
     assert torch.equal(draw(logits, any_filter=False), draw(logits))
-    assert torch.equal(draw(logits, 0.0, all_greedy=True), draw(logits, 0.0))
+
+
+def test_a_temperature_of_0_takes_the_likeliest():
+    logits = torch.randn(5, 300)
+    assert torch.equal(draw(logits, 0.0), logits.argmax(dim=-1).int())
 
 
 def test_masked_tokens_are_never_drawn():

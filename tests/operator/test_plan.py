@@ -96,3 +96,10 @@ def test_history_is_kept_as_long_as_it_is_short():
 )
 def test_what_is_wished_must_stand_in_what_is(live, wanted, holds):
     assert covers(live, wanted) is holds
+
+
+def test_a_volume_that_is_mounted_twice_is_covered_by_both_mounts():
+    mounts = [{"name": "model", "mountPath": "/models"}, {"name": "model", "mountPath": "/kernels", "subPath": "k"}]
+    assert covers([*mounts, {"name": "theirs", "mountPath": "/theirs"}], mounts)
+    assert not covers(mounts[:1], mounts)
+    assert not covers([mounts[0], {**mounts[1], "subPath": "other"}], mounts)

@@ -97,3 +97,11 @@ def test_a_busy_one_is_written_each_minute_at_most_and_a_change_of_replicas_at_o
     looks = [serving(1 + second * 7 % 4, ready=4) for second in range(600)]
     assert 1 <= writes(looks) <= 600 / SAVE_EVERY_S + 1
     assert writes([serving(1, ready=1)] * 5 + [serving(1, ready=2)] * 5) == 2
+
+
+def test_a_new_leader_knows_how_long_a_start_takes_and_what_was_too_few_for_a_burst():
+    history = replace(History.empty(), start_s=20.0, raised_at=90.0, outgrown=((95.0, 7),), relieved_ready=6)
+    restored, now = handed_over(history, 100.0)
+    # The start began ten seconds and a minute ago; the newest of a series counts until now.
+    assert (restored.start_s, restored.raised_at) == (20.0, now - 70.0)
+    assert (restored.outgrown, restored.relieved_ready) == (((now, 7),), 6)

@@ -317,8 +317,7 @@ class Engine:
             live.next_prompt_position = start + len(positions)
         return news
 
-    def _forget(self, handle: int) -> bool:
+    def _forget(self, handle: int) -> None:
         live = self._live.pop(handle, None)
         if live is not None:
             self._num_unseen -= bool(live.unseen)
-        return live is not None

@@ -37,7 +37,6 @@ def load_weights(
     progress: Progress | None = None,
     *,
     load_format: str = "auto",
-    allow_pickle: bool = False,
     seed: int = 0,
 ) -> LoadReport:
     """Fill the model's tensors from the checkpoint in `directory`, converting to the model's dtype on the way.
@@ -45,7 +44,7 @@ def load_weights(
     Files are mapped, and threads copy pieces of at most 64 MiB from the mapped pages to their place (a slice, where
     projections are fused), so the host never holds a second copy. Names and shapes are compared with the config before
     the first byte is copied. load_format="dummy" reads nothing and fills with random numbers of `seed`;
-    "pt", or allow_pickle=True where there is no safetensors file, opens pickles (tensors only).
+    "pt" opens pickles (tensors only).
 
     Raises:
         MalformedModel: weight files are missing, truncated or damaged.
@@ -59,8 +58,6 @@ def load_weights(
         model.weights.fill_randomly(seed)
         return LoadReport(time.perf_counter() - started, model.weights.nbytes, 0)
     directory = Path(directory)
-    if load_format == "auto" and allow_pickle and not any(directory.glob("*.safetensors")):
-        load_format = "pt"
     shards = [open_shard(path) for path in weight_files(directory, load_format)]
     sources = _match(model.weights, shards, directory)
     read_bytes = _copy_all(model.weights, sources, progress)

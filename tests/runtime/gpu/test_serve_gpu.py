@@ -13,6 +13,8 @@ import httpx
 import openai
 import pytest
 
+from quire import LLM, SamplingParams
+
 MODEL = Path(__file__).parents[3] / "models" / "quire-tiny"
 DEADLINE_S = 120.0
 
@@ -25,6 +27,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [sys.executable, "-m", "quire", "serve", str(MODEL), "--device", "cuda", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--served-model-name", "quire-tiny", "--kv-cache-memory", "1Gi"]
+    command += ["--dtype", "float32"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ))
     try:
@@ -51,17 +54,17 @@ def ask(question: str) -> dict:
     return {"model": "quire-tiny", "messages": messages, "temperature": 0, "max_tokens": 100}
 
 
-def test_streamed_chat(client: openai.OpenAI):
-    chunks = list(client.chat.completions.create(**ask("What is Quire?"), stream=True))
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    print(text)
-    assert "quire" in text.lower()
-    assert chunks[-1].choices[0].finish_reason == "stop"
-    whole = client.chat.completions.create(**ask("What is Quire?"))
-    assert whole.choices[0].message.content == text
+@pytest.fixture(scope="module")
+def on_cpu() -> LLM:
+    return LLM(MODEL, device="cpu", dtype="float32", max_model_len=512, num_gpu_blocks_override=64)
 
 
-def test_a_sum(client: openai.OpenAI):
-    answer = client.chat.completions.create(**ask("What is 2 + 3?")).choices[0].message.content
-    print(answer)
-    assert "5" in answer
+@pytest.mark.parametrize("question", ["What is Quire?", "What is 2 + 3?"])
+def test_a_chat_says_what_the_cpu_says_streamed_and_whole(client: openai.OpenAI, on_cpu: LLM, question: str):
+    asked = ask(question)
+    params = SamplingParams(temperature=0, max_tokens=asked["max_tokens"])
+    expected = on_cpu.chat(asked["messages"], params, use_tqdm=False)[0].outputs[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected.text
+    assert chunks[-1].choices[0].finish_reason == expected.finish_reason == "stop"
+    assert client.chat.completions.create(**asked).choices[0].message.content == expected.text
