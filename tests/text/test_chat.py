@@ -149,6 +149,21 @@ def test_arguments_of_earlier_calls_become_objects(oracle, tokenizer):
         render(tokenizer, call("{"), chat_template=LLAMA3)
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}], ids=["left out", "null"])
+def test_a_call_without_words_is_rendered_by_a_template_that_only_knows_text(tokenizer, content: dict[str, None]):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}], **content}
+    text = render(tokenizer, [USER, call], chat_template=CHATML, add_generation_prompt=False)
+    assert text.endswith("<|im_start|>assistant\n<|im_end|>\n")
+
+
+def test_a_call_without_words_reaches_a_template_that_asks_for_it_as_it_is(oracle, tokenizer):
+    asks = "{% for m in messages %}{{ m.role }} {{ 'silent' if m.content is none else m.content }}\n{% endfor %}"
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
+    assert render(tokenizer, turns, chat_template=asks) == oracle.apply_chat_template(
+        turns, chat_template=asks, tokenize=False
+    )
+
+
 def test_a_request_becomes_the_ids_of_its_prompt(tokenizer):
     chatting = Tokenizer.from_bundle(tokenizer.bundle.with_chat_template(QWEN3))
     body = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}, "tools": [WEATHER]}

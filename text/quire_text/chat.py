@@ -54,19 +54,15 @@ def render(
     if continue_final_message:
         _mark_end(conversation)
     variables = {"documents": None, **tokenizer.special_tokens, **(template_kwargs or {})}
+    variables |= {"tools": tools or None, "add_generation_prompt": add_generation_prompt}
     try:
-        text = compiled.template.render(
-            {
-                **variables,
-                "messages": conversation,
-                "tools": tools or None,
-                "add_generation_prompt": add_generation_prompt,
-            }
-        )
-    except jinja2.TemplateError as error:
-        raise ChatTemplateError(f"The chat template refused the messages: {error.message}") from error
-    except Exception as error:
-        raise ChatTemplateError(f"The chat template failed on the messages: {error}") from error
+        text = _render(compiled.template, variables, conversation)
+    except ChatTemplateError:
+        # Templates that only know text fail on the usual history after a tool call, whose content is null.
+        if not any(_calls_without_words(turn) for turn in conversation):
+            raise
+        worded = [{**turn, "content": ""} if _calls_without_words(turn) else turn for turn in conversation]
+        text = _render(compiled.template, variables, worded)
     return _cut_at_mark(text) if continue_final_message else text
 
 
@@ -108,6 +104,19 @@ def check_template(source: str) -> None:
         ChatTemplateError: it does not compile.
     """
     _compile(source)
+
+
+def _render(template: jinja2.Template, variables: Mapping[str, Any], conversation: list[dict[str, Any]]) -> str:
+    try:
+        return template.render({**variables, "messages": conversation})
+    except jinja2.TemplateError as error:
+        raise ChatTemplateError(f"The chat template refused the messages: {error.message}") from error
+    except Exception as error:
+        raise ChatTemplateError(f"The chat template failed on the messages: {error}") from error
+
+
+def _calls_without_words(turn: Mapping[str, Any]) -> bool:
+    return bool(turn.get("tool_calls")) and turn.get("content") is None
 
 
 class _Compiled:
