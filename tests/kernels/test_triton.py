@@ -41,6 +41,7 @@ COMPILED = [
     "silu_and_mul bfloat16",
     "logprobs bfloat16",
     "one_row bfloat16",
+    "few_rows bfloat16",
     "likeliest bfloat16",
     "decode_inputs",
     "sample",
