@@ -69,7 +69,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | Non
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
     assert results.exists(), done.stdout
     return {result["name"]: result["problem"] for result in json.loads(results.read_text())}
