@@ -40,9 +40,12 @@ def test_broken_byte_runs_do_not_end_a_stream(byte_fallback_tokenizer: Tokenizer
 
 @given(ids=st.lists(st.integers(0, 399), max_size=30), skip=st.booleans())
 def test_each_piece_comes_as_early_as_the_library_gives_it(byte_level_tokenizer: Tokenizer, ids: list[int], skip: bool):
+    """Or earlier: bytes that cannot become a character are not held until one comes."""
     stream = DecodeStream(skip_special_tokens=skip)
     theirs = [stream.step(byte_level_tokenizer.backend, token) or "" for token in ids]
-    assert pieces(byte_level_tokenizer, ids, skip)[:-1] == theirs
+    ours = pieces(byte_level_tokenizer, ids, skip)
+    for count in range(1, len(ids) + 1):
+        assert "".join(ours[:count]).startswith("".join(theirs[:count]))
 
 
 def test_a_character_appears_once_it_is_complete(tokenizer: Tokenizer):
@@ -58,6 +61,18 @@ def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: Tokenize
     shown = pieces(tokenizer, ids)
     assert "".join(shown[:-1]) == "a"
     assert set(shown[-1]) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+@pytest.mark.parametrize("text", ["你", "👩"])
+def test_a_part_of_a_character_that_is_repeated_for_ever_is_shown_meanwhile(tokenizer: Tokenizer, text: str):
+    beginning = tokenizer.encode(text, add_special_tokens=False)[0]
+    assert any(pieces(tokenizer, [beginning] * 100)[:-1])
+
+
+def test_a_character_is_whole_around_a_token_that_is_not_shown(byte_level_tokenizer: Tokenizer):
+    ids = byte_level_tokenizer.encode("你", add_special_tokens=False)
+    hidden = next(token for token in range(400) if byte_level_tokenizer.is_special(token))
+    assert "".join(pieces(byte_level_tokenizer, [ids[0], hidden, *ids[1:]])) == "你"
 
 
 def test_a_word_after_a_prompt_keeps_its_space(byte_fallback_tokenizer: Tokenizer):
