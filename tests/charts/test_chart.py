@@ -160,12 +160,29 @@ def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise
         ("images.runtime.digest=latest", "digest"),
         ("namespaces=models", "namespaces"),
         ("monitoring.podMonitors.interval=soon", "interval"),
+        ("namespaces={A_B}", "namespaces"),
+        ("namespaces={models,models}", "namespaces"),
+        ("gpuResource=foo bar", "gpuResource"),
+        ("internalKey=a b", "internalKey"),
     ],
 )
 def test_values_are_checked_by_the_schema(flag, word):
     done = template("--set", flag)
     assert done.returncode != 0
     assert word in done.stderr
+
+
+def test_two_ports_of_one_number_are_refused_in_a_sentence():
+    done = template("--set", "gateway.tls.secretName=front-door,gateway.tls.port=80,gateway.tls.keepHTTP=true")
+    assert done.returncode != 0
+    assert "give them different ports" in done.stderr
+
+
+@pytest.mark.parametrize("part", ["images", "gateway", "operator", "monitoring"])
+def test_a_part_that_is_set_to_null_is_named(part: str):
+    done = template("--set", f"{part}=null")
+    assert done.returncode != 0
+    assert "and set none of them to null" in done.stderr
 
 
 def missing(values: dict, newer: dict, place: str = "") -> list[str]:

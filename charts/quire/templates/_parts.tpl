@@ -1,7 +1,12 @@
 {{- /* Values of an older chart lack what this one reads, if `helm upgrade --reuse-values` keeps them as they are. */ -}}
 {{- define "quire.checkValues" -}}
-{{- if not (and .Values.images.agent .Values.gateway.tls .Values.monitoring) -}}
-{{- fail "images.agent, gateway.tls or monitoring is missing, as in the values of an older chart: upgrade with --reset-then-reuse-values instead of --reuse-values." -}}
+{{- if not (and .Values.images .Values.images.agent .Values.gateway .Values.gateway.tls .Values.operator .Values.monitoring) -}}
+{{- fail "images.agent, gateway.tls, operator or monitoring is missing, as in the values of an older chart: upgrade with --reset-then-reuse-values instead of --reuse-values, and set none of them to null." -}}
+{{- end -}}
+{{- with .Values.gateway -}}
+{{- if and .tls.secretName .tls.keepHTTP (eq (int .tls.port) (int .service.port)) -}}
+{{- fail (printf "gateway.tls.port and gateway.service.port are both %d, and gateway.tls.keepHTTP asks for both: give them different ports." (int .tls.port)) -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
