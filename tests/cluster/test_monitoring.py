@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from client import Client
 from prometheus import Prometheus, Target
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,15 +59,14 @@ def up(cluster, soon, tmp_path):
 
 
 @pytest.fixture
-def load(cluster, up, tmp_path):
+def load(cluster, up):
     """Streams until the test ends."""
-    stop = tmp_path / "stop"
     script = REPOSITORY / "e2e" / "load.py"
-    command = [*cluster.layout.inside, sys.executable, str(script), f"{URL}/v1", "quire-tiny", "3", str(stop)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = [*cluster.layout.inside, sys.executable, str(script), f"{URL}/v1", "quire-tiny", "3"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     yield
-    stop.touch()
-    process.wait(120)
+    process.stdin.close()
+    assert process.wait(120) == 0
 
 
 def test_every_panel_and_every_rule_has_data_under_load(cluster, operator, namespace, tiny, up, load, soon, tmp_path):
@@ -82,7 +82,8 @@ def test_every_panel_and_every_rule_has_data_under_load(cluster, operator, names
         Target(f"127.0.0.1:{PORT}", "quire-gateway", "http", "quire-system", "gateway-1"),
         Target(f"127.0.0.1:{metrics_port}", "quire-operator", "http", "quire-system", "operator-1"),
     ]
-    prometheus = Prometheus(cluster.layout, tmp_path, targets)
+    client = Client(cluster.layout, is_own=True, is_repository_mounted=True, is_visiting=False)
+    prometheus = Prometheus(client, tmp_path, targets)
     try:
         prometheus.wait(lambda: not prometheus.unhealthy())
         assert prometheus.unhealthy() == []
