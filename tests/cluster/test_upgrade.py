@@ -19,6 +19,12 @@ def cluster(new_cluster):
         yield cluster
 
 
+@pytest.fixture(autouse=True)
+def no_name_is_taken(cluster, soon):
+    """Those of the test before hold the names that they serve until their namespace is gone."""
+    soon(lambda: not cluster.kubectl("get", "llmd", "--all-namespaces", "-o", "name").strip(), "the names to be free")
+
+
 def resource(name: str) -> dict:
     return {
         "apiVersion": "quire.dev/v1alpha1",
