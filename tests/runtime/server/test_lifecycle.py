@@ -367,6 +367,16 @@ def test_a_path_that_no_file_can_have_is_one_line_and_leaves_nothing(tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["why"]
 
 
+def assert_refused(ended: subprocess.CompletedProcess[str], log: Path, says: str, reason: str) -> None:
+    """A start that ends with a sentence and a reason in the termination log."""
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("quire: ")
+    assert says in last
+    assert "Traceback" not in ended.stderr
+    assert json.loads(log.read_text())["reason"] == reason
+
+
 @pytest.mark.parametrize(
     ("spoil", "says", "reason"),
     [
@@ -382,12 +392,7 @@ def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path,
     shutil.copytree(model_directory, tmp_path / "model")
     spoil(tmp_path / "model")
     ended = start_and_wait(str(tmp_path / "model"), "--host", "127.0.0.1", "--port", "0", log=tmp_path / "why")
-    assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("quire: ")
-    assert says in last
-    assert "Traceback" not in ended.stderr
-    assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+    assert_refused(ended, tmp_path / "why", says, reason)
 
 
 @pytest.mark.parametrize(
@@ -402,12 +407,7 @@ def test_a_model_that_cannot_be_served_is_exit_code_2(model_directory, tmp_path,
 def test_a_machine_that_cannot_do_what_is_asked_is_exit_code_2(model_directory, tmp_path, flags, says, reason):
     arguments = (str(model_directory), "--host", "127.0.0.1", "--port", "0", *flags)
     ended = start_and_wait(*arguments, log=tmp_path / "why", CUDA_VISIBLE_DEVICES="")
-    assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("quire: ")
-    assert says in last
-    assert "Traceback" not in ended.stderr
-    assert json.loads((tmp_path / "why").read_text())["reason"] == reason
+    assert_refused(ended, tmp_path / "why", says, reason)
 
 
 POISON = 319
