@@ -6,12 +6,12 @@ as `warmth`), or, for comparison, the one that has saved most, or the one with t
 runs there ends there. The same requests each time; those of WINDOW_S from then on count.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from gateway_bench import step_cost
-from gateway_bench.engine import EngineLimits, Job
+from gateway_bench.conversations import Conversations
+from gateway_bench.engine import EngineLimits
 from gateway_bench.fleet import SimulatedFleet
 from gateway_bench.traffic import Script, Workload
 from gateway_bench.virtual import VirtualLoop
@@ -55,24 +55,7 @@ async def _simulate(
     loop: VirtualLoop, workload: Workload, load: float, scripts: Sequence[Script], left: str
 ) -> Leaving:
     fleet = SimulatedFleet(loop, "prefixCost", REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
-    sent: list[Job] = []
-    unfinished = len(scripts)
     saved = 0.0
-    done = loop.create_future()
-
-    def send(script: Script, number: int) -> None:
-        job = copy.copy(script.turns[number].job)
-        sent.append(job)
-        fleet.send(job, lambda: follow(script, number + 1))
-
-    def follow(script: Script, number: int) -> None:
-        nonlocal unfinished
-        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < LEAVE_S + WINDOW_S:
-            loop.call_later(script.turns[number].gap_s, send, script, number)
-            return
-        unfinished -= 1
-        if not unfinished:
-            done.set_result(None)
 
     def leave() -> None:
         nonlocal saved
@@ -81,12 +64,11 @@ async def _simulate(
         saved = leaving.saved_tokens.value(now) / sum(replica.saved_tokens.value(now) for replica in replicas)
         leaving.is_draining = True
 
-    for script in scripts:
-        loop.call_at(script.at_s, send, script, 0)
+    conversations = Conversations(loop, fleet, scripts, LEAVE_S + WINDOW_S)
     loop.call_at(JOIN_S, fleet.add_replica)
     loop.call_at(LEAVE_S, leave)
-    await done
-    window = [job for job in sent if LEAVE_S <= job.arrived_s < LEAVE_S + WINDOW_S]
+    await conversations.over
+    window = [job for job in conversations.sent if LEAVE_S <= job.arrived_s < LEAVE_S + WINDOW_S]
     return Leaving(
         workload=workload.name,
         load=load,

@@ -3,7 +3,6 @@
 A run warms up until caches are full (`Workload.warm_s`), then measures.
 """
 
-import copy
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +10,8 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from gateway_bench import step_cost
-from gateway_bench.engine import EngineLimits, Job
+from gateway_bench.conversations import Conversations
+from gateway_bench.engine import EngineLimits
 from gateway_bench.fleet import POLICIES, SimulatedFleet
 from gateway_bench.traffic import REPLICAS, WORKLOADS, Script, Workload
 from gateway_bench.virtual import VirtualLoop
@@ -73,29 +73,9 @@ async def _simulate(
 ) -> Run:
     fleet = SimulatedFleet(loop, policy, REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
     watch(loop, fleet, workload.warm_s(load), workload.warm_s(load) + seconds)
-    done = loop.create_future()
-    left = len(scripts)
     warm_s = workload.warm_s(load)
     end_s = warm_s + seconds
-    sent: list[Job] = []
-
-    def send(script: Script, number: int) -> None:
-        job = copy.copy(script.turns[number].job)
-        sent.append(job)
-        fleet.send(job, lambda: follow(script, number + 1))
-
-    def follow(script: Script, number: int) -> None:
-        nonlocal left
-        # A conversation that would go on beyond the run is cut, so that all policies see the same window.
-        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < end_s:
-            loop.call_later(script.turns[number].gap_s, send, script, number)
-            return
-        left -= 1
-        if not left:
-            done.set_result(None)
-
-    for script in scripts:
-        loop.call_at(script.at_s, send, script, 0)
+    conversations = Conversations(loop, fleet, scripts, end_s)
     made: list[int] = []
     fills: list[float] = []
 
@@ -105,8 +85,8 @@ async def _simulate(
 
     loop.call_at(warm_s, note)
     loop.call_at(end_s, note)
-    await done
-    counted = [job for job in sent if job.arrived_s >= warm_s]
+    await conversations.over
+    counted = [job for job in conversations.sent if job.arrived_s >= warm_s]
     ttft = sorted(job.first_s - job.arrived_s for job in counted)
     tpot = [(job.ended_s - job.first_s) / (job.output_tokens - 1) for job in counted if job.output_tokens > 1]
     per_replica = [sum(job.replica == number for job in counted) for number in range(REPLICAS)]

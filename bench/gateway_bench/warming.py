@@ -9,7 +9,6 @@ ladder, chats, hot: see `traffic`. personas: 60 system prompts of 3,000 tokens, 
 first, 300 own, 200 out.
 """
 
-import copy
 import statistics
 from array import array
 from collections import Counter
@@ -20,6 +19,7 @@ from math import ceil
 import numpy as np
 
 from gateway_bench import step_cost
+from gateway_bench.conversations import Conversations
 from gateway_bench.engine import BLOCK_SIZE, EngineLimits, Job
 from gateway_bench.fleet import SimulatedFleet
 from gateway_bench.traffic import H200_BLOCKS, Script, Texts, Turn, Workload, chats, extend, head, hot, ladder, poisson
@@ -122,16 +122,10 @@ async def _simulate(
 ) -> Joining:
     fleet = SimulatedFleet(loop, "prefixCost", REPLICAS, step_cost.load(), EngineLimits(workload.blocks))
     counter, rules = HitCounter(), WarmRules()
-    sent: list[Job] = []
     computed: list[Job] = []
-    left = len(scripts)
     opened_s = 0.0
-    done = loop.create_future()
 
-    def send(script: Script, number: int) -> None:
-        job = copy.copy(script.turns[number].job)
-        sent.append(job)
-        fleet.send(job, lambda: follow(script, number + 1))
+    def count(job: Job) -> None:
         counted = job.on_first
         assert counted is not None
 
@@ -140,15 +134,6 @@ async def _simulate(
             counted()
 
         job.on_first = first
-
-    def follow(script: Script, number: int) -> None:
-        nonlocal left
-        if number < len(script.turns) and loop.time() + script.turns[number].gap_s < START_S + WINDOW_S:
-            loop.call_later(script.turns[number].gap_s, send, script, number)
-            return
-        left -= 1
-        if not left:
-            done.set_result(None)
 
     def join() -> None:
         replica = fleet.start_replica()
@@ -174,11 +159,10 @@ async def _simulate(
 
         compute_next()
 
-    for script in scripts:
-        loop.call_at(script.at_s, send, script, 0)
+    conversations = Conversations(loop, fleet, scripts, START_S + WINDOW_S, count)
     loop.call_at(START_S, join)
-    await done
-    window = [job for job in sent if START_S <= job.arrived_s < START_S + WINDOW_S]
+    await conversations.over
+    window = [job for job in conversations.sent if START_S <= job.arrived_s < START_S + WINDOW_S]
     new = [job for job in window if job.replica == REPLICAS]
     return Joining(
         workload=workload.name,
