@@ -18,7 +18,7 @@ LEAST_AUTO = 1024
 CUDA_RESERVE = 0.02
 MOST_RESERVE = GiB
 """Kept for graphs and fragmentation: a share of the GPU's memory, and at most so much."""
-SHARED = 0.05
+NOTEWORTHY_SHARE = 0.05
 """Of a GPU's memory, what others must hold to be spoken of: less than that is a driver's and a desktop's."""
 
 
@@ -36,10 +36,12 @@ class Supply:
     @property
     def blame(self) -> str:
         """What is said of others in the midst of a sentence, where they hold enough to be at fault."""
-        return f"; other processes hold {self.others / GiB:.1f} GiB" if self.others > SHARED * self.total else ""
+        return (
+            f"; other processes hold {self.others / GiB:.1f} GiB" if self.others > NOTEWORTHY_SHARE * self.total else ""
+        )
 
 
-ALONE = "End them, or give each engine a GPU of its own or a smaller gpu_memory_utilization."
+SHARING_ADVICE = "End them, or give each engine a GPU of its own or a smaller gpu_memory_utilization."
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def require_room(config: EngineConfig, device: torch.device, weights: int) -> No
     raise DoesNotFit(
         f"{config.model}: weights need {weights / GiB:.1f} GiB, but of the GPU's {supply.total / GiB:.1f} GiB "
         f"{(supply.total - supply.others) / GiB:.1f} are free{supply.blame}. "
-        f"{ALONE if supply.blame else 'Use a larger GPU or a smaller model.'}"
+        f"{SHARING_ADVICE if supply.blame else 'Use a larger GPU or a smaller model.'}"
     )
 
 
@@ -107,7 +109,11 @@ def out_of_memory(config: EngineConfig, device: torch.device, phase: str, error:
     """What to say when an allocation failed in a phase of the start, which the budget should have left room for."""
     supply = gpu_supply(device) if device.type == "cuda" else Supply(available_memory())
     text = str(error).strip().partition("\n")[0].partition(". GPU")[0].rstrip(".")
-    advice = ALONE if supply.blame else "Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
+    advice = (
+        SHARING_ADVICE
+        if supply.blame
+        else "Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
+    )
     return DoesNotFit(
         f"{config.model}: memory ran out during the start ({phase}; {text}); the device has "
         f"{supply.total / GiB:.1f} GiB{supply.blame}. {advice}"
@@ -166,12 +172,12 @@ def plan_memory(
             raise DoesNotFit(
                 f"{config.model}: weights need {weights / GiB:.2f} GiB, the largest step {workspace / GiB:.2f} and one "
                 f"sequence of {what} {need / GiB:.2f} of KV cache, for which {max(room, 0) / GiB:.2f} {left} are left"
-                f"{blame}. {ALONE if blame else f'{by_hand}, {_raise_what(config, device)}.'}"
+                f"{blame}. {SHARING_ADVICE if blame else f'{by_hand}, {_raise_what(config, device)}.'}"
             )
         window = min(window, fitting)
     if num_blocks * block > most:
         blame = supply.blame if num_blocks * block <= most + supply.others else ""
-        advice = f"{ALONE} Or lower" if blame else "Lower"
+        advice = f"{SHARING_ADVICE} Or lower" if blame else "Lower"
         raise DoesNotFit(
             f"{config.model}: a KV cache of {num_blocks} blocks needs {num_blocks * block / GiB:.2f} GiB, but beside "
             f"the weights there are {max(most, 0) / GiB:.2f} GiB{blame}. {advice} kv_cache_memory or "
