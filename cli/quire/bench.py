@@ -125,7 +125,8 @@ def run_bench(
             file.write_text(json.dumps(figures, indent=1) + "\n")
     if all(sample.error for sample in samples):
         why = Counter(sample.error for sample in samples).most_common(1)[0][0] if samples else "none was sent"
-        raise NothingMeasured(f"no request was answered: {why}")
+        hint = f". Is a server at {plan.url}? Start one, or name its address." if why == "ConnectError" else ""
+        raise NothingMeasured(f"no request was answered: {why}{hint}")
 
 
 def _check_writable(file: Path) -> None:
