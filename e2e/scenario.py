@@ -95,9 +95,9 @@ class Traffic:
         """How many have been answered of those that began after the first `after`."""
         return sum(request >= after for request in self._answered)
 
-    def streaming(self) -> Counter[str]:
-        """How many answers each replica is writing."""
-        return Counter(self._streaming.copy().values())
+    def streaming(self, after: int = 0) -> Counter[str]:
+        """How many answers each replica is writing to requests that began after the first `after`."""
+        return Counter(replica for request, replica in self._streaming.copy().items() if request >= after)
 
     def follow(self, lines: Iterable[str]) -> None:
         """Take in what load.py writes, until it ends."""

@@ -14,8 +14,9 @@ LONG = 400
 
 
 def busy(traffic, soon) -> str:
-    """The pod of a replica that is writing answers."""
-    return soon(lambda: max((streaming := traffic.streaming()), key=streaming.get, default=""), "a busy replica")
+    """The pod of a replica that has just begun answers: older ones may be written already, and wait to be read."""
+    begun = traffic.begun
+    return soon(lambda: max((new := traffic.streaming(begun)), key=new.get, default=""), "a busy replica")
 
 
 def test_a_pod_deleted_under_load_fails_nothing(cluster, namespace, tiny, soon):

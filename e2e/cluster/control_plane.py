@@ -51,6 +51,9 @@ def start(layout: Layout) -> None:
             "--horizontal-pod-autoscaler-sync-period=5s",
             # A claim that finds its volume a moment late waits this long (15 s by default), and its pod as long.
             "--pvclaimbinder-sync-period=1s",
+            # While the API server is stopped no kubelet can tell that its node lives. With the 50 s of the default the
+            # node, and with it every endpoint, is not ready when this controller comes before the kubelet afterwards.
+            "--node-monitor-grace-period=3m",
         ],
         GO,
     )
