@@ -93,7 +93,7 @@ def decide(
             facts=observed.facts.get(key),
             fit=observed.fits.get(key),
             url=observed.url,
-            retry_at={r.id: restart_time(r) for r in replicas if r.phase is Phase.EXITED},
+            retry_at={r.id: restart_time(r) for r in replicas if _starts_again(r)},
         )
         statuses[key] = status_of(deployment, view, now)
 
@@ -213,7 +213,7 @@ def _next_steps(
     steps += [
         RestartReplica(replica.id, crashes_in_a_row(replica))
         for replica in (*kept, *old)
-        if replica.phase is Phase.EXITED and replica not in going and restart_time(replica) <= now
+        if _starts_again(replica) and replica not in going and restart_time(replica) <= now
     ]
     return steps
 
@@ -259,6 +259,10 @@ def _is_drained(replica: ReplicaState, now: float) -> bool:
     return replica.drain_deadline is not None and now >= replica.drain_deadline
 
 
+def _starts_again(replica: ReplicaState) -> bool:
+    return replica.phase is Phase.EXITED and not (replica.failure is not None and replica.failure.is_final)
+
+
 def _free_names(deployment: LLMDeployment, revision: str, taken: set[str]) -> Iterator[str]:
     number = 0
     while True:
@@ -290,4 +294,4 @@ def _route_steps(deployment: LLMDeployment, observed: Observed, *, is_refused: b
 
 def _wake_times(replicas: Iterable[ReplicaState]) -> list[float]:
     times = [replica.drain_deadline for replica in replicas if replica.drain_deadline is not None]
-    return times + [restart_time(replica) for replica in replicas if replica.phase is Phase.EXITED]
+    return times + [restart_time(replica) for replica in replicas if _starts_again(replica)]

@@ -27,6 +27,8 @@ MISSING = "~"
 
 _PULL_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_MISUSED = 2
+"""Exit code of a command that does not take its flags."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,10 @@ def _termination(pod: str, container: str, ended: Mapping[str, Any], now: float)
     reason = "EngineKilled" if code in (137, 143) else "EngineExited"
     more = f"`kubectl logs {pod} -c {container} --previous` says more"
     told = Failure(reason, f"{pod} ended with exit code {code}: {last}; {more}", at)
+    if container == ENGINE and code == _MISUSED and text:
+        sentence = re.sub(r"^(error|quire): ", "", last, flags=re.IGNORECASE).rstrip(".")
+        message = f"the engine does not take these flags: {sentence}"
+        told = Failure("InvalidSpec", f"{message}; correct spec.engine.extraArgs, or the field that sets it", at)
     try:
         said = json.loads(text)
         return Failure(reason_or(told.reason, said["reason"]), str(said["message"]), at)

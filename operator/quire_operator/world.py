@@ -47,6 +47,11 @@ class Failure:
     at: float
     """Unix time in seconds."""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the same process would end the same way again: only another spec helps."""
+        return self.reason == "InvalidSpec"
+
 
 def reason_or(otherwise: str, said: object) -> str:
     """`said` by a process, where it can stand in a condition as a reason."""

@@ -18,6 +18,8 @@ OURS = "app.kubernetes.io/managed-by=quire-operator"
 TINY = Path(__file__).parents[2] / "models" / "quire-tiny"
 LAID = {"spec": {"nodeName": "still", "tolerations": [{"operator": "Exists"}]}}
 STOPPED = "2026-01-01T00:00:00Z"
+USAGE = "Usage: quire serve [OPTIONS] [model]\nTry 'quire serve -h' for help.\n\nError: No such option: --nosuch\n"
+"""What the kubelet takes from the log of an engine that does not know a flag."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,12 @@ def said(reason: str, message: str) -> str:
             "needs 3 GiB, 1 is left",
         ),
         (
+            [container(**backing_off(2, USAGE, restarts=4))],
+            "InvalidSpec",
+            "Resolved",
+            "does not take these flags: No such option: --nosuch; correct spec.engine.extraArgs",
+        ),
+        (
             [container(**backing_off(1, "Traceback\nValueError: rope_theta is a list", restarts=4))],
             "CrashLoop",
             "Loaded",
@@ -105,7 +113,7 @@ def said(reason: str, message: str) -> str:
             "exit code 1: ValueError: rope_theta is a list",
         ),
     ],
-    ids=["oom", "image", "engine", "loop", "last-line"],
+    ids=["oom", "image", "engine", "flags", "loop", "last-line"],
 )
 def test_what_became_of_the_engine_is_the_reason(
     cluster, namespace, soon, laid, write, containers, reason, leaf, words

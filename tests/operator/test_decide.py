@@ -308,6 +308,21 @@ class TestCrash:
         restarts = sum(isinstance(intention, RestartReplica) for intention in world.log)
         assert restarts <= 11  # after 1 + 2 + 4 + ... + 32 + 60 + 60 ... s, and 2 s for each start
 
+    def test_what_only_another_spec_can_mend_is_not_started_again(self, make, world):
+        world.run(make(replicas=1))
+        (name,) = world.available()
+        world.crash(name, "InvalidSpec", "no such flag: --nosuch")
+        decision = world.run(make(replicas=1), ticks=100)
+        assert not any(isinstance(intention, RestartReplica) for intention in world.log)
+        assert decision.wake_at is None
+        (status,) = decision.statuses.values()
+        assert (status.condition("Ready").reason, status.condition("Ready").message) == (
+            "InvalidSpec",
+            "no such flag: --nosuch",
+        )
+        world.run(make(replicas=1, engine={"maxModelLen": 64}))
+        assert len(world.available()) == 1
+
 
 class TestNames:
     def test_the_oldest_keeps_the_name(self, make):

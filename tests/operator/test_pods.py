@@ -110,6 +110,12 @@ def waiting(reason, message=""):
         (ended(reason="OOMKilled", exitCode=137), "OutOfMemory", "raise resources.memory"),
         (ended(exitCode=2, message='{"reason": "DoesNotFit", "message": "needs 3 GiB"}'), "DoesNotFit", "needs 3 GiB"),
         (ended(exitCode=1, message="a\nlast words\n"), "EngineExited", "exit code 1: last words"),
+        (
+            ended(exitCode=2, message="Usage: a\n\nError: No such option: --b\n"),
+            "InvalidSpec",
+            ": No such option: --b;",
+        ),
+        (ended(exitCode=2), "EngineExited", "it left no message"),
         (ended(exitCode=137), "EngineKilled", "exit code 137"),
     ],
 )
