@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from quire_api.v1alpha1 import LABEL_DEPLOYMENT, Condition, LLMDeployment, LLMDeploymentStatus, ModelFacts
-from quire_operator.world import Failure, Finding, Fit, Phase, ReplicaState
+from quire_operator.world import NO_ROOM, Failure, Finding, Fit, Phase, ReplicaState
 
 LEAVES = ("Resolved", "Fits", "Loaded", "Available", "Routable")
 
@@ -166,7 +166,7 @@ def _resolved(view: View) -> Verdict:
 def _fits(view: View) -> Verdict:
     failure = view.failure_of(view.newest)
     if failure and failure.reason in _FITS_REASONS:
-        return Verdict("False", failure.reason, failure.message)
+        return Verdict("False", failure.reason, f"{failure.message}{_room_by_rollout(view, failure)}")
     if any(replica.phase is Phase.READY for replica in view.newest):
         return Verdict("True", "Fits")
     if view.fit is not None and view.fit.fits is not None:
@@ -235,6 +235,14 @@ def _crashes(replica: ReplicaState) -> int:
 
 def _is_leaving(replica: ReplicaState) -> bool:
     return replica.is_draining or replica.phase is Phase.STOPPING
+
+
+def _room_by_rollout(view: View, failure: Failure) -> str:
+    """How a former replica could make room for a new one."""
+    has_former = any(replica.revision != view.revision for replica in view.available)
+    if not has_former or failure.reason not in NO_ROOM or view.min_available < view.wanted:
+        return ""
+    return "; or let a former replica make room by spec.rollout {maxSurge: 0, maxUnavailable: 1}"
 
 
 def _next_try(view: View) -> str:

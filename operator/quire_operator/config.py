@@ -49,6 +49,9 @@ class OperatorConfig(BaseSettings):
     renewals: int = Field(
         1, ge=0, description="Deployments whose replicas are exchanged at a time after an upgrade; 0: none by itself."
     )
+    renewal_patience_s: float = Field(
+        300.0, ge=0, description="Seconds after which one that finds no room for a new replica lets others begin."
+    )
     gpu_resource: str = Field("nvidia.com/gpu", description="Resource name of a GPU.")
     routing_secret: str = Field("quire-routing", description="Secret with the routing table that gateways follow.")
     gateway_url: str = Field("", description="Base address that users are told; default: the gateway's Service.")

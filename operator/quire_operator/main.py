@@ -119,7 +119,7 @@ async def _operate(config: OperatorConfig, connection: Connection, closing: cont
     agents = Agents(lambda keys: reconciler.wake(keys), config.agent_port)
     closing.push_async_callback(agents.close)
     cluster = Cluster(kube, store, gateways, agents, Nodes(kube), routing, settings, f"{url}/v1")
-    reconciler = Reconciler(cluster, identity, config.renewals)
+    reconciler = Reconciler(cluster, identity, config.renewals, config.renewal_patience_s)
 
     stop, listening = asyncio.Event(), asyncio.Event()
     _heed_signals(stop)

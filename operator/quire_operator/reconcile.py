@@ -14,7 +14,7 @@ from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
 from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory, open_gates
 from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONCILES, REPLICAS, STATUS_WRITES
 from quire_operator.queue import WakeQueue
-from quire_operator.renewal import Target, Turns, are_under_way, standing_of
+from quire_operator.renewal import Target, Turns, are_under_way, finds_no_room, standing_of
 from quire_operator.resource import Resource
 from quire_operator.served import served_by
 from quire_operator.world import Finding, Key
@@ -35,7 +35,7 @@ LOOK_AGAIN_ANYWAY_S = 300.0
 class Reconciler:
     """Level-triggered: whoever wakes a deployment says only that something changed."""
 
-    def __init__(self, cluster: Cluster, identity: str, renewals: int = 1) -> None:
+    def __init__(self, cluster: Cluster, identity: str, renewals: int = 1, renewal_patience_s: float = 300.0) -> None:
         self.queue: WakeQueue[Key] = WakeQueue()
         self.is_leading = asyncio.Event()
         self.is_synced = False
@@ -43,6 +43,7 @@ class Reconciler:
         self._identity = identity
         self._memories: dict[Key, Memory] = {}
         self._turns = Turns(renewals, self.wake)
+        self._renewal_patience_s = renewal_patience_s
         self._failures: Counter[Key] = Counter()
 
     def wake(self, keys: Iterable[Key]) -> None:
@@ -129,7 +130,8 @@ class Reconciler:
         rivals = [Holder(rival.created, rival.key, tuple(rival.served_names)) for rival in store.rivals(key)]
         conflict = name_conflicts(rivals).get(key)
         complaint = Finding("InvalidSpec", resource.message) if resource.problems else None
-        world = KubernetesWorld(self._cluster, deployment, self._target(key, deployment), memory, complaint)
+        target = self._target(key, deployment)
+        world = KubernetesWorld(self._cluster, deployment, target, memory, complaint)
         was_refused, now = memory.refused is not None, time.time()
         if conflict is None:
             await world.prepare(wanted_replicas(deployment))
@@ -138,7 +140,10 @@ class Reconciler:
             await world.apply(intention)
         await world.flush()
         # What was written shows already.
-        after = decide([deployment], await world.observe(), now, {key: conflict} if conflict else {})
+        observed = await world.observe()
+        after = decide([deployment], observed, now, {key: conflict} if conflict else {})
+        roomless = finds_no_room(observed.replicas, target.revision, now - self._renewal_patience_s)
+        self._turns.place(key, has_room=not roomless)
         await self._say(resource, after.statuses[key])
         wake_in = look_again_in(deployment, after.statuses[key])
         if memory.refused is not None:

@@ -19,7 +19,7 @@ from quire_operator.merge import BadTemplate, Manifest
 from quire_operator.metrics import RENEWALS
 from quire_operator.plan import covers
 from quire_operator.revision import REVISION_LENGTH, revision_of, spec_marks
-from quire_operator.world import Key
+from quire_operator.world import NO_ROOM, Key, ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,17 @@ def are_under_way(deployments: Iterable[Manifest]) -> bool:
     return False
 
 
+def finds_no_room(replicas: Iterable[ReplicaState], revision: str, since: float) -> bool:
+    """Whether all replicas of the revision that do not serve have had no place in the cluster since that unix time."""
+    coming = [replica for replica in replicas if replica.revision == revision and not replica.is_available]
+    failures = [replica.failure for replica in coming]
+    return bool(coming) and all(f is not None and f.reason in NO_ROOM and f.at <= since for f in failures)
+
+
 class Turns:
     """Who may renew its replicas now: `at_a_time` deployments that serve, the others in the order of their names.
+
+    One that finds no room for a new replica waits on and keeps nobody from beginning: it shows nothing of the image.
 
     wake: looks at a deployment whose turn has come.
     """
@@ -113,17 +122,19 @@ class Turns:
         self._at_a_time = at_a_time
         self._wake = wake
         self._running: set[Key] = set()
+        self._roomless: set[Key] = set()
+        """Of those that run."""
         self._waiting: set[Key] = set()
 
     def resume(self, running: Iterable[Key]) -> None:
         """Begin with what another leader has begun."""
-        self._running, self._waiting = set(running), set()
+        self._running, self._roomless, self._waiting = set(running), set(), set()
         self._count()
 
     def has(self, key: Key) -> bool:
         """Whether it is its turn; else it waits, and is woken."""
         if key not in self._running:
-            if len(self._running) >= self._at_a_time:
+            if not self._room():
                 self._waiting.add(key)
                 self._count()
                 return False
@@ -137,17 +148,34 @@ class Turns:
         self._running.add(key)
         self._count()
 
+    def place(self, key: Key, *, has_room: bool) -> None:
+        """Whether the cluster has room for the new replicas of one whose turn it is."""
+        if key not in self._running or has_room == (key not in self._roomless):
+            return
+        if has_room:
+            self._roomless.discard(key)
+            return
+        log.warning("%s: there is no room for its new replicas; others are exchanged meanwhile", key)
+        self._roomless.add(key)
+        self._wake_next()
+
     def leave(self, key: Key) -> None:
         """It has arrived, or there is nothing to renew any more."""
         was_waiting = key in self._waiting
         self._waiting.discard(key)
+        self._roomless.discard(key)
         if key in self._running:
             self._running.discard(key)
         elif not was_waiting:
             return
         self._count()
-        room = max(self._at_a_time - len(self._running), 0)
-        self._wake(sorted(self._waiting)[:room])
+        self._wake_next()
+
+    def _room(self) -> int:
+        return max(self._at_a_time - len(self._running - self._roomless), 0)
+
+    def _wake_next(self) -> None:
+        self._wake(sorted(self._waiting)[: self._room()])
 
     def _count(self) -> None:
         RENEWALS.labels("running").set(len(self._running))

@@ -37,6 +37,10 @@ class Phase(StrEnum):
     """It ended without having been asked to; it keeps its place until it is restarted or given up."""
 
 
+NO_ROOM = frozenset({"GpuUnavailable", "InsufficientResources", "QuotaExceeded", "Unschedulable"})
+"""Reasons of a replica that has no place yet."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """How a replica ended last."""

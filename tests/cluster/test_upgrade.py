@@ -1,5 +1,6 @@
 """One operator takes over from one of another version, or with other images, on a real API server."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tests.cluster.conftest import condition
 
 OURS = "app.kubernetes.io/managed-by=quire-operator"
 WRITTEN = Path(__file__).parent / "fixtures" / "written-by-0.1.0.yaml"
+SLOT = "example.com/slot"
 OLD, NEW = "quire/runtime:old", "quire/runtime:new"
 
 
@@ -123,6 +125,28 @@ def test_an_upgrade_exchanges_the_replicas_of_one_deployment_after_the_other_and
         soon(lambda: watched.exchanged(OLD, "one", "two"), "the former image")
     serving = [d for d in cluster.objects("deployments", namespace, OURS) if d["spec"]["replicas"]]
     assert {each["metadata"]["name"] for each in serving} == former
+
+
+def test_one_without_room_for_a_new_replica_says_what_to_do_and_keeps_no_other_from_its_exchange(
+    cluster, namespace, soon
+):
+    slots = json.dumps({"status": {"capacity": {SLOT: "2"}, "allocatable": {SLOT: "2"}}})
+    cluster.kubectl("patch", "node", "fake", "--subresource=status", "--type=merge", "-p", slots)
+    tight = resource("a")
+    tight["spec"]["podTemplate"] = {"spec": {"containers": [{"name": "engine", "resources": {"limits": {SLOT: "1"}}}]}}
+    cluster.kubectl("apply", "-n", namespace, "-f", "-", given=tight)
+    watched = Watched(cluster, namespace)
+    with cluster.operator("old", f"--engine-image={OLD}"):
+        watched.serve(soon, "b")
+        soon(lambda: watched.look() and watched.ready["a"] == 2, "both to serve")
+    with cluster.operator("new", f"--engine-image={NEW}", "--renewal-patience-s=1"):
+        soon(lambda: "maxSurge: 0" in cluster.ready("a", namespace)[2], "what to do about the missing room")
+        soon(lambda: set(watched.look()["b"]) == {NEW}, "new replicas where there is room")
+        assert len(watched.look()["a"][OLD]) == 2
+        making_room = json.dumps({"spec": {"rollout": {"maxSurge": 0, "maxUnavailable": 1}}})
+        cluster.kubectl("patch", "llmd", "a", "-n", namespace, "--type=merge", "-p", making_room)
+        soon(lambda: set(watched.look()["a"]) == {NEW}, "new replicas in the place of former ones")
+        soon(lambda: cluster.ready("a", namespace)[0] == "True", "Ready")
 
 
 def test_an_edit_of_the_spec_does_not_wait_and_without_turns_it_is_what_brings_the_new_image(cluster, namespace, soon):

@@ -7,9 +7,9 @@ from tests.operator.conftest import deployment
 
 from quire_operator.build import MADE_FROM, TEMPLATE, revision_deployment
 from quire_operator.build_pod import Settings
-from quire_operator.renewal import Turns, are_under_way, standing_of
+from quire_operator.renewal import Turns, are_under_way, finds_no_room, standing_of
 from quire_operator.revision import revision_of, spec_marks
-from quire_operator.world import Key
+from quire_operator.world import Failure, Key, Phase, ReplicaState
 
 OLD = Settings("quire/runtime:1", "quire/agent:1")
 NEW = replace(OLD, engine_image="quire/runtime:2")
@@ -107,6 +107,33 @@ def test_so_many_at_a_time_begin_and_the_next_is_woken_when_one_has_arrived():
     turns.leave(KEYS[0])
     assert woken == [KEYS[1]]
     assert [turns.has(key) for key in (KEYS[1], KEYS[2])] == [True, False]
+
+
+def test_one_that_finds_no_room_lets_others_begin_and_counts_again_once_it_has_room():
+    woken = []
+    turns = Turns(1, woken.extend)
+    assert [turns.has(key) for key in KEYS] == [True, False, False]
+    turns.place(KEYS[0], has_room=False)
+    turns.place(KEYS[0], has_room=False)
+    assert woken == [KEYS[1]]
+    assert [turns.has(key) for key in KEYS] == [True, True, False]
+    turns.place(KEYS[0], has_room=True)
+    turns.leave(KEYS[1])
+    assert woken == [KEYS[1]]
+    turns.leave(KEYS[0])
+    assert woken == [KEYS[1], KEYS[2]]
+
+
+def test_there_is_no_room_where_every_new_replica_has_had_no_place_for_a_while():
+    def replica(reason="GpuUnavailable", at=100.0, revision="new", **state):
+        failure = Failure(reason, "no", at) if reason else None
+        return ReplicaState(KEYS[0], f"{reason}-{at}", revision, Phase.STARTING, failure=failure, **state)
+
+    assert finds_no_room([replica(), replica(revision="old", reason="")], "new", since=100.0)
+    assert not finds_no_room([replica()], "new", since=99.0)
+    assert not finds_no_room([replica(), replica("ImagePullFailed")], "new", since=100.0)
+    assert not finds_no_room([replica(), replica("")], "new", since=100.0)
+    assert not finds_no_room([], "new", since=100.0)
 
 
 def test_one_that_goes_away_before_its_turn_hands_it_on():
