@@ -93,7 +93,9 @@ async def _operate(config: OperatorConfig, connection: Connection, closing: cont
     closing.push_async_callback(kube.close)
     labels = dict(pair.split("=", 1) for pair in config.gateway_labels.split(","))
     reconciler: Reconciler
-    routing = Routing(kube, home, config.routing_secret, config.namespaces, lambda keys: reconciler.wake(keys))
+    routing = Routing(
+        kube, home, config.routing_secret, config.namespaces, lambda keys: reconciler.wake(keys), config.lease
+    )
     gateways = Gateways(
         kube,
         lambda keys: reconciler.wake(keys or store.keys()),

@@ -1,12 +1,14 @@
 """The routing table without replicas, as a Secret that the gateways follow: names, policies, keys.
 
 One operator writes it, gateways may read this one Secret and no other. Operators of different namespaces may share it:
-each writes its own namespaces' entries, and leaves the others as they are.
+each writes its own namespaces' entries, and leaves the others as they are. An annotation says which namespaces each one
+serves, so that who is told to serve fewer takes back the entries that are nobody's then.
 """
 
 import asyncio
 import base64
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -32,6 +34,9 @@ REST = 5.0
 LONGEST_REST_S = 2.0
 LOOK_EVERY_S = 10.0
 """Whether the Secret is still as it was written: watches tell of children alone, and not of the namespace it is in."""
+SERVED = "quire.dev/served-namespaces"
+"""Annotation of the Secret: by the name of their lease, the namespaces that operators serve; ALL: every one."""
+ALL = "*"
 NOBODYS_KEY = secrets.token_urlsafe(32)
 """Stands for the keys of a Secret that is missing: nobody has it, so nobody gets in."""
 
@@ -40,6 +45,7 @@ class Routing:
     """Routes as wished; `run` writes them whenever they change.
 
     namespaces: whose entries are ours; empty: all.
+    owner: name of our lease, by which operators that share the table know each other.
     on_refused: gets the deployments for which `refusals` has changed.
     """
 
@@ -50,6 +56,7 @@ class Routing:
         name: str,
         namespaces: Collection[str] = (),
         on_refused: Callable[[Iterable[Key]], None] = lambda keys: None,
+        owner: str = "quire-operator",
     ) -> None:
         self.routes: dict[Key, Route] = {}
         self.refusals: Mapping[Key, Finding] = {}
@@ -59,6 +66,7 @@ class Routing:
         self._name = name
         self._namespaces = frozenset(namespaces)
         self._on_refused = on_refused
+        self._owner = owner
         self._entries: dict[Key, wire.Deployment] = {}
         self._former: Mapping[Key, wire.Deployment] = {}
         """What gateways have."""
@@ -72,10 +80,12 @@ class Routing:
         Raises:
             ApiError, ApiUnavailable
         """
-        self._former, _ = await self._read()
+        self._former, _, served = await self._read()
         self._entries = {key: entry for key, entry in self._former.items() if self._is_ours(key)}
         self.routes = {}
         self._written = None
+        if self._namespaces and self._with_ours(served) != served:
+            self._changed.set()
 
     def serve(self, key: Key, route: Route, internal_key: str, api_keys: Sequence[wire.ApiKey] | None) -> None:
         """Let the deployment be found; `api_keys` None: none of its keys is known; []: everybody may ask."""
@@ -148,16 +158,22 @@ class Routing:
             ApiUnavailable, NotLeading
         """
         wished, version = dict(self._entries), ""
+        served: dict[str, list[str]] = {}
         if self._namespaces:
-            self._former, version = await self._read()
-            wished |= {key: entry for key, entry in self._former.items() if not self._is_ours(key)}
+            self._former, version, served = await self._read()
+            others = {key: entry for key, entry in self._former.items() if not self._is_ours(key)}
+            nobodys = {key for key in others if is_given_up(key.namespace, served, self._owner)}
+            for key in sorted(nobodys):
+                log.warning("%s: its namespace is served no more, its route is taken back", key)
+            wished |= {key: entry for key, entry in others.items() if key not in nobodys}
         # A table that does not fit is compressed several times over.
         table = await asyncio.to_thread(fitting, self._former, wished)
         self._refuse(table, wished)
-        if table.fields == (Table.of(self._former).fields if version else self._written):
+        is_told = not version or self._with_ours(served) == served
+        if is_told and table.fields == (Table.of(self._former).fields if version else self._written):
             self._version = version or self._version
             return False
-        secret = self._secret(table)
+        secret = self._secret(table, self._with_ours(served))
         if version:
             secret["metadata"]["resourceVersion"] = version
         if self._namespaces and not version:
@@ -185,31 +201,54 @@ class Routing:
             log.warning("%s: %s", key, self.refusals[key].message)
         self._on_refused(changed)
 
-    async def _read(self) -> tuple[dict[Key, wire.Deployment], str]:
-        """The entries as they are written, and the Secret's resource version; nothing where there is no Secret.
+    async def _read(self) -> tuple[dict[Key, wire.Deployment], str, dict[str, list[str]]]:
+        """The entries as they are written, the Secret's resource version, who serves what; nothing without a Secret.
 
         Raises:
             ApiError, ApiUnavailable
         """
         secret = await self._kube.get("v1", "Secret", self._namespace, self._name)
         if secret is None:
-            return {}, ""
+            return {}, "", {}
         try:
             data = unpack({name: base64.b64decode(value) for name, value in (secret.get("data") or {}).items()})
             table = msgspec.json.decode(data, type=wire.RoutingTable) if data else wire.RoutingTable()
         except (ValueError, msgspec.MsgspecError):
             table = wire.RoutingTable()
         entries = {Key(entry.namespace, entry.name): entry for entry in table.deployments}
-        return entries, str(secret["metadata"].get("resourceVersion", ""))
+        written = (secret["metadata"].get("annotations") or {}).get(SERVED)
+        return entries, str(secret["metadata"].get("resourceVersion", "")), _served(written)
 
     def _is_ours(self, key: Key) -> bool:
         return not self._namespaces or key.namespace in self._namespaces
 
-    def _secret(self, table: Table) -> Manifest:
+    def _with_ours(self, served: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        return {**served, self._owner: sorted(self._namespaces) or [ALL]}
+
+    def _secret(self, table: Table, served: Mapping[str, list[str]]) -> Manifest:
         return {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": self._name, "namespace": self._namespace},
+            "metadata": {
+                "name": self._name,
+                "namespace": self._namespace,
+                "annotations": {SERVED: json.dumps(served, sort_keys=True)},
+            },
             "type": "Opaque",
             "data": {name: base64.b64encode(value).decode() for name, value in table.fields.items()},
         }
+
+
+def is_given_up(namespace: str, served: Mapping[str, list[str]], owner: str) -> bool:
+    """Whether the owner, who does not serve a namespace now, did so when it wrote last, and nobody else does."""
+    by_owner = served.get(owner, [])
+    others = {each for name, namespaces in served.items() if name != owner for each in namespaces}
+    return (namespace in by_owner or ALL in by_owner) and not others & {namespace, ALL}
+
+
+def _served(written: object) -> dict[str, list[str]]:
+    """Of the annotation; nothing where it is not as we write it."""
+    try:
+        return msgspec.json.decode(str(written), type=dict[str, list[str]])
+    except msgspec.MsgspecError:
+        return {}

@@ -84,6 +84,34 @@ def test_operators_of_different_namespaces_leave_each_others_routes(cluster, nam
             soon(lambda: routes() == [f"{namespace}/kept", f"{namespace}/more"], "only the second one's route to go")
 
 
+def test_routes_of_a_namespace_that_nobody_serves_any_more_are_taken_back(cluster, namespace, others, tiny, soon):
+    third = f"{namespace}-c"
+    cluster.kubectl("create", "namespace", third)
+
+    def flags(lease: str, *served: str) -> list[str]:
+        return ["--namespaces", ",".join(served), "--lease", lease, "--routing-secret", f"routing-{namespace}"]
+
+    def routes() -> set[str]:
+        return {entry["namespace"] for entry in cluster.routes("", f"routing-{namespace}")}
+
+    try:
+        for served in (namespace, others, third):
+            cluster.kubectl("apply", "-n", served, "-f", "-", given=tiny(model={"servedNames": [served]}))
+        with cluster.operator("wide", *flags(namespace, namespace, others, third)):
+            soon(lambda: routes() == {namespace, others, third}, "all routes")
+        with cluster.operator("other", *flags(others, others)):
+            secret = f"routing-{namespace}"
+            takes = f'"{others}": ["{others}"]'
+            soon(lambda: takes in str(cluster.get("secret", secret, SYSTEM)["metadata"]), "who takes one over")
+            with cluster.operator("narrow", *flags(namespace, namespace)) as narrow:
+                soon(lambda: routes() == {namespace, others}, "the route that is nobody's to go")
+                assert f"{third}/tiny: its namespace is served no more" in narrow.says
+                cluster.kubectl("delete", "llmd", "tiny", "-n", others)
+                soon(lambda: routes() == {namespace}, "what both wrote")
+    finally:
+        cluster.kubectl("delete", "namespace", third, "--wait=false")
+
+
 def test_a_table_that_was_deleted_or_edited_by_hand_comes_back_though_nothing_else_changes(
     cluster, operator, namespace, tiny, soon
 ):
