@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import uvloop
 
 from quire_api.errors import UserError
+from quire_api.signals import ending_signals
 from quire_gateway.config import GatewayConfig
 from quire_gateway.gateway import Gateway, check
 from quire_gateway.heartbeat import keep_beating
@@ -18,7 +19,7 @@ from quire_gateway.workers import Supervisor, Worker, cannot_listen
 
 
 def run(config: GatewayConfig) -> int:
-    """Serve until SIGTERM or SIGINT, then drain. Exit code: 0 after a drain, 2 for what the user can correct."""
+    """Serve until one of `ending_signals`, then drain. Exit code: 0 after a drain, 2 for what the user can correct."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         if config.workers == 1:
@@ -70,7 +71,9 @@ async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
         _announce(config, gateway.port, gateway.tls_port)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
+    # What reaches the whole group of a terminal is passed on to workers by their supervisor, once.
+    signals = ending_signals() if worker is None else (signal.SIGTERM,)
+    for each in signals:
         loop.add_signal_handler(each, stop.set)
     if worker is not None:
         # Workers of a supervisor that was killed would hold its port against the next one.
@@ -78,7 +81,7 @@ async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
     await stop.wait()
     drain = asyncio.ensure_future(gateway.drain())
     # A second signal means: at once.
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in signals:
         loop.add_signal_handler(each, drain.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await drain

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quire_api.errors import UserError
+from quire_api.signals import ending_signals
 from quire_gateway.config import GatewayConfig
 from quire_gateway.heartbeat import TURN_S, Heartbeats, Silence
 
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _STABLE_AFTER_S = 0.1, 10.0, 30.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 RestartCause = Literal["ended", "hung"]
 
@@ -76,6 +76,7 @@ class Supervisor:
             CannotListen
         """
         self._work = work
+        self._signals = ending_signals()
         self._door = listen(config.host, config.port, "--port")
         has_tls = config.tls_certificate is not None
         self._tls_door = listen(config.host, config.tls_port, "--tls-port") if has_tls else None
@@ -104,7 +105,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Exit code: 0 after a drain; a worker's own, if it is one that the user can correct."""
-        watched = {*_SIGNALS, signal.SIGCHLD}
+        watched = {*self._signals, signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         now = time.monotonic()
         for number in range(len(self._inner_doors)):
@@ -117,7 +118,7 @@ class Supervisor:
                 self._start(number, now)
             nap = max(min(self._due.values(), default=now + TURN_S) - now, 0.0)
             got = signal.sigtimedwait(watched, min(nap, TURN_S))
-            if got is not None and got.si_signo in _SIGNALS:
+            if got is not None and got.si_signo in self._signals:
                 if self._is_ending:
                     # A second signal means: at once.
                     self._drain_left_s = 0.0
@@ -141,7 +142,9 @@ class Supervisor:
         # What the child raises must not run the supervisor's own way out.
         code = 1
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_SIGNALS, signal.SIGCHLD})
+            for each in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(each, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._signals, signal.SIGCHLD})
             os.close(self._hand)
             for other, door in enumerate(self._inner_doors):
                 if other != number:

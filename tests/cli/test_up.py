@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -279,6 +280,50 @@ def test_two_deployments_share_a_file_and_the_second_owner_of_a_name_is_refused(
     items = json.loads((up.state / "status.json").read_text())["items"]
     assert [c["reason"] for c in items[1]["status"]["conditions"] if c["type"] == "Ready"] == ["NameConflict"]
     assert len(up.pids("engine")) == 1
+
+
+def test_a_closed_terminal_ends_everything_in_order(up):
+    import fcntl
+    import pty
+    import termios
+
+    up.write(replicas=1)
+    ours, theirs = pty.openpty()
+    up.process = subprocess.Popen(
+        [sys.executable, STAND_INS, "up", str(up.file), "0", str(up.state)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "XDG_STATE_HOME": str(up.folder / "xdg"), "TERM": "xterm", "COLUMNS": "160"},
+    )
+    os.close(theirs)
+
+    def serves() -> bool:
+        while select.select([ours], [], [], 0)[0]:
+            os.read(ours, 65536)
+        return up.serves(1)
+
+    up.wait(serves)
+    os.close(ours)
+    assert up.process.wait(DEADLINE_S) == 0
+    assert json.loads((up.state / "status.json").read_text())["items"] == []
+    assert not up.pids()
+
+
+def test_an_up_under_nohup_outlives_its_terminal(up):
+    up.write(replicas=1)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        up.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    up.wait(lambda: up.serves(1))
+    up.process.send_signal(signal.SIGHUP)
+    up.write(replicas=2)
+    up.wait(lambda: up.serves(2))
+    assert up.end() == 0
 
 
 def test_nothing_outlives_a_killed_up(up):

@@ -195,13 +195,19 @@ async def test_workers_know_what_the_others_have_in_flight(start):
     await asyncio.gather(*asking, return_exceptions=True)
 
 
-async def test_sigterm_lets_every_worker_end_its_stream(start):
+@pytest.mark.parametrize(
+    ("number", "is_of_terminal"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, True)]
+)
+async def test_a_signal_lets_every_worker_end_its_stream(start, number, is_of_terminal):
+    """A terminal sends its signals to the whole group."""
     world, gateway = await start(2, internal_key="inner")
     engine = world.engines["r0"]
     engine.gate = asyncio.Event()
     asking = [asyncio.ensure_future(gateway.client().chat.completions.create(**ASK)) for _ in range(4)]
     await world.until(lambda: len(engine.seen) == 4)
-    gateway.process.send_signal(signal.SIGTERM)
+    for pid in gateway.pids if is_of_terminal else ():
+        os.kill(pid, number)
+    gateway.process.send_signal(number)
     await asyncio.sleep(0.2)
     assert gateway.process.poll() is None
     engine.gate.set()

@@ -1,7 +1,10 @@
 """What `quire up` shows: a live table on a terminal, one line for each change elsewhere."""
 
+import contextlib
+import errno
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console, Group
@@ -34,12 +37,26 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._is_live:
-            self._live.stop()
+            with self._outliving_terminal():
+                self._live.stop()
 
     def announce(self, event: str) -> None:
         """One line with the time."""
         stamp = time.strftime("%H:%M:%S")
-        self._console.print(Text(f"{stamp} {event}"), soft_wrap=True, highlight=False)
+        with self._outliving_terminal():
+            self._console.print(Text(f"{stamp} {event}"), soft_wrap=True, highlight=False)
+
+    @contextlib.contextmanager
+    def _outliving_terminal(self) -> Iterator[None]:
+        """What is said once the terminal is gone goes nowhere: there is a drain to be seen to an end."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._console.file.fileno())
+            os.close(nowhere)
 
     def show(self, deployments: Sequence[LLMDeployment], replicas: Sequence[ReplicaState]) -> None:
         """How everything stands now."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from quire.up.state import StateDir
 from quire.up.wish import Wish
 from quire.up.world import LocalWorld
 from quire_api.errors import UserError
+from quire_api.signals import ending_signals
 from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.decide import Decision, decide
 
@@ -69,9 +69,9 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Serve until the first Ctrl-C or SIGTERM, then drain and end everything; the second one ends it at once."""
+        """Serve until the first of `ending_signals`, then drain and end everything; the second one ends it at once."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._on_signal)
         self.world.publish()
         works = (self._gateway.run(), self.world.watch(), self._follow_edits())

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from quire_api.signals import ending_signals
+
 if TYPE_CHECKING:
     from quire_runtime.config import EngineConfig
 
 CLOSE_S = 5.0
 PROGRAM = ("-m", "quire_runtime.engine.process")
+TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGHUP})
 
 
 class EngineChild:
@@ -31,8 +34,8 @@ class EngineChild:
     def __init__(self, program: Sequence[str] = PROGRAM) -> None:
         self._is_configured = False
         self.directory = tempfile.mkdtemp(prefix="quire-engine-")
-        # Ctrl-C reaches the whole group of a terminal, and what it means is the parent's to say; a mask is inherited.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # They reach the whole group of a terminal, and what they mean is the parent's to say; a mask is inherited.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, *program, self.directory],
@@ -77,7 +80,7 @@ class EngineChild:
 
 @contextlib.contextmanager
 def early_child() -> Iterator[EngineChild]:
-    """A child that ends with the block. Until somebody else handles SIGTERM and SIGINT, they end both processes.
+    """A child that ends with the block. Until somebody else handles `ending_signals`, they end both processes.
 
     Not by an exception, which an import under way may swallow. To be entered in the main thread.
     """
@@ -87,7 +90,7 @@ def early_child() -> Iterator[EngineChild]:
             held.close()
             os._exit(0)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             signal.signal(number, end)
         yield held.enter_context(contextlib.closing(EngineChild()))
 

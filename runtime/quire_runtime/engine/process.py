@@ -30,6 +30,7 @@ import zmq
 from quire_api.errors import UserError
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.child import TERMINAL_SIGNALS
 from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.engine.liveness import Liveness
@@ -262,8 +263,9 @@ def follow_parent() -> "queue.SimpleQueue[bytes]":
 
 def main() -> None:
     started = time.perf_counter()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

@@ -3,21 +3,21 @@
 import asyncio
 import contextlib
 import logging
-import signal
 
+from quire_api.signals import ending_signals
 from quire_runtime.server.service import Service
 
 log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """SIGTERM and SIGINT: the first asks to drain, a second one to leave at once."""
+    """Of `ending_signals`, the first asks to drain, a second one to leave at once."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.insisted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:
@@ -37,5 +37,6 @@ async def drain(service: Service, stop: StopSignal) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
     if service.in_flight:
-        log.warning("%d requests did not end in time and are broken off", service.in_flight)
+        why = "at once, as a second signal asks" if stop.insisted.is_set() else "as they did not end in time"
+        log.warning("%d requests are broken off %s", service.in_flight, why)
     return service.in_flight == 0

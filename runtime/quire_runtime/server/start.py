@@ -17,7 +17,7 @@ class CannotListen(UserError):
 
 
 def start(engine: EngineConfig, server: ServerConfig, child: EngineChild) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. `child`, which its owner closes, loads the model.
+    """Serve until one of `ending_signals`, then drain and return. `child`, which its owner closes, loads the model.
 
     The port is taken at once; /health is 200 and /ready 503 while the model loads.
 
