@@ -48,6 +48,18 @@ _SHAPES = {
     "prompt": "a text, a list of texts, a list of token ids, or a list of lists of token ids",
     "stop": "a text or a list of texts",
 }
+_TYPES = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "an object",
+    "string_type": "a text",
+}
+"""What to send, by pydantic's word for a value of another type."""
+_BOUNDS = {"greater_than_equal": "at least {ge}", "less_than_equal": "at most {le}", "less_than": "below {lt}"}
 PRIORITIES = range(-(2**31), 2**31)
 _SAMPLING_FIELDS = (
     "temperature",
@@ -72,7 +84,7 @@ _GENERATION_CONFIG_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetiti
 class InvalidRequest(UserError):
     """The request cannot be served as it is; `param` names the field, `code` is OpenAI's word for the mistake."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
         self.code = code
@@ -346,7 +358,7 @@ def _token_keys(bias: Mapping[str, float]) -> dict[int, float]:
 
 def _first_problem(error: ValidationError) -> InvalidRequest:
     """Of a union's problems pydantic lists one per member; the deepest is the one that was meant."""
-    problem = max(error.errors(include_url=False, include_context=False), key=lambda entry: len(entry["loc"]))
+    problem = max(error.errors(include_url=False), key=lambda entry: len(entry["loc"]))
     path = ""
     for step in problem["loc"]:
         if isinstance(step, int):
@@ -358,7 +370,7 @@ def _first_problem(error: ValidationError) -> InvalidRequest:
     field = str(problem["loc"][0])
     if field in _SHAPES:
         return InvalidRequest(f"{field} must be {_SHAPES[field]}.", field, "invalid_type")
-    wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if problem["type"] in ("model_type", "dict_type"):
-        wanted = "an object"
+    if bound := _BOUNDS.get(problem["type"]):
+        return InvalidRequest(f"{path} must be {bound.format(**problem['ctx'])}.", path)
+    wanted = _TYPES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
     return InvalidRequest(f"{path} must be {wanted}.", path, "invalid_type")

@@ -1,5 +1,6 @@
 """Responses of the HTTP API in types: msgspec structs, encoded as JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +12,16 @@ def error_object(
 ) -> dict[str, Any]:
     """The body of every error answer."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def unknown_model(asked: str, served: Sequence[str]) -> str:
+    """What is said of a model that nobody serves. served: the names that the asker may know."""
+    return f"The model {asked[:200]!r} does not exist. Served here: {listed(served)}."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first twenty, or that there are none."""
+    return ", ".join(names[:20]) or "nothing"
 
 
 class PromptTokensDetails(msgspec.Struct):

@@ -6,13 +6,13 @@ from typing import Any
 import orjson
 
 from quire_api.errors import UserError
+from quire_api.openai_responses import unknown_model
 
 JSON = b"application/json"
 
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
-    404: "not_found_error",
     429: "rate_limit_error",
     502: "upstream_error",
     503: "service_unavailable_error",
@@ -55,6 +55,11 @@ class Refusal(UserError):
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         return headers
+
+
+def no_model(asked: str, served: Sequence[str]) -> Refusal:
+    """404. served: the names that the asker may know."""
+    return Refusal(404, "model_not_found", unknown_model(asked, served), param="model")
 
 
 def error_object(status: int, code: str, message: str, param: str | None = None) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 from quire_api import wire
 from quire_gateway.choose import Choice
 from quire_gateway.cost import Score
-from quire_gateway.errors import Refusal
+from quire_gateway.errors import Refusal, no_model
 from quire_gateway.fleet import DeploymentState, Fleet, ReplicaState
 from quire_gateway.models import ModelStore
 from quire_gateway.request import Request
@@ -37,8 +37,8 @@ class Explainer:
         model = body.get("model")
         deployment = self._fleet.serving(model) if isinstance(model, str) else None
         if deployment is None:
-            names = ", ".join(list(self._fleet.names())[:20]) or "nothing"
-            raise Refusal(404, "model_not_found", f"Name a `model` that is served here: {names}.", param="model")
+            known = list(self._fleet.names()) if token is None else self._fleet.visible(token)
+            raise no_model(model if isinstance(model, str) else "", known)
         caller = deployment.callers.everybody if token is None else deployment.callers.authorize(token)
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         replicas = deployment.candidates(set())

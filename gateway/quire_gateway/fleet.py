@@ -445,6 +445,10 @@ class Fleet:
         """Served name -> deployment, in the table's order."""
         return self._by_name
 
+    def visible(self, token: str) -> list[str]:
+        """The served names that whoever shows `token` may use."""
+        return [name for name, served in self._by_name.items() if served.callers.may_use(token)]
+
     def replicas(self) -> Iterator[ReplicaState]:
         for deployment in self.deployments.values():
             yield from deployment.replicas.values()

@@ -10,7 +10,7 @@ import orjson
 from quire_api import wire
 from quire_api.version import __version__
 from quire_gateway.admission import holds_key
-from quire_gateway.errors import JSON, Refusal
+from quire_gateway.errors import JSON, Refusal, no_model
 from quire_gateway.fleet import DeploymentState, Fleet
 from quire_gateway.follow import Follower
 from quire_gateway.metrics import Metrics
@@ -102,7 +102,7 @@ class Pages:
     def _model(self, name: str, token: str) -> dict[str, Any]:
         deployment = self._fleet.serving(name)
         if deployment is None:
-            raise Refusal(404, "model_not_found", f"The model {name[:200]!r} does not exist.", param="model")
+            raise no_model(name, self._fleet.visible(token))
         deployment.callers.authorize(token)
         return self._card(name, deployment)
 

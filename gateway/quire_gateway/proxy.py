@@ -7,10 +7,11 @@ from typing import Any
 import orjson
 
 from quire_api.body_limits import TOO_MANY_VALUES, holds_too_much
+from quire_api.openai_responses import listed
 from quire_api.tracing import Span, Tracing
 from quire_gateway.access_log import Exchange
 from quire_gateway.admission import begin
-from quire_gateway.errors import Refusal
+from quire_gateway.errors import Refusal, no_model
 from quire_gateway.fleet import Bounds, DeploymentState, Fleet, ReplicaState
 from quire_gateway.life import ForwardRules, Life, Means
 from quire_gateway.metrics import Metrics
@@ -72,21 +73,17 @@ class Proxy:
 
     def _find(self, route: Route, body: dict[str, Any], token: str, exchange: Exchange) -> DeploymentState:
         model = body.get("model")
-        if model is None and route is Route.FORWARD and len(visible := self._visible(token)) == 1:
+        if model is None and route is Route.FORWARD and len(visible := self._fleet.visible(token)) == 1:
             model = visible[0]
         if not isinstance(model, str) or not model:
-            message = f"The body needs `model`, a string. Served here: {_listed(self._visible(token))}."
+            message = f"The body needs `model`, a string. Served here: {listed(self._fleet.visible(token))}."
             raise Refusal(400, "missing_model", message, param="model")
         exchange.model = model
         deployment = self._fleet.serving(model)
         if deployment is None:
-            message = f"The model {model[:200]!r} does not exist. Served here: {_listed(self._visible(token))}."
-            raise Refusal(404, "model_not_found", message, param="model")
+            raise no_model(model, self._fleet.visible(token))
         exchange.namespace, exchange.deployment = deployment.key
         return deployment
-
-    def _visible(self, token: str) -> list[str]:
-        return [name for name, served in self._fleet.names().items() if served.callers.may_use(token)]
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
@@ -123,7 +120,3 @@ def _end_span(span: Span, exchange: Exchange, status: int) -> None:
         quire__attempts=exchange.attempts,
         quire__moves=exchange.moves,
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:20]) or "nothing"

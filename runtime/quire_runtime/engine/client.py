@@ -17,7 +17,7 @@ from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import CLOSE_S, EngineChild
-from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
+from quire_runtime.engine.errors import EngineClosed, EngineDied, EngineStartFailed, RequestRefused
 from quire_runtime.engine.kv_fan_out import KVFanOut
 from quire_runtime.engine.messages import (
     AbortRequests,
@@ -211,7 +211,7 @@ class AsyncEngineClient:
         except TimeoutError:
             self._process.kill()
             await self._has_exited.wait()
-        self._fail(EngineDied("The engine was closed."))
+        self._fail(EngineClosed("The engine was closed."))
         asyncio.get_running_loop().remove_reader(self._inbound.FD)
         self._context.destroy(linger=0)
         self._child.remove_directory()

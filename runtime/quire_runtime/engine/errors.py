@@ -11,6 +11,10 @@ class EngineDied(Exception):
         self.reason = reason or type(self).__name__
 
 
+class EngineClosed(EngineDied):
+    """Its owner ended it."""
+
+
 class EngineStartFailed(UserError):
     """The engine could not start because of something the user can change; `reason` names the error's class."""
 

@@ -16,7 +16,7 @@ from quire_api.openai import InvalidRequest
 from quire_api.openai_responses import error_object
 from quire_api.sampling import InvalidSampling
 from quire_api.wire import HEADER_REQUEST_ID
-from quire_runtime.engine.errors import EngineDied, RequestRefused
+from quire_runtime.engine.errors import EngineClosed, EngineDied, RequestRefused
 from quire_runtime.server.ids import request_id_of
 from quire_text.errors import ChatTemplateError, TextTooLong
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499
+STOPPED = "This server was stopped before the answer was whole. Send the request again."
 
 
 class NotReady(UserError):
@@ -80,19 +81,19 @@ def describe(error: Exception) -> Failure:
         case InvalidRequest():
             return Failure(400, message, param=error.param, code=error.code)
         case InvalidSampling():
-            return Failure(400, message, param=error.param)
+            return Failure(400, message, param=error.param, code="invalid_value")
         case ChatTemplateError():
-            return Failure(400, message, param="messages")
+            return Failure(400, message, param="messages", code="invalid_value")
         case TextTooLong():
             return Failure(400, message, code="context_length_exceeded")
         case RequestRefused(code="queue_full"):
             return Failure(429, message, "rate_limit_error", code=error.code)
         case RequestRefused(code="draining"):
-            return Failure(503, message, "service_unavailable", code=error.code)
+            return Failure(503, message, "service_unavailable_error", code=error.code)
         case RequestRefused():
             return Failure(400, message, code=error.code)
         case NotReady():
-            return Failure(503, message, "service_unavailable", code=error.code)
+            return Failure(503, message, "service_unavailable_error", code=error.code)
         case ModelNotFound():
             return Failure(404, message, param="model", code="model_not_found")
         case BodyTooLarge():
@@ -101,8 +102,10 @@ def describe(error: Exception) -> Failure:
             return Failure(401, message, "authentication_error", code="invalid_api_key")
         case Forbidden():
             return Failure(403, message, "permission_error", code="invalid_internal_key")
+        case EngineClosed():
+            return Failure(503, STOPPED, "service_unavailable_error", code="draining")
         case EngineDied():
-            return Failure(503, message, "service_unavailable", code="engine_dead")
+            return Failure(503, message, "service_unavailable_error", code="engine_dead")
         case RequestFailed():
             return Failure(500, message, "server_error", code="request_failed")
         case UserError():

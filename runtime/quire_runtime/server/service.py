@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from quire_api.blocks import FORMAT_VERSION
 from quire_api.openai import default_sampling
+from quire_api.openai_responses import unknown_model
 from quire_api.wire import ModelInfo
 from quire_runtime.engine.messages import EngineReady
 from quire_runtime.server.client import EngineClient
@@ -117,7 +118,7 @@ class Service:
         if asked is None:
             return self.served_names[0]
         if asked not in self.served_names:
-            raise ModelNotFound(f"There is no model {asked[:200]!r} here. Served: {', '.join(self.served_names)}.")
+            raise ModelNotFound(unknown_model(asked, self.served_names))
         return asked
 
     def model_info(self) -> ModelInfo:

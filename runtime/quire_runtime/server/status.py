@@ -9,7 +9,7 @@ from starlette.responses import Response
 from quire_api import openapi
 from quire_api.openai_responses import ModelCard, ModelList
 from quire_api.version import __version__
-from quire_runtime.server.errors import ModelNotFound, NotReady, respond
+from quire_runtime.server.errors import NotReady, respond
 from quire_runtime.server.metrics import registry
 from quire_runtime.server.service import Service, service_of
 
@@ -24,11 +24,8 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> Response:
     service = service_of(request)
-    service.model_name(name)
-    for card in _cards(service):
-        if card.id == name:
-            return _json(card)
-    raise ModelNotFound(f"There is no model {name!r} here.")
+    known = service.model_name(name)
+    return _json(next(card for card in _cards(service) if card.id == known))
 
 
 @router.get("/health")

@@ -25,8 +25,8 @@ def nothing_leaks(server):
 
 BAD_CHATS = {
     "no messages": ({"model": "tiny"}, "messages is required", "messages"),
-    "messages of a wrong type": ({**CHAT, "messages": "hi"}, "must be a valid list", "messages"),
-    "a role of a wrong type": ({**CHAT, "messages": [{"role": 1}]}, "must be a valid string", "messages[0].role"),
+    "messages of a wrong type": ({**CHAT, "messages": "hi"}, "must be a list", "messages"),
+    "a role of a wrong type": ({**CHAT, "messages": [{"role": 1}]}, "must be a text", "messages[0].role"),
     "no message": ({**CHAT, "messages": []}, "at least one message", "messages"),
     "an image": (
         {**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -43,7 +43,7 @@ BAD_CHATS = {
     "max_tokens 0": ({**CHAT, "max_tokens": 0}, "at least 1", "max_tokens"),
     "max_tokens below 0": ({**CHAT, "max_completion_tokens": -5}, "at least 1", "max_completion_tokens"),
     "max_tokens beyond reason": ({**CHAT, "max_tokens": 2**40}, "at most 2147483647", "max_tokens"),
-    "a priority beyond reason": ({**CHAT, "priority": 2**40}, "less than or equal to", "priority"),
+    "a priority beyond reason": ({**CHAT, "priority": 2**40}, "at most 2147483647", "priority"),
     "a user who says nothing": ({**CHAT, "messages": [{"role": "user"}]}, "is required", "messages[0].content"),
     "a message that is none": ({**CHAT, "messages": [1]}, "must be an object", "messages[0]"),
     "calls that are none": (
@@ -67,7 +67,7 @@ BAD_CHATS = {
         "messages",
     ),
     "too many stop strings": ({**CHAT, "stop": [f"end {i}" for i in range(257)]}, "256 is the limit", "stop"),
-    "a text as temperature": ({**CHAT, "temperature": "warm"}, "must be a valid number", "temperature"),
+    "a text as temperature": ({**CHAT, "temperature": "warm"}, "must be a number", "temperature"),
     "temperature below 0": ({**CHAT, "temperature": -1}, "at least 0", "temperature"),
     "top_p above 1": ({**CHAT, "top_p": 1.5}, "at most 1", "top_p"),
     "n 0": ({**CHAT, "n": 0}, "from 1 to 128", "n"),
@@ -111,6 +111,7 @@ def test_bad_requests_are_400_and_say_why(server, path, name, case):
     error = error_of(answer)
     assert says in error["message"]
     assert error["type"] == "invalid_request_error"
+    assert error["code"] is not None
     if param is not None:
         assert error["param"] == param
 
@@ -148,10 +149,30 @@ def test_bodies_that_are_no_json_object_are_400(server, content):
 
 
 def test_an_unknown_model_is_404(server):
-    with pytest.raises(openai.NotFoundError) as caught:
-        server.client().completions.create(model="other", prompt="a")
-    assert caught.value.code == "model_not_found"
-    assert "Served: tiny, small" in caught.value.message
+    """In the words of the gateway, wherever the name stands."""
+    client = server.client()
+    for ask in (lambda: client.completions.create(model="other", prompt="a"), lambda: client.models.retrieve("other")):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask()
+        assert (caught.value.code, caught.value.type) == ("model_not_found", "invalid_request_error")
+        assert caught.value.body["message"] == "The model 'other' does not exist. Served here: tiny, small."
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({**CHAT, "n": 0}, "n"),
+        ({**CHAT, "temperature": -1}, "temperature"),
+        ({**CHAT, "stop": ""}, "stop"),
+        ({**CHAT, "messages": []}, "messages"),
+        ({**CHAT, "priority": 2**40}, "priority"),
+        ({**CHAT, "truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ],
+)
+def test_a_value_out_of_its_range_has_the_code_of_openai(server, body, param):
+    with server.http() as http:
+        error = error_of(http.post("/v1/chat/completions", json=body))
+    assert (error["code"], error["param"]) == ("invalid_value", param)
 
 
 @pytest.mark.parametrize(

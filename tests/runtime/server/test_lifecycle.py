@@ -198,9 +198,10 @@ def test_sigterm_ends_it_while_it_fetches_its_model(start_server):
     [
         (lambda server: server.terminate(), 0),
         (lambda server: os.killpg(server.pid, signal.SIGINT), 0),  # Ctrl-C in a terminal
+        (lambda server: os.killpg(server.pid, signal.SIGHUP), 0),  # the terminal is closed
         (lambda server: server.kill(), -signal.SIGKILL),
     ],
-    ids=["terminate", "interrupt", "kill"],
+    ids=["terminate", "interrupt", "hangup", "kill"],
 )
 def test_a_signal_while_both_processes_import_ends_both(model_directory, tmp_path, send, code):
     with (tmp_path / "log").open("w") as log:
@@ -219,15 +220,22 @@ def test_a_signal_while_both_processes_import_ends_both(model_directory, tmp_pat
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_what_does_not_end_in_time_is_told_so(start_server):
-    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", "0")
+@pytest.mark.parametrize(("timeout_s", "signals"), [("0", 1), (str(DEADLINE_S), 2)])
+def test_what_is_broken_off_by_an_end_is_told_so(start_server, timeout_s, signals):
+    server = start_server("--num-gpu-blocks-override", "600", "--shutdown-timeout", timeout_s)
     with server.http() as http, http.stream("POST", "/v1/completions", json=LONG) as answer:
         lines = answer.iter_lines()
         next(lines)
-        server.process.send_signal(signal.SIGTERM)
+        engine_of(server).send_signal(signal.SIGHUP)  # as a terminal that closes
+        engine_of(server).suspend()
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "draining 1 requests" in server.log.read_text())
+        for _ in range(signals - 1):
+            server.process.send_signal(signal.SIGINT)
         rest = events(lines)
     assert rest[-1] == "[DONE]"
-    assert json.loads(rest[-2])["error"]["code"] == "engine_dead"
+    assert json.loads(rest[-2])["error"]["code"] == "draining"
+    assert ("did not end in time" in server.log.read_text()) == (signals == 1)
     assert server.process.wait(DEADLINE_S) == 0
 
 
@@ -240,7 +248,7 @@ def test_the_death_of_the_engine_ends_the_server(start_server, tmp_path):
         engine_of(server).kill()
         rest = events(lines)
     assert rest[-1] == "[DONE]"
-    assert json.loads(rest[-2])["error"]["type"] == "service_unavailable"
+    assert json.loads(rest[-2])["error"]["type"] == "service_unavailable_error"
     assert server.process.wait(DEADLINE_S) == 1
     why = json.loads((tmp_path / "why").read_text())
     assert why["reason"] == "EngineKilled"
