@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from typer.main import get_command
 
 from quire import reference
-from quire.main import app
+from quire.app import app
 from quire.serve import settings_fields
 from quire_api import wire
 from quire_gateway.routes import _TABLE

@@ -79,6 +79,6 @@ def test_decisions_need_nothing_but_the_contract() -> None:
 
 def test_the_command_starts_with_only_the_extra_cli() -> None:
     blocked = modules("dev") - modules("") - modules("cli")
-    program = PROGRAM + "\nfrom quire.main import app\nimport quire.chat, quire.demo, quire.status\n"
+    program = PROGRAM + "\nfrom quire.app import app\nimport quire.chat, quire.demo, quire.status\n"
     ran = subprocess.run([sys.executable, "-c", program, ",".join(blocked)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
