@@ -36,6 +36,8 @@ ENVIRONMENT = {
 TERMINATION_LOG = "QUIRE_TERMINATION_LOG"
 """File for a JSON object with reason and message when `quire serve` ends by an error."""
 FAILED = 1
+_UsageError: Any = typer.BadParameter.__base__
+"""Typer brings its own click or takes another's; this is a public name's way to either."""
 _NO_FLAG = frozenset({"model", "internal_key"})
 
 
@@ -63,6 +65,24 @@ def main(arguments: list[str], child: EngineChild | None = None) -> None:
         UserError
     """
     _application(child)(arguments, prog_name="quire serve")
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Look at what would follow `quire serve`, and serve nothing.
+
+    Raises:
+        BadSetting: a flag that does not exist, or lacks its value.
+        UserError: a value that does not fit.
+    """
+    try:
+        given = dict(typer.main.get_command(_application()).make_context("quire serve", list(arguments)).params)
+    except _UsageError as error:
+        said = error.format_message().rstrip(".")
+        raise BadSetting(f"{said[:1].lower()}{said[1:]}. See `quire serve --help`.") from None
+    except typer.Exit:
+        raise BadSetting("--help serves nothing. Leave it out.") from None
+    given.pop("explain")
+    _configs(resolve(given.pop("model"), given, given.pop("config"), {}))
 
 
 def complete_flag(context: Any, incomplete: str) -> list[Any]:
@@ -121,9 +141,7 @@ def run_serve(
         UserError
     """
     settings = resolve(model, flags, config_file, os.environ)
-    values = {setting.name: setting.value for setting in settings}
-    engine = EngineConfig.of(**{name: values[name] for name in EngineConfig.model_fields})
-    server = ServerConfig.of(**{name: values[name] for name in ServerConfig.model_fields})
+    engine, server = _configs(settings)
     if explain:
         resolved = {**engine.model_dump(), **server.model_dump()}
         for setting in settings:
@@ -176,6 +194,18 @@ def resolve(
         else:
             settings.append(Setting(name, field.get_default(call_default_factory=True), "default"))
     return settings
+
+
+def _configs(settings: list[Setting]) -> tuple[EngineConfig, ServerConfig]:
+    """
+    Raises:
+        InvalidConfig
+    """
+    values = {setting.name: setting.value for setting in settings}
+    return (
+        EngineConfig.of(**{name: values[name] for name in EngineConfig.model_fields}),
+        ServerConfig.of(**{name: values[name] for name in ServerConfig.model_fields}),
+    )
 
 
 def _leave_word(reason: str, error: Exception) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from quire.up.commands import Programs, serve_command, serve_environment
 from quire.up.display import age
+from quire.up.findings import findings
 from quire.up.gpus import Gpus, devices_of_this_machine
 from quire.up.process import last_line
 from quire.up.replica import LocalReplica
@@ -53,6 +54,41 @@ def test_gpus_are_held_by_one_replica_at_a_time():
     assert gpus.take("c", 1) is not None  # a restart gives back what it held
     assert gpus.free == 1
     assert gpus.take("d", 0) == []
+
+
+def found(gpus: int = 0, **spec) -> list[tuple[str, str]]:
+    return [(each.reason, each.message) for each in findings([deployment(**spec)], gpus).values()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--nosuch", "3"], "spec.engine.extraArgs: no such option: --nosuch. See `quire serve --help`."),
+        (["--max-num-seqs"], "--max-num-seqs"),
+        (["--max-num-seqs", "0"], "max_num_seqs = 0: must be greater than or equal to 1"),
+        (["--help"], "--help serves nothing"),
+    ],
+)
+def test_flags_that_no_engine_takes_are_found_before_one_starts(arguments, says):
+    [(reason, message)] = found(engine={"extraArgs": arguments})
+    assert reason == "InvalidSpec"
+    assert says.lower() in message.lower()
+
+
+def test_flags_that_an_engine_takes_are_no_finding():
+    assert not found(engine={"extraArgs": ["--max-num-seqs", "8", "--no-enable-prefix-caching"]})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "says"),
+    [
+        (1, 0, "a replica needs 1 GPU, but this machine has none; lower spec.resources.gpus"),
+        (4, 2, "a replica needs 4 GPUs, but this machine has 2; lower spec.resources.gpus"),
+    ],
+)
+def test_gpus_that_a_machine_has_not_are_found_before_a_replica_starts(wanted, gpus, says):
+    assert found(gpus, resources={"gpus": wanted}) == [("GpuUnavailable", says)]
+    assert not found(wanted, resources={"gpus": wanted})
 
 
 @pytest.mark.parametrize(("variable", "devices"), [("", []), ("3,5", ["3", "5"]), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])])

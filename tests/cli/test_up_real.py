@@ -162,16 +162,20 @@ def test_scaling_under_a_stream_a_crash_and_ctrl_c(up):
     up.wait(lambda: not up.descendants(), ends=True)
 
 
-def test_a_flag_that_the_engine_does_not_know_is_named_in_the_status_and_nothing_outlives_a_killed_up(up):
+def test_a_flag_that_the_engine_does_not_know_starts_nothing_and_nothing_outlives_a_killed_up(up):
     up.wait(lambda: up.serves(1))
     up.write(1, ("--no-such-flag",))
 
-    def message() -> str:
-        return next(c["message"] for c in up.status()["conditions"] if c["type"] == "Loaded")
+    def ready() -> dict:
+        return next(c for c in up.status()["conditions"] if c["type"] == "Ready")
 
-    up.wait(lambda: "--no-such-flag" in message())
-    assert "1 of the former revision serve on" in message()
+    up.wait(lambda: "--no-such-flag" in ready()["message"])
+    assert ready()["reason"] == "InvalidSpec"
     assert up.ask() == 4
+    assert len(up.engines()) == 1
+    said = (up.folder / "up.log").read_text()
+    assert said.count(" starts (pid") == 1
+    assert "is down" not in said
 
     assert len(up.descendants()) >= 3  # gateway, server, engine
     up.process.kill()

@@ -14,10 +14,21 @@ def devices_of_this_machine() -> list[str]:
     return [str(index) for index, _ in enumerate(filter(None, numbers))]
 
 
+def lacking(wanted: int, free: int, total: int) -> str:
+    """`2 GPUs, but 1 of this machine's 4 is free`: what stands behind "needs"."""
+    gpus = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
+    if total == 0:
+        return f"{gpus}, but this machine has none"
+    if wanted > total:
+        return f"{gpus}, but this machine has {total}"
+    return f"{gpus}, but {free} of this machine's {total} {'is' if free == 1 else 'are'} free"
+
+
 class Gpus:
     """A fixed set of GPUs, each held by at most one replica."""
 
     def __init__(self, devices: list[str]) -> None:
+        self.total = len(devices)
         self._free = list(devices)
         self._held: dict[str, list[str]] = {}
 

@@ -11,6 +11,7 @@ from watchfiles import awatch
 
 from quire.up.commands import Programs
 from quire.up.display import Display
+from quire.up.findings import findings
 from quire.up.gateway import GatewayProcess
 from quire.up.gpus import Gpus
 from quire.up.scaling import EVERY_S, Scaling
@@ -52,7 +53,8 @@ class Session:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
         self.world = LocalWorld(state, options.file.parent, options.programs, gpus, display.announce)
         self.world.url = self.url
-        self.world.secrets = wish.secrets
+        self._gpus = gpus.total
+        self._take_over_wish()
         self.world.gateway_key = "" if options.host in LOOPBACK else secrets.token_urlsafe(24)
         self._scaling = Scaling(self.world, state, display.announce)
         self._scaling.restore(wish.deployments)
@@ -151,9 +153,13 @@ class Session:
                 continue
             if changed:
                 self._display.announce(f"{file} has changed")
-                self.world.secrets = self._wish.secrets
+                self._take_over_wish()
                 self.world.publish()
                 self.world.changed.set()
+
+    def _take_over_wish(self) -> None:
+        self.world.secrets = self._wish.secrets
+        self.world.findings = findings(self._wish.deployments.values(), self._gpus)
 
     async def _end(self) -> None:
         self._display.announce("ending: requests in flight may finish; press Ctrl-C again to end at once")

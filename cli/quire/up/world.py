@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from quire.up.commands import Programs, model_location, serve_command, serve_environment
-from quire.up.gpus import Gpus
+from quire.up.gpus import Gpus, lacking
 from quire.up.process import Child
 from quire.up.replica import STOP_GRACE_S, UNHEALTHY_AFTER, LocalReplica, free_port
 from quire.up.state import StateDir, write_atomically
@@ -26,6 +26,7 @@ from quire_api.v1alpha1_values import duration_seconds
 from quire_operator.world import (
     DrainReplica,
     Failure,
+    Finding,
     Intention,
     Key,
     Observed,
@@ -57,6 +58,7 @@ class LocalWorld:
         self.gateway_key = ""
         self.is_gateway_reporting = False
         self.secrets: Mapping[tuple[str, str], Secret] = {}
+        self.findings: Mapping[Key, Finding] = {}
         self.replicas: dict[str, LocalReplica] = {}
         self._state = state
         self._folder = folder
@@ -75,6 +77,7 @@ class LocalWorld:
         return Observed(
             replicas=[replica.state() for replica in self.replicas.values()],
             routes=dict(self._routes),
+            findings=self.findings,
             facts=self._facts(),
             gateways=int(self.is_gateway_reporting),
             url=f"{self.url}/v1",
@@ -92,7 +95,6 @@ class LocalWorld:
                 replica = self.replicas[name]
                 if replica.has_exited:
                     replica.failures = failures
-                    self._announce(f"{name} starts again")
                     await self._start(replica)
             case DrainReplica(name, deadline):
                 replica = self.replicas[name]
@@ -203,10 +205,8 @@ class LocalWorld:
         spec = replica.deployment.spec
         gpus = self._gpus.take(replica.id, spec.resources.gpus)
         if gpus is None:
-            message = (
-                f"{replica.id} needs {spec.resources.gpus} GPUs, but {self._gpus.free} of this machine are free; "
-                "lower replicas or resources.gpus"
-            )
+            what = lacking(spec.resources.gpus, self._gpus.free, self._gpus.total)
+            message = f"{replica.id} needs {what}; lower replicas or resources.gpus"
             replica.ended(Failure("GpuUnavailable", message, time.time()))
             return
         port = free_port()
@@ -230,7 +230,8 @@ class LocalWorld:
             replica.ended(Failure("EngineNotStarted", f"{argv[0]} cannot be started: {error.strerror}", time.time()))
             return
         replica.started(child, f"http://127.0.0.1:{port}")
-        self._announce(f"{replica.id} starts (pid {child.pid}, log {child.log})")
+        again = " again" if replica.failures else ""
+        self._announce(f"{replica.id} starts{again} (pid {child.pid}, log {child.log})")
 
     def _on_exit(self, replica: LocalReplica, child: Child) -> None:
         if replica.child is not child or replica.is_stopping:
