@@ -1,4 +1,7 @@
-"""How many tokens an answer has, without parsing it: a stream brings one an event, a whole answer says its number."""
+"""How many tokens an answer has, without parsing it: a stream's comment lines name each, a whole answer the number.
+
+A stream without them (of an engine that does not write them, or with --max-moves 0) is taken to bring one an event.
+"""
 
 import re
 from collections.abc import Callable
@@ -8,6 +11,7 @@ _TAIL_BYTES = 1024
 # Inside a text the quotes would be escaped.
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})')
 _DONE = b"data: [DONE]"
+_USAGE = b'"choices":[]'
 
 
 class OutputCount:
@@ -21,9 +25,15 @@ class OutputCount:
         self._untold = 0
         self.told = 0
 
+    def saw_tokens(self, tokens: int) -> None:
+        """So many have come in a stream that tells."""
+        self._untold += tokens
+        if self._untold >= _TELL_EVERY:
+            self.tell()
+
     def saw_events(self, data: bytes) -> None:
-        """`data` is whole events of a stream."""
-        self._untold += data.count(b"\n\n") - (data.find(_DONE) >= 0)
+        """`data` is whole events of a stream that does not."""
+        self._untold += data.count(b"\n\n") - (data.find(_DONE) >= 0) - data.count(_USAGE)
         if self._untold >= _TELL_EVERY:
             self.tell()
 

@@ -176,7 +176,9 @@ class Relay:
                 self._pace.saw(data, self._loop.time())
             if self.is_recorded and self.record is not None:
                 data = self.record.strip(data)
-            self._output.saw_events(data)
+                self._output.saw_tokens(self.record.take_tokens())
+            else:
+                self._output.saw_events(data)
             if self.record is not None and self.record.failure:
                 self._say_failed(data)
                 return

@@ -20,12 +20,13 @@ class Record:
     failure: what the replica says has failed; no event after it is passed on. is_done: the last event has passed.
     """
 
-    __slots__ = ("_before", "_lines", "failure", "is_done")
+    __slots__ = ("_before", "_lines", "_untaken", "failure", "is_done")
 
     def __init__(self, before: Resume | None = None) -> None:
         """before: what replicas before this one have given."""
         self._before = before
         self._lines = bytearray()
+        self._untaken = 0
         self.failure = ""
         self.is_done = False
 
@@ -33,7 +34,9 @@ class Record:
         """Whole events without their comment lines. `data` ends where an event does."""
         if data.startswith(COMMENT) and data.find(b"\n\n") == len(data) - 2 and not data.startswith(FAILED):
             cut = data.index(b"\n") + 1
-            self._lines += data[:cut]
+            line = data[:cut]
+            self._lines += line
+            self._untaken += _tokens_in(line)
             return data[cut:]
         kept = []
         for event in data.split(b"\n\n")[:-1]:
@@ -43,11 +46,17 @@ class Record:
                 break
             if line.startswith(COMMENT):
                 self._lines += line + b"\n"
+                self._untaken += _tokens_in(line)
                 event = rest
             elif line == _DONE:
                 self.is_done = True
             kept.append(event + b"\n\n")
         return b"".join(kept)
+
+    def take_tokens(self) -> int:
+        """How many tokens the events have brought that passed since this was asked last."""
+        taken, self._untaken = self._untaken, 0
+        return taken
 
     def read(self) -> Resume:
         """
@@ -62,6 +71,11 @@ class Record:
             return self.read().output_tokens
         except MalformedReplay:
             return 0
+
+
+def _tokens_in(line: bytes) -> int:
+    """Of an event's comment line; cheap, as there is one a token. `-` and `usage` mean none, commas part ids only."""
+    return 0 if b"-" in line or b"usage" in line else line.count(b",") + 1
 
 
 def new_terms() -> Terms:

@@ -1,6 +1,7 @@
 """The URL table."""
 
 from enum import Enum, auto
+from urllib.parse import unquote_to_bytes
 
 from quire_gateway.errors import Refusal
 
@@ -64,5 +65,5 @@ def find_route(method: str, path: str) -> Route:
 
 
 def model_of(path: str) -> str:
-    """The model that a path under /v1/models names."""
-    return path.removeprefix(_MODEL_PREFIX)
+    """The model that a path under /v1/models names; clients write its slashes as they are, or as %2F."""
+    return unquote_to_bytes(path.removeprefix(_MODEL_PREFIX).encode("latin-1")).decode(errors="replace")

@@ -239,7 +239,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_reading = False
         self._owes_continue = False
         self._deadline = None
-        path, _, query = self._url.partition(b"?")
+        path, _, query = _origin_form(self._url).partition(b"?")
         request = Request(
             method=self._parser.get_method().decode("ascii"),
             path=path.decode("latin-1"),
@@ -449,6 +449,14 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(Refusal(408, "request_timeout", "The request did not arrive in time. Send it again."))
         elif self._task is None:
             self._transport.close()
+
+
+def _origin_form(target: bytes) -> bytes:
+    """`target` without scheme and authority, which clients of a proxy write (RFC 9112, 3.2.2)."""
+    scheme, found, rest = target.partition(b"://")
+    if not found or scheme.lower() not in (b"http", b"https"):
+        return target
+    return rest[min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest)) :] or b"/"
 
 
 class Server:

@@ -47,6 +47,12 @@ async def test_pipelined_requests_are_answered_in_order(world, parts):
     assert statuses(answer) == [200, 200, 400, 200, 200]
 
 
+async def test_a_target_with_scheme_and_host_is_the_path_behind_them(world):
+    whole = [b"http://x/health", b"HTTP://x:80/v1/models?a=http://y/z", b"http://x?a", b"/v1/http://x/health"]
+    asked = b"".join(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % target for target in whole)
+    assert statuses(await talk(world, asked + LAST)) == [200, 200, 404, 404, 200]
+
+
 async def test_a_hundred_pipelined_requests_all_get_their_answer(world):
     assert statuses(await talk(world, GET * 100 + LAST)) == [200] * 101
 

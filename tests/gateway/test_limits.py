@@ -186,12 +186,12 @@ def test_what_a_request_may_write(body, most):
 
 
 class TestOutputCount:
-    def test_a_stream_brings_one_token_an_event(self):
+    def test_a_stream_that_does_not_tell_brings_one_token_an_event(self):
         told = []
         count = OutputCount(told.append)
         for _ in range(20):
             count.saw_events(b"data: {}\n\n")
-        count.saw_events(b"data: {}\n\ndata: [DONE]\n\n")
+        count.saw_events(b'data: {}\n\ndata: {"choices":[],"usage":{}}\n\ndata: [DONE]\n\n')
         count.end(is_stream=True)
         assert sum(told) == count.told == 21
         assert len(told) == 2

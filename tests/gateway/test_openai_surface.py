@@ -81,6 +81,15 @@ async def test_models_are_merged_over_deployments(make_world, make_engine):
     assert len(other.seen) == 1
 
 
+@pytest.mark.parametrize("written", ["owner/name-8b", "owner%2Fname-8b", "owner%2fname%2D8b"])
+async def test_a_model_with_a_slash_in_its_name_is_found_however_clients_write_it(make_world, make_engine, written):
+    name = "owner/name-8b"
+    world = await make_world({"a": await make_engine(served_names=[name])}, {"served_names": [name]})
+    assert (await world.client().models.retrieve(name)).id == name
+    async with world.http() as http:
+        assert (await http.get(f"/v1/models/{written}")).json()["id"] == name
+
+
 async def test_an_unknown_model_is_404_and_names_those_served(world):
     """In the words of the engine, wherever the name stands."""
     client = world.client()

@@ -55,6 +55,7 @@ async def test_a_stream_that_breaks_goes_on_elsewhere(pair, fault):
     assert all(each == wanted for each in resumed)
     await pair.until(lambda: len(pair.log_lines()) == 2)
     assert [line["outcome"] for line in pair.log_lines()] == ["ok", "ok"]
+    assert [line["output_tokens"] for line in pair.log_lines()] == [pair.engines["r0"].tokens] * 2
     assert sum(line["moves"] for line in pair.log_lines()) == len(resumed)
     assert pair.is_quiet()
 
@@ -298,7 +299,8 @@ def test_however_a_stream_is_cut_into_pieces_its_events_pass_and_its_lines_are_k
         del stream[:count]
     assert passed == b"".join(shown)
     assert record.read() == wanted
-    assert record.output_tokens() == wanted.output_tokens
+    assert record.take_tokens() == record.output_tokens() == wanted.output_tokens
+    assert record.take_tokens() == 0
 
 
 @given(

@@ -75,6 +75,16 @@ async def test_streaming_and_not_streaming_give_the_same_words(real):
     assert "".join(words) == whole.choices[0].message.content
 
 
+@pytest.mark.parametrize("ask", [{"n": 2}, {"stop": ["pod"]}, {"n": 1, "max_tokens": 200}], ids=str)
+async def test_of_a_stream_as_many_tokens_are_counted_as_its_usage_says(real, ask):
+    messages = [{"role": "user", "content": "What is a pod?"}]
+    settings = {"max_tokens": 24, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **ask}
+    stream = await real.client().chat.completions.create(model="m", messages=messages, **settings)
+    usage = [chunk.usage async for chunk in stream][-1]
+    await real.until(lambda: len(real.log_lines()) == 1)
+    assert real.log_lines()[0]["output_tokens"] == usage.completion_tokens
+
+
 async def test_a_client_that_hangs_up_frees_the_engine(real, engine_url):
     async with real.http() as http:
 
