@@ -63,7 +63,7 @@ def quire(
 @app.command(epilog="Example:  quire demo --stay")
 def demo(
     file: Annotated[str, typer.Option(help="The resource file to run.")] = "manifests/samples/quire-tiny.yaml",
-    port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.", min=0, max=65535)] = 0,
     stay: Annotated[bool | None, typer.Option("--stay/--no-stay", help="Keep serving afterwards.")] = None,
 ) -> None:
     """Start quire-tiny on two replicas, ask it two questions through the gateway, and show what happened."""

@@ -339,5 +339,11 @@ def plan_for(url: str, **settings: Any) -> Plan:
 
     Raises:
         BadAddress
+        UserError: more words are to be shared than there are.
     """
-    return Plan(base_address(url), **settings)
+    plan = Plan(base_address(url), **settings)
+    if plan.shared_words > plan.input_words:
+        raise UserError(
+            f"--shared-words {plan.shared_words} is more than a prompt's {plan.input_words} words. Raise --input-words."
+        )
+    return plan

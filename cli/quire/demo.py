@@ -15,6 +15,8 @@ import httpx
 from rich.console import Console
 
 from quire.chat import Answer, ask, connect, is_ready
+from quire.main import USER_ERROR
+from quire.up.process import last_line
 from quire_api.errors import UserError
 
 START_DEADLINE_S = 300.0
@@ -91,6 +93,8 @@ def _wait_ready(console: Console, up: subprocess.Popen[bytes], url: str, log: Pa
     start = time.monotonic()
     with console.status("starting two engines and the gateway"):
         while not (is_ready(url) and _routable_replicas(url) >= 2):
+            if up.poll() == USER_ERROR:
+                raise DemoFailed(last_line(log).removeprefix("quire: "))
             if up.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 raise DemoFailed(f"the gateway did not become ready. The end of its log:\n{tail}")

@@ -24,6 +24,14 @@ Message = Mapping[str, Any]
 UNBOUNDED = 2**31 - 1
 
 
+_OF_OTHER_MODELS = frozenset({"beam_search", "classify", "embed", "encode", "reward", "score"})
+"""What vLLM's LLM has beside."""
+
+
+class NotOffered(UserError, AttributeError):
+    """A method of vLLM's for models, or ways to write, that Quire does not have."""
+
+
 class InvalidPrompt(UserError):
     """A prompt of a kind that `generate` does not take."""
 
@@ -102,6 +110,11 @@ class LLM:
             (text, tokenizer.encode(text, add_special_tokens=False)) for text in texts
         ]
         return self._run(prompts, self._params(sampling_params, len(prompts)), use_tqdm)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_OTHER_MODELS:
+            raise NotOffered(f"LLM has no {name}: Quire writes text, by sampling. Use generate or chat.")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def get_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -57,7 +57,7 @@ class FileDiscovery:
                     yield table
             except OSError as error:
                 seen = None
-                self._say(f"The routing table {self._path} cannot be read: {error.strerror}.")
+                self._say(f"The routing table {self._path.absolute()} cannot be read: {error.strerror}.")
             except MalformedTable as error:
                 seen = signature
                 self._say(f"The routing table {self._path} is malformed, so the last good one stands: {error}")

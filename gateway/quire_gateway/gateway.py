@@ -296,4 +296,6 @@ def _discovery_of(config: GatewayConfig) -> Discovery:
     if config.routing_table is None:
         message = "The gateway does not know where replicas are. Give it --routing-table FILE, or in a cluster"
         raise NoDiscovery(f"{message} --kubernetes-table NAMESPACE/SECRET.")
+    if config.routing_table.is_dir():
+        raise NoDiscovery(f"--routing-table {config.routing_table} is a directory. Name the file in it.")
     return FileDiscovery(config.routing_table)

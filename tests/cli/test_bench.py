@@ -13,6 +13,7 @@ from rich.console import Console
 from quire.address import BadAddress
 from quire.bench import NothingMeasured, NotWritable, Sample, distribution, figures_of, histogram, plan_for, run_bench
 from quire.chat import ServerRefused, ServerUnreachable, connect, first_model, is_ready
+from quire_api.errors import UserError
 
 DEADLINE_S = 60.0
 
@@ -240,3 +241,8 @@ def test_a_histogram_has_a_line_for_each_bin():
     assert lines[0].endswith("# 10")
     assert lines[-1].endswith("1")
     assert histogram([5.0, 5.0])[0].endswith(" 2")
+
+
+def test_more_shared_words_than_words_are_refused():
+    with pytest.raises(UserError, match="--shared-words 9 is more than a prompt's 4 words"):
+        plan_for("http://127.0.0.1:1", input_words=4, shared_words=9)

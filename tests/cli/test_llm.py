@@ -151,6 +151,15 @@ def test_cached_prefixes_are_counted_and_can_be_forgotten(llm):
     assert [*seen, llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens] == [0, 48, 0]
 
 
+@pytest.mark.parametrize("method", ["embed", "encode", "score", "beam_search"])
+def test_what_other_models_are_asked_is_refused_in_a_sentence(llm, method):
+    with pytest.raises(UserError, match=f"LLM has no {method}: .* Use generate or chat"):
+        getattr(llm, method)("text")
+    assert not hasattr(llm, method)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = llm.nonsense
+
+
 def test_bad_input_is_refused_and_nothing_runs(llm):
     with pytest.raises(UserError, match="512"):
         llm.generate(["fine", list(range(3, 600))], GREEDY, use_tqdm=False)

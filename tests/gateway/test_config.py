@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from quire_gateway.config import BadConfig, GatewayConfig
+from quire_gateway.main import main
 
 
 def test_flags_beat_environment_beats_defaults(monkeypatch):
@@ -30,6 +31,11 @@ def test_secrets_are_not_shown():
 def test_values_out_of_range_name_the_flag(flags):
     with pytest.raises(BadConfig, match=flags[0]):
         GatewayConfig.from_flags(flags)
+
+
+def test_a_directory_as_routing_table_is_refused(tmp_path, capsys):
+    assert main(["--routing-table", str(tmp_path), "--port", "0"]) == 2
+    assert f"--routing-table {tmp_path} is a directory. Name the file in it." in capsys.readouterr().err
 
 
 def test_an_unknown_flag_is_exit_code_2():

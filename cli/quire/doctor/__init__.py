@@ -46,7 +46,8 @@ def run_doctor(
         for finding in findings:
             _print(finding, console)
         counts = [sum(finding.level is level for finding in findings) for level in (Level.ERROR, Level.WARNING)]
-        console.print(f"\n{counts[0]} errors, {counts[1]} warnings", markup=False, highlight=False)
+        told = [f"{n} {kind}{'' if n == 1 else 's'}" for n, kind in zip(counts, ("error", "warning"), strict=True)]
+        console.print(f"\n{', '.join(told)}", markup=False, highlight=False)
     return 1 if is_bad else 0
 
 

@@ -118,6 +118,12 @@ def _failed(options: argparse.Namespace, reason: str, message: str, code: int = 
     return code
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quire agent",
@@ -128,11 +134,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", required=True, help="hf://, s3://, oci://, pvc:// or file:// address")
     parser.add_argument("--revision", help="branch, tag or commit of an hf:// source")
     parser.add_argument(
-        "--destination", type=Path, required=True, help="directory of the model; for pvc:// where it is mounted"
+        "--destination",
+        type=Path,
+        required=True,
+        help="directory of the model; for pvc:// where it is mounted, for file:// not used",
     )
     parser.add_argument("--host", default="0.0.0.0", help="address of the pages (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8001, help="port of the pages; 0 takes a free one")
-    parser.add_argument("--attempts", type=int, default=6, help="tries in a row without a byte (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8001, help="port of the pages (default %(default)s); 0 is any")
+    parser.add_argument(
+        "--attempts", type=_at_least_one, default=6, help="tries in a row without a byte (default %(default)s)"
+    )
     parser.add_argument("--backoff-s", type=float, default=1.0, help="first wait between tries; it doubles up to 30 s")
     parser.add_argument("--allow-pickle", action="store_true", help="take .bin weights where there are no safetensors")
     parser.add_argument("--once", action="store_true", help="end when the model is complete")

@@ -20,6 +20,7 @@ from quire_runtime.agent.errors import (
     WeightsUnauthorized,
 )
 from quire_runtime.agent.fetch import fetch_model
+from quire_runtime.agent.main import main
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.source import model_directory
 
@@ -222,3 +223,10 @@ def test_a_stores_client_is_imported_for_its_own_sources_alone(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert "quire agent:" in done.stderr  # the model is not whole, and that was looked at
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
+def test_no_tries_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["--source", "hf://a/b", "--destination", str(tmp_path), "--attempts", "0"])
+    assert caught.value.code == 2
+    assert "--attempts: '0' is no whole number of at least 1" in capsys.readouterr().err
