@@ -32,6 +32,7 @@ from quire_operator.merge import BadTemplate, Manifest
 from quire_operator.nodes import Nodes
 from quire_operator.plan import covers, forgotten_revisions, left_over, plan_of
 from quire_operator.pods import gates_to_open, replicas_of
+from quire_operator.record import ENTRY as RECORD
 from quire_operator.renewal import Target
 from quire_operator.routing import Routing
 from quire_operator.served import decoded
@@ -176,6 +177,23 @@ class KubernetesWorld:
         """
         await self._apply_standing(wanted)
         await self._apply_claim()
+
+    async def restore(self) -> None:
+        """Bring back what follows from the name alone, as somebody may have changed or deleted it.
+
+        The Secret is left alone where it is, and has the key that gateways and engines know where it is made anew.
+
+        Raises:
+            ApiError, ApiUnavailable, NotLeading
+        """
+        store, key, internal_key = self._cluster.store, self._key, self._cluster.routing.internal_key(self._key)
+        wanted = sum(live.get("spec", {}).get("replicas", 1) for live in store.children(key, "Deployment"))
+        for manifest in standing_objects(self._deployment, wanted, internal_key, self._cluster.settings):
+            if manifest["kind"] == "Secret":
+                if not internal_key or store.child(key, "Secret", internal_name(key.name)) is not None:
+                    continue
+                manifest["data"].pop(RECORD)
+            await self._ensure(manifest)
 
     async def flush(self) -> None:
         """Write what was decided, drift included.

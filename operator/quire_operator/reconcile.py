@@ -12,11 +12,12 @@ from quire_operator.decide import Holder, decide, name_conflicts, wanted_replica
 from quire_operator.events import event_of, happenings
 from quire_operator.kube import ApiError, ApiUnavailable, NotLeading
 from quire_operator.kubernetes_world import Cluster, KubernetesWorld, Memory, open_gates
+from quire_operator.merge import Manifest
 from quire_operator.metrics import DEPLOYMENTS, READY, RECONCILE_SECONDS, RECONCILES, REPLICAS, STATUS_WRITES
 from quire_operator.queue import WakeQueue
 from quire_operator.renewal import Target, Turns, are_under_way, finds_no_room, standing_of
 from quire_operator.resource import Resource
-from quire_operator.served import served_by
+from quire_operator.served import served_by, shell_of
 from quire_operator.world import Finding, Key
 
 log = logging.getLogger(__name__)
@@ -119,9 +120,21 @@ class Reconciler:
             await open_gates(self._cluster, key)
             status = invalid_status(resource.previous, resource.message, resource.generation, time.time())
             await self._say(resource, status)
+            await self._restore(key, raw)
             self.queue.wake_in(key, LOOK_AGAIN_S)
             return
         await self._bring(resource, served)
+
+    async def _restore(self, key: Key, raw: Manifest) -> None:
+        """What runs of a spec that nobody knows any more keeps the objects that it stands on."""
+        shell = shell_of(raw)
+        if shell is None or not self._cluster.store.children(key, "Deployment"):
+            return
+        memory = self._memories.setdefault(key, Memory())
+        try:
+            await KubernetesWorld(self._cluster, shell, Target(""), memory).restore()
+        except ApiError as error:
+            log.warning("%s: an object cannot be restored: %s", key, error)
 
     async def _bring(self, resource: Resource, deployment: LLMDeployment) -> None:
         """Towards `deployment`, which is the resource as last understood."""

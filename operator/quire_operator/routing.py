@@ -110,6 +110,10 @@ class Routing:
         if self._entries.pop(key, None) is not None:
             self._changed.set()
 
+    def internal_key(self, key: Key) -> str:
+        """Between gateways and the deployment's engines; empty where gateways do not know it."""
+        return self._entries[key].internal_key if key in self._entries else ""
+
     def keys(self) -> set[Key]:
         """Deployments that gateways know."""
         return set(self._entries)

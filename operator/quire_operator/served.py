@@ -2,7 +2,9 @@
 
 import base64
 
-from quire_api.v1alpha1 import LLMDeployment, LLMDeploymentStatus
+from pydantic import ValidationError
+
+from quire_api.v1alpha1 import LLMDeployment, LLMDeploymentStatus, from_object
 from quire_operator.build import internal_name
 from quire_operator.merge import Manifest
 from quire_operator.record import last_understood
@@ -19,6 +21,15 @@ def served_by(store: Store, resource: Resource) -> LLMDeployment | None:
     is_own = secret is not None and owner_uid(secret) == raw["metadata"].get("uid")
     served = last_understood(raw, decoded(secret)) if secret is not None and is_own else None
     return served.model_copy(update={"status": resource.previous or LLMDeploymentStatus()}) if served else None
+
+
+def shell_of(raw: Manifest) -> LLMDeployment | None:
+    """The deployment without anything of its spec, for the objects that follow from its name alone."""
+    wish = {name: value for name, value in raw.items() if name not in ("spec", "status")}
+    try:
+        return from_object({**wish, "spec": {"model": {"source": "file:///unread"}}})
+    except ValidationError:
+        return None
 
 
 def decoded(secret: Manifest) -> dict[str, str]:

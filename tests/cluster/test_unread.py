@@ -88,3 +88,19 @@ def test_once_it_is_understood_again_it_is_ready_with_the_same_pods(cluster, nam
     cluster.kubectl("patch", "llmd", "tiny", "-n", namespace, "--type=merge", "-p", mended)
     soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "Ready")
     assert pods(cluster, namespace) == unread
+
+
+def test_without_a_record_of_its_spec_what_follows_from_its_name_comes_back(cluster, namespace, unread, soon):
+    route = cluster.routes(namespace)
+    cluster.kubectl("delete", "secret", "tiny-internal", "-n", namespace)
+    cluster.kubectl("delete", "service,pdb,networkpolicy,serviceaccount", "tiny", "-n", namespace)
+    kinds = ("service", "pdb", "networkpolicy", "serviceaccount")
+    soon(lambda: all(cluster.get(kind, "tiny", namespace) for kind in kinds), "all of them")
+    secret = soon(lambda: cluster.get("secret", "tiny-internal", namespace), "the Secret of gateways and engines")
+    assert base64.b64decode(secret["data"]["key"]).decode() == route[0]["internal_key"]
+    foreign = json.dumps({"spec": {"selector": {"app": "somebody-else"}}})
+    cluster.kubectl("patch", "service", "tiny", "-n", namespace, "-p", foreign)
+    selector = {"quire.dev/deployment": "tiny"}
+    soon(lambda: cluster.get("service", "tiny", namespace)["spec"]["selector"] == selector, "the selector again")
+    assert cluster.routes(namespace) == route
+    assert pods(cluster, namespace) == unread
