@@ -164,6 +164,8 @@ def test_with_a_tls_secret_the_service_speaks_https_alone_unless_asked_otherwise
         ("namespaces={models,models}", "namespaces"),
         ("gpuResource=foo bar", "gpuResource"),
         ("internalKey=a b", "internalKey"),
+        ("gateway.resources.requests.cpu=abc", "cpu"),
+        ("operator.resources.limits.memory=1GB", "memory"),
     ],
 )
 def test_values_are_checked_by_the_schema(flag, word):
