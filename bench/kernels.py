@@ -137,7 +137,7 @@ def decode_attention(model: str) -> Iterator[Reading]:
         q = torch.randn(n, heads, dim, device=CUDA).to(BF16)
         readings = {}
         for shared in (None, SharedPrefix(lens, owner)):
-            own = replace(batch, seq_lens_cpu=[4097] * n, shared=shared, layouts={})
+            own = replace(batch, seq_lens_cpu=[4097] * n, shared=shared, step_work={})
             readings[shared is not None] = microseconds(
                 [lambda k=k, v=v, q=q, own=own: paged_attention(q, k, v, own, dim**-0.5, None) for k, v in caches * 2]
             )

@@ -19,6 +19,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 
 def silu_and_mul_reference(x: Tensor) -> Tensor:
+    """As `silu_and_mul`."""
     gate, up = x.chunk(2, dim=-1)
     if x.dtype == torch.float32:
         return functional.silu(gate).mul_(up)

@@ -12,6 +12,7 @@ BLOCK = 1024
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
+    """As quire_kernels.activation.silu_and_mul."""
     tokens, width = x.shape[0], x.shape[1] // 2
     out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     _silu_and_mul_kernel[(tokens, triton.cdiv(width, BLOCK))](

@@ -1,22 +1,44 @@
 """One tile of keys in an online softmax (FlashAttention-2, arXiv 2307.08691), over the paged cache.
 
-Scores are in base 2: `scale` holds log2(e).
+Scores are in base 2: `scale` holds LOG2_E.
 """
 
 import triton
 import triton.language as tl
 
+LOG2_E = 1.4426950408889634
+
 
 @triton.jit
-def attend_tile(
-    queries, position, highest, total, acc, first, end, table, k_cache, v_cache, cache_block, cache_slot, scale, window,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
-):  # fmt: skip
-    """Add keys first .. first + KEYS - 1 (those below `end`) to the rows' maximum, sum and weighted values.
+def find_tile(number, query_starts, num_decodes, num_sequences, TOKENS: tl.constexpr):
+    """The tile of that number among those of prefills, TOKENS query tokens each: its sequence, that one's first query
+    token and number of query tokens, and the tile's first one among them. It may lie behind the last: an empty tile.
 
-    queries [ROWS, BLOCK_D] at `position` [ROWS]; highest, total [ROWS] and acc [ROWS, BLOCK_D] fp32; k_cache, v_cache
-    point at the KV head. MASKED False promises that every row sees every key of the tile.
+    A sequence s (counted from the first prefill) that starts at query token t (of the prefills) owns the tile numbers
+    from t // TOKENS + s on: enough for its tokens, and known without a sum over the sequences before it.
+    """
+    origin = tl.load(query_starts + num_decodes)
+    sequence = num_decodes
+    beyond = num_sequences
+    while beyond - sequence > 1:
+        middle = (sequence + beyond) // 2
+        if (tl.load(query_starts + middle) - origin) // TOKENS + middle - num_decodes <= number:
+            sequence = middle
+        else:
+            beyond = middle
+    start = tl.load(query_starts + sequence)
+    queries = tl.load(query_starts + sequence + 1) - start
+    return sequence, start, queries, (number - (start - origin) // TOKENS - (sequence - num_decodes)) * TOKENS
+
+
+@triton.jit
+def load_tile(
+    first, end, table, k_cache, v_cache, cache_block, cache_slot,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Positions first .. first + KEYS - 1 [KEYS], their keys and their values [KEYS, BLOCK_D]; zeros from `end` on.
+
+    k_cache, v_cache point at the KV head. MASKED False promises that all positions come before `end`.
     """
     at = first + tl.arange(0, KEYS)
     dims = tl.arange(0, BLOCK_D)
@@ -36,6 +58,23 @@ def attend_tile(
     else:
         keys = tl.load(k_cache + cells)
         values = tl.load(v_cache + cells)
+    return at, keys, values
+
+
+@triton.jit
+def attend_tile(
+    queries, position, highest, total, acc, first, end, table, k_cache, v_cache, cache_block, cache_slot, scale, window,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, SIZE: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
+):  # fmt: skip
+    """Add keys first .. first + KEYS - 1 (those below `end`) to the rows' maximum, sum and weighted values.
+
+    queries [ROWS, BLOCK_D] at `position` [ROWS]; highest, total [ROWS] and acc [ROWS, BLOCK_D] fp32; k_cache, v_cache
+    point at the KV head. MASKED False promises that every row sees every key of the tile.
+    """
+    at, keys, values = load_tile(
+        first, end, table, k_cache, v_cache, cache_block, cache_slot, DIM, BLOCK_D, SIZE, KEYS, MASKED
+    )
     return attend_loaded(
         queries, keys, values, at, position, highest, total, acc, scale, window, MASKED, WINDOWED, IEEE
     )

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.attention_tile_triton import attend_loaded, merge
+from quire_kernels.attention_tile_triton import LOG2_E, attend_loaded, merge
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.overlap_triton import dependents_may_start, fetch_lines, wait_for_inputs
 from quire_kernels.shared_attention_triton import SharedSums, attend_shared
@@ -24,7 +24,6 @@ LEAST = 2
 """Tiles of a slot: where there are fewer than this for each, fewer slots have any."""
 WORDS = 8
 MERGED_AT_ONCE = 4
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,16 @@ class BalancedWork:
 def balanced_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
-    """As decode_attention_triton.decode_attention."""
+    """As decode_attention_triton.decode_attention, for more sequences than tuning.FEW."""
     sequences, query_heads, dim = batch.num_decodes, q.shape[1], q.shape[2]
     kv_heads = k_cache.shape[1]
     block_d = max(16, triton.next_power_of_2(dim))
     shape = tuning.tile("balanced", q.dtype, block_d)
     key = ("balanced work", query_heads, kv_heads, dim, window)
-    work, overlap = batch.layouts.get(key), tuning.overlapping(sequences)
+    work, overlap = batch.step_work.get(key), tuning.overlapping(sequences)
     if work is None:
         work, overlap = _work(batch, q, kv_heads, window, shape), tuning.APART
-        batch.layouts[key] = work
+        batch.step_work[key] = work
     shared = None if window is not None else batch.shared
     found = None if shared is None else attend_shared(q, k_cache, v_cache, batch, shared, scale, work.shared)
     group = query_heads // kv_heads

@@ -30,7 +30,9 @@ class AttentionBatch:
     seq_lens       int32 [n]        context + query: keys to attend to
     block_tables   int32 [n, >= max(ceil(seq_len / block_size))]
     query_starts_cpu, seq_lens_cpu  the same as plain lists, for launch sizes and the CPU path; no device sync
-    layouts        what the CPU path works out once a step and every layer uses
+    step_work      what is worked out once a step for all layers that follow: lists of work, and room for partial
+                   results; by who made it and what it depends on. A batch of other lengths begins with an empty one
+    parts          batches to attend to in its place, which together have its query tokens; (): itself
     shared         what decodes share, if a kernel may make use of it; it changes no result
     """
 
@@ -43,6 +45,6 @@ class AttentionBatch:
     query_starts_cpu: list[int]
     seq_lens_cpu: list[int]
     block_size: int
-    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    step_work: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
     parts: "tuple[AttentionBatch, ...]" = ()
     shared: SharedPrefix | None = None

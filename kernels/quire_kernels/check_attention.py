@@ -232,7 +232,7 @@ def _run_without_some(device: torch.device) -> float:
         lens = batch.seq_lens.clone()
         lens[free] = 0
         out = torch.full(q.shape, 7.0, device=device)
-        _attend(q, k_cache, v_cache, replace(batch, seq_lens=lens, layouts={}), 0.125, None, out)
+        _attend(q, k_cache, v_cache, replace(batch, seq_lens=lens, step_work={}), 0.125, None, out)
         expected[free] = 7.0
         worst = max(worst, expect_close(out, expected))
     return worst
@@ -316,7 +316,7 @@ def _run_graph(device: torch.device) -> float:
     paged_attention(q, k_cache, v_cache, longest, 0.1, None)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = paged_attention(q, k_cache, v_cache, replace(longest, layouts={}), 0.1, None)
+        out = paged_attention(q, k_cache, v_cache, replace(longest, step_work={}), 0.1, None)
     worst = 0.0
     for seed in range(3):
         lens = torch.randint(1, capacity, (width,), generator=torch.Generator().manual_seed(seed)).int()

@@ -34,11 +34,12 @@ class DecodeGroup:
 def decode_attention_reference(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
+    """Fill the decodes' rows of `out` [T, Hq, D]; shapes as quire_kernels.attention.paged_attention's."""
     num_blocks, kv_heads, block_size, dim = k_cache.shape
     key = ("decode", kv_heads, window)
-    groups = batch.layouts.get(key)
+    groups = batch.step_work.get(key)
     if groups is None:
-        groups = batch.layouts[key] = decode_groups(batch, kv_heads, window)
+        groups = batch.step_work[key] = decode_groups(batch, kv_heads, window)
     keys = k_cache.view(num_blocks * kv_heads, block_size * dim)
     values = v_cache.view(num_blocks * kv_heads, block_size * dim)
     for group in groups:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.attention_tile_triton import attend_loaded, merge
+from quire_kernels.attention_tile_triton import LOG2_E, attend_loaded, merge
 from quire_kernels.balanced_attention_triton import balanced_attention
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
@@ -31,7 +31,6 @@ MAX_SPLITS = 32
 """Of a sequence; above MAX_SPLITS splits' worth of keys they grow instead of becoming more."""
 MERGED_AT_ONCE = 4
 WORDS = 4
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,10 @@ class DecodeWork:
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
-    """Sizes follow from the width of the block table, so that a CUDA graph holds for every length."""
+    """Fill the decodes' rows of `out` [T, Hq, D]; shapes are those of quire_kernels.attention.paged_attention.
+
+    Sizes follow from the width of the block table, so that a CUDA graph holds for every length.
+    """
     if batch.num_decodes > tuning.FEW:
         balanced_attention(q, k_cache, v_cache, batch, scale, window, out)
         return
@@ -65,9 +67,9 @@ def decode_attention(
     block_d = max(16, triton.next_power_of_2(dim))
     shape = tuning.tile("decode", q.dtype, block_d)
     key = ("decode work", query_heads, kv_heads, dim, window)
-    work = batch.layouts.get(key)
+    work = batch.step_work.get(key)
     if work is None:
-        work = batch.layouts[key] = _work(batch, q, kv_heads, window, shape.keys)
+        work = batch.step_work[key] = _work(batch, q, kv_heads, window, shape.keys)
     shared = None if window is not None else batch.shared
     found = None if shared is None else attend_shared(q, k_cache, v_cache, batch, shared, scale, work.shared)
     programs = min(sequences * kv_heads * work.splits, shape.programs * tuning.processors())

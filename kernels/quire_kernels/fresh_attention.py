@@ -54,9 +54,9 @@ def is_available() -> bool:
 def divide(batch: AttentionBatch, window: int | None) -> tuple[list[Prompts], list[AttentionBatch]]:
     """The whole long prompts, and batches of the prefills between them."""
     key = ("fresh", window)
-    if key not in batch.layouts:
-        batch.layouts[key] = _divide(batch, window)
-    found: tuple[list[Prompts], list[AttentionBatch]] = batch.layouts[key]
+    if key not in batch.step_work:
+        batch.step_work[key] = _divide(batch, window)
+    found: tuple[list[Prompts], list[AttentionBatch]] = batch.step_work[key]
     return found
 
 
@@ -84,7 +84,7 @@ def _divide(batch: AttentionBatch, window: int | None) -> tuple[list[Prompts], l
                     num_decodes=begin,
                     query_starts_cpu=starts[: sequence + 1],
                     seq_lens_cpu=lens[:sequence],
-                    layouts={},
+                    step_work={},
                 )
             )
         begin = sequence + 1

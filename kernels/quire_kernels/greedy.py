@@ -36,6 +36,7 @@ def likeliest_reference(
     positions: Tensor | None,
     tokens: Tensor | None,
 ) -> None:
+    """As `likeliest`."""
     drawn = logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1).int()
     out[turn.long(), : len(drawn)] = torch.where(logits.isnan().any(dim=-1), poisoned, drawn)
     if rows is not None and positions is not None and tokens is not None:

@@ -20,7 +20,7 @@ def likeliest(
     positions: Tensor | None,
     tokens: Tensor | None,
 ) -> None:
-    """Fill out[turn, :n]; see quire_kernels.greedy."""
+    """As quire_kernels.greedy.likeliest."""
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
     best = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)

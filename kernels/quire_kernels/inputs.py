@@ -1,20 +1,9 @@
-"""The inputs of a decode step, read from the tables that stay on the device."""
-
-from typing import NamedTuple
+"""The inputs of a step, read from the tables that stay on the device."""
 
 import torch
 from torch import Tensor
 
-
-class DecodeInputs(NamedTuple):
-    """token_ids, positions, slots int64 [n]; seq_lens int32 [n]; block_tables int32 [n, columns], whose entries behind
-    a sequence's last block mean nothing."""
-
-    token_ids: Tensor
-    positions: Tensor
-    slots: Tensor
-    seq_lens: Tensor
-    block_tables: Tensor
+from quire_kernels.step_inputs import DecodeInputs, MixedInputs
 
 
 def decode_inputs(
@@ -35,6 +24,7 @@ def decode_inputs(
 def decode_inputs_reference(
     tokens: Tensor, blocks: Tensor, rows: Tensor, contexts: Tensor, new_blocks: Tensor, columns: int, block_size: int
 ) -> DecodeInputs:
+    """As `decode_inputs`."""
     rows, positions = rows.long(), contexts.long()
     column = positions // block_size
     block = torch.where(new_blocks >= 0, new_blocks, blocks[rows, column])
@@ -46,20 +36,6 @@ def decode_inputs_reference(
         seq_lens=contexts + 1,
         block_tables=blocks[:, :columns].index_select(0, rows),
     )
-
-
-class MixedInputs(NamedTuple):
-    """token_ids, positions, slots int64 [T]; of n sequences int32: seq_lens [n], decode_lens [n] (0 where more than one
-    token is asked), prefill_starts [n + 1] (no tokens for decodes), block_tables [n, columns], last int64 [n]."""
-
-    token_ids: Tensor
-    positions: Tensor
-    slots: Tensor
-    seq_lens: Tensor
-    decode_lens: Tensor
-    prefill_starts: Tensor
-    block_tables: Tensor
-    last: Tensor
 
 
 def mixed_inputs(
@@ -93,6 +69,7 @@ def mixed_inputs_reference(
     columns: int,
     block_size: int,
 ) -> MixedInputs:
+    """As `mixed_inputs`, on a CPU."""
     counts = starts.diff()
     total = int(starts[-1])
     sequences = torch.repeat_interleave(counts)

@@ -1,4 +1,4 @@
-"""A decode step's inputs on the GPU: one program a row."""
+"""A step's inputs on the GPU: one program a row."""
 
 import torch
 import triton
@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.inputs import DecodeInputs, MixedInputs
 from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
+from quire_kernels.step_inputs import DecodeInputs, MixedInputs
 
 BLOCK = 256
 
@@ -15,6 +15,7 @@ BLOCK = 256
 def decode_inputs(
     tokens: Tensor, blocks: Tensor, rows: Tensor, contexts: Tensor, new_blocks: Tensor, columns: int, block_size: int
 ) -> DecodeInputs:
+    """As quire_kernels.inputs.decode_inputs."""
     n = len(rows)
     whole = torch.empty(3, n, dtype=torch.int64, device=rows.device)
     made = DecodeInputs(
@@ -69,6 +70,7 @@ def mixed_inputs(
     columns: int,
     block_size: int,
 ) -> MixedInputs:
+    """As quire_kernels.inputs.mixed_inputs."""
     n = len(rows)
     whole = torch.empty(3, num_tokens, dtype=torch.int64, device=rows.device)
     small = torch.empty(2, n, dtype=torch.int32, device=rows.device)

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
+from quire_kernels.attention_tile_triton import LOG2_E, find_tile, load_tile
 from quire_kernels.batch import AttentionBatch
-
-LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,9 @@ def _decode(
     kv_heads = k_cache.shape[1]
     splits = triton.cdiv(batch.block_tables.shape[1] * batch.block_size, split)
     key = ("invariant decode", query_heads, kv_heads, dim, splits)
-    sums = batch.layouts.get(key)
+    sums = batch.step_work.get(key)
     if sums is None:
-        sums = batch.layouts[key] = DecodeSums(
+        sums = batch.step_work[key] = DecodeSums(
             torch.empty(n, query_heads, splits, dim, dtype=torch.float32, device=q.device),
             torch.empty(2, n, query_heads, splits, dtype=torch.float32, device=q.device),
             torch.zeros(n, kv_heads, dtype=torch.int32, device=q.device),
@@ -142,23 +141,9 @@ def _see(
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
     """Add keys first .. first + KEYS - 1; MASKED False promises that every row sees each of them."""
-    at = first + tl.arange(0, KEYS)
-    dims = tl.arange(0, BLOCK_D)
-    if MASKED:
-        blocks = tl.load(table + at // SIZE, mask=at < end, other=0).to(tl.int64)
-    else:
-        blocks = tl.load(table + at // SIZE).to(tl.int64)
-    cells = (blocks * cache_block + (at % SIZE) * cache_slot)[:, None] + dims[None, :]
-    if MASKED:
-        held = (at < end)[:, None] & (dims < DIM)[None, :]
-        keys = tl.load(k_cache + cells, mask=held, other=0.0)
-        values = tl.load(v_cache + cells, mask=held, other=0.0)
-    elif DIM < BLOCK_D:
-        keys = tl.load(k_cache + cells, mask=(dims < DIM)[None, :], other=0.0)
-        values = tl.load(v_cache + cells, mask=(dims < DIM)[None, :], other=0.0)
-    else:
-        keys = tl.load(k_cache + cells)
-        values = tl.load(v_cache + cells)
+    at, keys, values = load_tile(
+        first, end, table, k_cache, v_cache, cache_block, cache_slot, DIM, BLOCK_D, SIZE, KEYS, MASKED
+    )
     if IEEE:
         scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     else:
@@ -277,21 +262,10 @@ def _prefill_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of query tokens and a KV head; tiles are numbered as in prefill_attention_triton."""
+    """One program a tile of query tokens and a KV head."""
     number = tl.program_id(0)
     kv_head = tl.program_id(1)
-    origin = tl.load(query_starts + num_decodes)
-    sequence = num_decodes
-    beyond = num_sequences
-    while beyond - sequence > 1:
-        middle = (sequence + beyond) // 2
-        if (tl.load(query_starts + middle) - origin) // TOKENS + middle - num_decodes <= number:
-            sequence = middle
-        else:
-            beyond = middle
-    start = tl.load(query_starts + sequence)
-    queries = tl.load(query_starts + sequence + 1) - start
-    first_token = (number - (start - origin) // TOKENS - (sequence - num_decodes)) * TOKENS
+    sequence, start, queries, first_token = find_tile(number, query_starts, num_decodes, num_sequences, TOKENS)
     if first_token < queries:
         length = tl.load(seq_lens + sequence)
         context = length - queries

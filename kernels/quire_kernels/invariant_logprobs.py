@@ -3,26 +3,29 @@
 import torch
 from torch import Tensor
 
-from quire_kernels.logprobs import normaliser_and_rank_reference
+from quire_kernels.logprobs import normaliser_and_rank
 
 
 def invariant_logprobs(logits: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As quire_kernels.logprobs.logprobs, for fp32 logits [n, V]; of tokens as likely the one of the lower id comes
-    first, which a library's top-k leaves open."""
+    """The chosen token's log-probability and rank, and the k likeliest tokens with theirs, row by row.
+
+    logits: fp32 [n, V], chosen: integer [n].
+    Returns tokens int32 [n, 1 + k] and logprobs fp32 [n, 1 + k], the chosen token first, then the likeliest in falling
+    order (of equal ones the lower id first, which a library's top-k leaves open), and ranks int32 [n]: 1 + the number
+    of tokens strictly likelier than the chosen one.
+    """
     index = chosen.long().unsqueeze(1)
     own = logits.gather(1, index)
     tokens = _ordered(logits).topk(min(k, logits.shape[1]), dim=-1).indices
     if logits.is_cuda:
-        from quire_kernels import logprobs_triton
-
-        normaliser, ranks = logprobs_triton.normaliser_and_rank(logits, own)
+        normaliser, ranks = normaliser_and_rank(logits, own)
     else:
         normaliser = torch.empty(len(logits), dtype=torch.float32)
         ranks = torch.empty(len(logits), dtype=torch.int32)
         for row in range(len(logits)):
             alone = slice(row, row + 1)
             # A copy is aligned as every copy; vector loops begin at aligned places.
-            normaliser[alone], ranks[alone] = normaliser_and_rank_reference(logits[alone].clone(), own[alone])
+            normaliser[alone], ranks[alone] = normaliser_and_rank(logits[alone].clone(), own[alone])
     values = torch.cat((own, logits.gather(1, tokens)), dim=1) - normaliser.unsqueeze(1)
     return torch.cat((index, tokens), dim=1).int(), values, ranks
 

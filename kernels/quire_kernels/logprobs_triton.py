@@ -9,6 +9,7 @@ BLOCK = 4096
 
 
 def normaliser_and_rank(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """As quire_kernels.logprobs.normaliser_and_rank."""
     rows, width = logits.shape
     normaliser = torch.empty(rows, dtype=torch.float32, device=logits.device)
     rank = torch.empty(rows, dtype=torch.int32, device=logits.device)

@@ -32,11 +32,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Non
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `rms_norm`."""
     if x.dtype == torch.float32:
         return functional.rms_norm(x, (x.shape[-1],), weight, eps)
     return functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    """As `add_rms_norm`."""
     residual += x
     x.copy_(rms_norm_reference(residual, weight, eps))

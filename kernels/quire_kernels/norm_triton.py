@@ -10,6 +10,7 @@ from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As quire_kernels.norm.rms_norm."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     _launch(rows, rows, out, weight, eps, add=False)
@@ -17,6 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    """As quire_kernels.norm.add_rms_norm."""
     _launch(x, residual, x, weight, eps, add=True)
 
 

@@ -34,13 +34,14 @@ class Chunk:
 def prefill_attention_reference(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
+    """Fill the rows of `out` [T, Hq, D] that are no decodes'; shapes as quire_kernels.attention.paged_attention's."""
     num_blocks, kv_heads, block_size, dim = k_cache.shape
     keys = k_cache.view(num_blocks * kv_heads, block_size * dim)
     values = v_cache.view(num_blocks * kv_heads, block_size * dim)
     key = ("prefill", kv_heads, window)
-    chunks = batch.layouts.get(key)
+    chunks = batch.step_work.get(key)
     if chunks is None:
-        chunks = batch.layouts[key] = _chunks(batch, kv_heads, window)
+        chunks = batch.step_work[key] = _chunks(batch, kv_heads, window)
     for chunk in chunks:
         own_keys = keys.index_select(0, chunk.cells).view(1, kv_heads, -1, dim)
         own_values = values.index_select(0, chunk.cells).view(1, kv_heads, -1, dim)
@@ -71,14 +72,14 @@ def _chunks(batch: AttentionBatch, kv_heads: int, window: int | None) -> list[Ch
             tiles = [Tile(start, end, 0, total, None)]
         else:
             tiles = [
-                _tile(first, min(first + TILE, end), context - start, first_block * size, window)
+                _query_tile(first, min(first + TILE, end), context - start, first_block * size, window)
                 for first in range(start, end, TILE)
             ]
         chunks.append(Chunk((blocks * kv_heads + heads).flatten(), tiles))
     return chunks
 
 
-def _tile(start: int, end: int, shift: int, origin: int, window: int | None) -> Tile:
+def _query_tile(start: int, end: int, shift: int, origin: int, window: int | None) -> Tile:
     """shift: a query's position less its number in the batch; origin: position of the first key gathered."""
     first = origin if window is None else max(origin, start + shift - window + 1)
     queries = torch.arange(start + shift, end + shift).unsqueeze(1)

@@ -8,15 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.attention_tile_triton import attend_tile
+from quire_kernels.attention_tile_triton import LOG2_E, attend_tile, find_tile
 from quire_kernels.batch import AttentionBatch
-
-LOG2_E = 1.4426950408889634
 
 
 def prefill_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, scale: float, window: int | None, out: Tensor
 ) -> None:
+    """Fill the rows of `out` [T, Hq, D] that are no decodes'; shapes as quire_kernels.attention.paged_attention's."""
     query_heads, dim = q.shape[1], q.shape[2]
     kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
     group = query_heads // kv_heads
@@ -43,25 +42,10 @@ def _prefill_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, IEEE: tl.constexpr,
 ):  # fmt: skip
-    """One program a query tile and KV head; late tiles have the most keys and start first.
-
-    A sequence s (counted from the first prefill) that starts at query token t owns the tile numbers from
-    t // TOKENS + s on: enough for its tokens, and known without a sum over the sequences before it.
-    """
+    """One program a tile of query tokens and a KV head; late tiles have the most keys and start first."""
     number = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
-    origin = tl.load(query_starts + num_decodes)
-    sequence = num_decodes
-    beyond = num_sequences
-    while beyond - sequence > 1:
-        middle = (sequence + beyond) // 2
-        if (tl.load(query_starts + middle) - origin) // TOKENS + middle - num_decodes <= number:
-            sequence = middle
-        else:
-            beyond = middle
-    start = tl.load(query_starts + sequence)
-    queries = tl.load(query_starts + sequence + 1) - start
-    first_token = (number - (start - origin) // TOKENS - (sequence - num_decodes)) * TOKENS
+    sequence, start, queries, first_token = find_tile(number, query_starts, num_decodes, num_sequences, TOKENS)
     if first_token < queries:
         length = tl.load(seq_lens + sequence)
         context = length - queries

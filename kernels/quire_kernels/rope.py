@@ -47,6 +47,7 @@ def rope_and_store_reference(
     k_norm: Tensor | None,
     eps: float,
 ) -> None:
+    """As `rope_and_store`."""
     angles = cos_sin.index_select(0, positions).unsqueeze(1)
     if q_norm is None and k_norm is None and _are_neighbours(q, k):
         _turn(q.as_strided((q.shape[0], q.shape[1] + k.shape[1], q.shape[2]), q.stride()), angles, None, eps)

@@ -24,6 +24,7 @@ def rope_and_store(
     k_norm: Tensor | None,
     eps: float,
 ) -> None:
+    """As quire_kernels.rope.rope_and_store."""
     tokens, query_heads, dim = q.shape
     kv_heads, half = k.shape[1], cos_sin.shape[1] // 2
     query_tiles, kv_tiles = triton.cdiv(query_heads, HEADS), triton.cdiv(kv_heads, HEADS)

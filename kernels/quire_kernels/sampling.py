@@ -53,6 +53,7 @@ def sample_reference(
     choices: Tensor,
     any_filter: bool,
 ) -> Tensor:
+    """As `sample`, of which this is the CPU path."""
     noisy = temperature > 0
     if not noisy.all():
         tokens = logits.argmax(dim=-1).int()

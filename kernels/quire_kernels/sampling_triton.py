@@ -20,6 +20,7 @@ def sample(
     choices: Tensor,
     any_filter: bool,
 ) -> Tensor:
+    """As quire_kernels.sampling.sample."""
     logits = logits.float()
     rows, width = logits.shape
     lowest = logits.new_empty(rows if any_filter else 0)

@@ -12,10 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from quire_kernels import tuning
-from quire_kernels.attention_tile_triton import attend_tile
+from quire_kernels.attention_tile_triton import LOG2_E, attend_tile
 from quire_kernels.batch import AttentionBatch, SharedPrefix
 
-LOG2_E = 1.4426950408889634
 FEW_PARTS, PARTS = 2, 4
 """Of the shared keys: enough programs for all multiprocessors, and few results to merge."""
 PROGRAMS = 112
@@ -35,7 +34,7 @@ class SharedSums:
     def of(cls, n: int, q: Tensor, kv_heads: int) -> "SharedSums":
         """Room for n sequences with queries as q [tokens, Hq, D]."""
         query_heads, dim = q.shape[1:]
-        _, sequences = _tile(q, kv_heads)
+        _, sequences = _rows_and_sequences(q, kv_heads)
         parts = FEW_PARTS if triton.cdiv(n, sequences) * kv_heads >= PROGRAMS else PARTS
         return cls(
             torch.empty(n, query_heads, parts, dim, dtype=torch.float32, device=q.device),
@@ -43,7 +42,7 @@ class SharedSums:
         )
 
 
-def _tile(q: Tensor, kv_heads: int) -> tuple[int, int]:
+def _rows_and_sequences(q: Tensor, kv_heads: int) -> tuple[int, int]:
     """Rows and sequences of a tile."""
     group, block_d = q.shape[1] // kv_heads, max(16, triton.next_power_of_2(q.shape[2]))
     rows = max(tuning.tile("shared", q.dtype, block_d).rows, triton.next_power_of_2(group))
@@ -65,7 +64,7 @@ def attend_shared(
     group = query_heads // kv_heads
     block_d = max(16, triton.next_power_of_2(dim))
     shape = tuning.tile("shared", q.dtype, block_d)
-    rows, sequences = _tile(q, kv_heads)
+    rows, sequences = _rows_and_sequences(q, kv_heads)
     parts = found.partial.shape[2]
     _shared_kernel[(triton.cdiv(batch.num_decodes, sequences) * parts, kv_heads)](
         q, k_cache, v_cache, batch.block_tables, shared.lens, shared.owner, found.partial, found.sums, scale * LOG2_E,

@@ -115,11 +115,11 @@ def _can_overlap(where: str) -> bool:
 
 def tile(kernel: str, dtype: torch.dtype, block_d: int) -> Tile:
     """The shape for a name in TABLES, a dtype and a head dimension that was padded to a power of two."""
-    return _tile(kernel, architecture(), dtype.itemsize, block_d)
+    return _known_tile(kernel, architecture(), dtype.itemsize, block_d)
 
 
 @cache
-def _tile(kernel: str, where: str, itemsize: int, block_d: int) -> Tile:
+def _known_tile(kernel: str, where: str, itemsize: int, block_d: int) -> Tile:
     table = TABLES[kernel]
     for kind in (where, where.split(":")[0]):
         fitting = [limit for known, size, limit in table if (known, size) == (kind, itemsize) and limit >= block_d]

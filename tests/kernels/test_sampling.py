@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from quire_kernels.logprobs import logprobs
+from quire_kernels.logprobs import normaliser_and_rank
 from quire_kernels.noise import gumbel
 from quire_kernels.sampling import apply_penalties, sample
 
@@ -134,13 +134,10 @@ def test_penalties_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logprobs_of_the_chosen_and_of_the_likeliest(dtype):
+def test_a_normaliser_makes_logprobs_of_logits_and_a_rank_counts_the_likelier_ones(dtype):
     logits = (torch.randn(4, 100) * 3).to(dtype)
-    chosen = torch.tensor([0, 99, 5, 5])
-    tokens, values, ranks = logprobs(logits, chosen, 3)
+    own = logits.gather(1, torch.tensor([[0], [99], [5], [5]]))
+    normaliser, ranks = normaliser_and_rank(logits, own)
     every = logits.float().log_softmax(dim=-1)
-    assert tokens[:, 0].tolist() == chosen.tolist()
-    torch.testing.assert_close(values, every.gather(1, tokens.long()))
-    for row in range(4):
-        assert ranks[row] == 1 + (logits[row] > logits[row, chosen[row]]).sum()
-        torch.testing.assert_close(values[row, 1:], every[row].sort(descending=True).values[:3])
+    torch.testing.assert_close(logits.float() - normaliser.unsqueeze(1), every)
+    assert ranks.tolist() == [1 + int((logits[row] > own[row]).sum()) for row in range(4)]

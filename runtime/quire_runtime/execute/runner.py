@@ -264,7 +264,7 @@ class Runner:
             seq_lens=made.decode_lens,
             num_decodes=n,
             query_starts_cpu=list(range(n + 1)),
-            layouts={},
+            step_work={},
         )
         batch = replace(prefills, parts=(decodes, prefills)) if has_decodes else prefills
         hidden = self.model.forward(made.token_ids, self.kv.layers, batch).index_select(0, made.last)

@@ -5,7 +5,7 @@ every shape is that of one token at its position, in its own memory.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,13 +14,23 @@ from torch.nn import functional
 from quire_kernels.attention import paged_attention
 from quire_kernels.batch import AttentionBatch
 from quire_kernels.norm import rms_norm
+from quire_runtime.model.config import ModelConfig
+from quire_runtime.model.layers.layer import Layer
 
-if TYPE_CHECKING:
-    from quire_runtime.model.decoder import Decoder
+
+class DecoderParts(Protocol):
+    """What is used of a quire_runtime.model.decoder.Decoder."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    embedding: Tensor
+    layers: list[Layer]
+    final_norm: Tensor
+    cos_sin: Tensor
 
 
 def forward_apart(
-    decoder: "Decoder", token_ids: Tensor, kv: list[tuple[Tensor, Tensor]], batch: AttentionBatch
+    decoder: DecoderParts, token_ids: Tensor, kv: list[tuple[Tensor, Tensor]], batch: AttentionBatch
 ) -> Tensor:
     """Decoder.forward: token_ids int64 [T] -> hidden states [T, hidden_size]; fills `kv` at `batch.slots`."""
     eps = decoder.config.rms_norm_eps
@@ -60,7 +70,7 @@ def one_token_batches(batch: AttentionBatch) -> list[AttentionBatch]:
                     num_decodes=1,
                     query_starts_cpu=[0, 1],
                     seq_lens_cpu=[seen],
-                    layouts={},
+                    step_work={},
                     shared=None,
                 )
             )

@@ -1,7 +1,6 @@
 """The decoder that all supported families share; a family says how its checkpoint maps onto it."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from quire_kernels.norm import add_rms_norm, rms_norm
 from quire_runtime.model.apart import forward_apart
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.layers.attention import Attention
+from quire_runtime.model.layers.layer import Layer
 from quire_runtime.model.layers.linear import Linear, linear
 from quire_runtime.model.layers.mlp import MLP
 from quire_runtime.model.layers.rotary import cos_sin_table
@@ -22,14 +22,6 @@ from quire_runtime.model.layers.weights import Weights
 
 KVCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    attention: Attention
-    mlp: MLP
-    attention_norm: Tensor
-    mlp_norm: Tensor
 
 
 class Decoder(ABC):
