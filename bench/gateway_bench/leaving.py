@@ -9,7 +9,7 @@ runs there ends there. The same requests each time; those of WINDOW_S from then 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from gateway_bench import step_cost
+from gateway_bench import progress, step_cost
 from gateway_bench.conversations import Conversations
 from gateway_bench.engine import EngineLimits
 from gateway_bench.fleet import SimulatedFleet
@@ -84,7 +84,7 @@ async def _simulate(
 def sweep() -> list[dict[str, object]]:
     """The lighter load of every workload; at the others four are too few, whoever leaves."""
     rows = []
-    for workload in WORKLOADS:
+    for workload in progress.each("leaving", WORKLOADS):
         load = workload.loads[0]
         scripts = workload.scripts(load, LEAVE_S + WINDOW_S, SEED)
         rows += [asdict(simulate(workload, load, scripts, left)) for left in LEAVERS]

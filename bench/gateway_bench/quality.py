@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from math import ceil
 
-from gateway_bench import step_cost
+from gateway_bench import progress, step_cost
 from gateway_bench.conversations import Conversations
 from gateway_bench.engine import EngineLimits
 from gateway_bench.fleet import POLICIES, SimulatedFleet
@@ -126,7 +126,7 @@ def sweep(
     points.sort(key=lambda point: -point[1])
     with ProcessPoolExecutor(processes) as pool:
         pending = [pool.submit(compare, name, load, policies, seconds, SEED) for name, load in points]
-        runs = [run for each in pending for run in each.result()]
+        runs = [run for compared in progress.results("quality", pending) for run in compared]
     order = [each.name for each in WORKLOADS]
     runs.sort(key=lambda run: (order.index(run.workload), run.load, POLICIES.index(run.policy)))
     return [asdict(run) for run in runs]

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from math import ceil, exp, floor
 
-from gateway_bench import kubeai, step_cost
+from gateway_bench import kubeai, progress, step_cost
 from gateway_bench.engine import EngineLimits, Job
 from gateway_bench.fleet import SimulatedFleet
 from gateway_bench.traffic import H200_BLOCKS
@@ -348,4 +348,5 @@ def compare(shape: str, laws: Sequence[str]) -> list[Outcome]:
 def sweep(shapes: Sequence[str], laws: Sequence[str] = LAWS, processes: int = 2) -> list[dict[str, object]]:
     chosen = [shape.name for shape in SHAPES if shape.name in shapes]
     with ProcessPoolExecutor(processes) as pool:
-        return [asdict(outcome) for each in pool.map(compare, chosen, [laws] * len(chosen)) for outcome in each]
+        pending = [pool.submit(compare, shape, laws) for shape in chosen]
+        return [asdict(outcome) for compared in progress.results("scaling", pending) for outcome in compared]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 
-from gateway_bench import quality
+from gateway_bench import progress, quality
 from gateway_bench.engine import BLOCK_SIZE, Job
 from gateway_bench.fleet import SimulatedFleet
 from gateway_bench.traffic import WORKLOADS
@@ -144,7 +144,7 @@ def traces(
     """Of (workload, load, policy) each."""
     with ProcessPoolExecutor(processes) as pool:
         pending = [pool.submit(trace, name, load, policy, seconds, seed) for name, load, policy in points]
-        return [asdict(each.result()) for each in pending]
+        return [asdict(traced) for traced in progress.results("trace", pending)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,12 @@ def gaps(
     found = []
     with ProcessPoolExecutor(processes) as pool:
         pending = [
-            [pool.submit(quality.compare, name, load, (ours, policy), seconds, seed) for seed in seeds]
+            pool.submit(quality.compare, name, load, (ours, policy), seconds, seed)
             for name, load, policy in points
+            for seed in seeds
         ]
-        for pairs in pending:
-            own, theirs = zip(*(pair.result() for pair in pairs), strict=True)
+        pairs = progress.results("trace, other seeds", pending)
+        for first in range(0, len(pairs), len(seeds)):
+            own, theirs = zip(*pairs[first : first + len(seeds)], strict=True)
             found += [asdict(gap(field, own, theirs)) for field in ("ttft_mean_s", "ttft_p90_s", "tpot_mean_ms")]
     return found

@@ -18,7 +18,7 @@ from math import ceil
 
 import numpy as np
 
-from gateway_bench import step_cost
+from gateway_bench import progress, step_cost
 from gateway_bench.conversations import Conversations
 from gateway_bench.engine import BLOCK_SIZE, EngineLimits, Job
 from gateway_bench.fleet import SimulatedFleet
@@ -197,7 +197,7 @@ def p90_ttft_s(jobs: Sequence[Job]) -> float:
 def sweep() -> list[dict[str, object]]:
     """Every load of every workload, cold and warmed."""
     rows = []
-    for workload in WORKLOADS:
+    for workload in progress.each("warming", WORKLOADS):
         for load in workload.loads:
             scripts = workload.scripts(load, START_S + WINDOW_S, SEED)
             rows += [asdict(simulate(workload, load, scripts, is_warmed)) for is_warmed in (False, True)]
