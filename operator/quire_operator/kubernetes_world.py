@@ -86,6 +86,8 @@ class Memory:
     """By revision, what an agent has told of the model's size."""
     weights: tuple[str, str | None, int] | None = None
     """Source and revision of a model, and the size of its weights in bytes."""
+    formers: dict[str, tuple[str, Manifest]] = field(default_factory=dict)
+    """By name, uid and pods of a Deployment that waits for its exchange, as they were seen first."""
     bad_keys: frozenset[str] = frozenset()
     """What is wrong with entries of the API keys' Secret, as the log has it already."""
 
@@ -207,6 +209,7 @@ class KubernetesWorld:
             await patch_pod(self._cluster, self._key, pod, {"metadata": {"annotations": annotations}})
         await open_gates(self._cluster, self._key)
         await self._apply_revision(plan.replicas.get(self._revision, 0))
+        await self._keep_former()
         await self._scale_former(plan.replicas)
         await self._tidy()
 
@@ -328,6 +331,28 @@ class KubernetesWorld:
                 change = {"spec": {"replicas": count}}
                 after = await self._cluster.kube.patch("apps/v1", "Deployment", self._key.namespace, name, change)
                 self._cluster.store.put("Deployment", after)
+
+    async def _keep_former(self) -> None:
+        """Take back what others change in the pods of a Deployment that another operator made and that waits.
+
+        How that one made them nobody knows here: they are kept as they were when this operator came.
+        """
+        if self._template is not None:
+            self._memory.formers.clear()
+            return
+        name = f"{self._key.name}-{self._revision}"
+        live = self._cluster.store.child(self._key, "Deployment", name)
+        if live is None:
+            return
+        uid, pods = live["metadata"]["uid"], live["spec"]["template"]["spec"]
+        first_uid, first = self._memory.formers.setdefault(name, (uid, pods))
+        if first_uid != uid:
+            self._memory.formers[name] = uid, pods
+        elif pods != first:
+            change = {"spec": {"template": {"spec": {**first, "$patch": "replace"}}}}
+            after = await self._cluster.kube.patch("apps/v1", "Deployment", self._key.namespace, name, change)
+            self._cluster.store.put("Deployment", after)
+            log.info("took back what was changed in the Deployment %s/%s", self._key.namespace, name)
 
     async def _tidy(self) -> None:
         cluster, key = self._cluster, self._key

@@ -165,6 +165,25 @@ def test_an_edit_of_the_spec_does_not_wait_and_without_turns_it_is_what_brings_t
         assert set(before["two"][OLD]) <= set(watched.look()["two"][OLD])
 
 
+def test_what_others_change_in_replicas_that_wait_for_their_exchange_is_taken_back(cluster, namespace, soon):
+    watched = Watched(cluster, namespace)
+    with cluster.operator("old", f"--engine-image={OLD}"):
+        watched.serve(soon, "one")
+    (live,) = cluster.objects("deployments", namespace, OURS)
+    with cluster.operator("new", f"--engine-image={NEW}", "--renewals=0"):
+        soon(lambda: "in their turn" in message(cluster, "one", namespace), "that it waits")
+        foreign = {"name": "engine", "image": "somebody/else:1", "env": [{"name": "THEIRS", "value": "1"}]}
+        change = json.dumps({"spec": {"template": {"spec": {"containers": [foreign]}}}})
+        cluster.kubectl("patch", "deployment", live["metadata"]["name"], "-n", namespace, "-p", change)
+
+        def is_as_it_was() -> bool:
+            found = cluster.get("deployment", live["metadata"]["name"], namespace)
+            return found["spec"]["template"] == live["spec"]["template"]
+
+        soon(is_as_it_was, "the former pods' description")
+        soon(lambda: set(watched.look()["one"]) == {OLD} and len(watched.look()["one"][OLD]) == 2, "them alone")
+
+
 def test_what_the_operator_of_the_first_release_wrote_is_taken_over_without_a_moment_without_replicas(
     cluster, namespace, soon
 ):
