@@ -88,12 +88,34 @@ def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_anot
     rng = random.Random(0)
     depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
     index = index_of(depths)
+    Counted.looks = 0
     match = Matched(index.match([Counted(key) for key in CHAIN], NAMES), 16)
     in_flight = [rng.randrange(20) for _ in NAMES]
     candidates = Candidates(NAMES, in_flight, [0] * len(NAMES), match, [0] * len(NAMES))
     pick = pick_lowest_cost(16 * len(CHAIN), candidates, LoadBound())
     assert pick.cached_tokens == 16 * depths[NAMES.index(pick.replica)]
     assert Counted.looks < 80  # Of 600 blocks; each of 40 replicas by bisection: 400.
+
+
+def test_many_whose_costs_are_alike_are_told_from_the_others_without_a_look_at_every_block():
+    """16 tokens a block; each may be the cheapest until it is known to a few blocks how much it holds."""
+    rng = random.Random(1)
+    for extra in range(0, 6000, 60):
+        depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
+        # As in the test above, with costs that differ by up to `extra` tokens before the first one; alike are 671.
+        queued = [depth * 16 * 18 // 8 + rng.randrange(extra + 1) for depth in depths]
+        in_flight = [rng.choice((9, 10, 40)) if extra % 120 else 10 for _ in depths]
+        last_used = rng.sample(range(1000), len(depths))
+
+        def picked(cached, loads=(in_flight, queued), last_used=last_used):
+            return pick_lowest_cost(16 * len(CHAIN), Candidates(NAMES, *loads, cached, last_used), LoadBound())
+
+        Counted.looks = 0
+        pick = picked(Matched(index_of(depths).match([Counted(key) for key in CHAIN], NAMES), 16))
+        told = picked(Known(16 * depth for depth in depths))
+        assert extra or Counted.looks < 200, "of 600 blocks"
+        assert (pick.replica, pick.reason, pick.cached_tokens) == (told.replica, told.reason, told.cached_tokens)
+        assert pick.scores == told.scores
 
 
 class Counted(bytes):
