@@ -1,8 +1,6 @@
 """The cluster that scenarios run on, and Quire's chart on it."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +37,6 @@ def bring_up(client: Client) -> dict[str, float]:
     quire_images.build(layout, [*quire_images.SMALL, *engine])
     if client.is_repository_mounted:
         quire_images.pack_engine_base(layout)
-        # Pods cannot write into the environment: without its bytecode each of them would compile all of torch.
-        subprocess.run(
-            [sys.executable, "-c", "import quire_runtime.engine.process, quire_runtime.server.run"], check=True
-        )
     built = time.monotonic()
     network.create(layout)
     pki.write_pki(layout)
@@ -98,8 +92,18 @@ def images_of(client: Client, chart: Path = CHART) -> list[str]:
 
 
 def install(client: Client, chart: Path = CHART, values: Sequence[str] = ()) -> None:
-    """Install or upgrade the release `quire`, with `name=value` settings, and wait until it is ready."""
+    """Install or upgrade the release `quire`, with `name=value` settings, and wait until it is ready.
+
+    Raises:
+        AssertionError: Helm refused it or waited in vain; the message has the last words of Quire's pods.
+    """
     flags = [*(f"--set={value}" for value in (*VALUES, *values)), *images_of(client, chart)]
     if file := os.environ.get("QUIRE_E2E_VALUES"):
         flags.append(f"--values={file}")
-    client.helm("upgrade", "--install", "quire", str(chart), "-n", SYSTEM, *WAIT, *flags)
+    try:
+        client.helm("upgrade", "--install", "quire", str(chart), "-n", SYSTEM, *WAIT, *flags)
+    except AssertionError as error:
+        every = ("-l", "app.kubernetes.io/part-of=quire", "--prefix", "--tail=5")
+        words = client.kubectl("logs", "-n", SYSTEM, *every, check=False)
+        advice = "If a flag is unknown to them, the images are older than the chart: build and load them again."
+        raise AssertionError(f"{error}\nWhat its pods say:\n{words}\n{advice}") from None

@@ -101,8 +101,10 @@ def archive(layout: Layout, name: str) -> Path:
 
 
 def pack_engine_base(layout: Layout) -> None:
-    """Python alone at its own path, found where the repository's environment expects it."""
-    file = layout.images / "quire-engine-base.tar"
+    """Python alone at its own path, found where the repository's environment expects it, and that one's bytecode."""
+    # Pods cannot write into the environment: without its bytecode each of them would compile all of torch.
+    _run(sys.executable, "-c", "import quire_runtime.engine.process, quire_runtime.server.run")
+    file = archive(layout, "engine-base")
     digest = hashlib.sha256(f"{ENGINE_BASE} {sys.version} {PYTHON} {REPOSITORY}".encode()).hexdigest()
     if _is_current(file, digest):
         return
