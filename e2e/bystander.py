@@ -22,6 +22,8 @@ def place(cluster: Client, *namespaces: str, claim: str = "") -> None:
     """One in each namespace, with the volume of `claim`; it runs once this returns."""
     (gateway, *_) = cluster.pods(SYSTEM, GATEWAY)
     for namespace in namespaces:
+        # Pods are refused until the controller has made it.
+        eventually(lambda namespace=namespace: cluster.get("serviceaccount", "default", namespace), "an account")
         apply(cluster, _pod(namespace, gateway["spec"]["containers"][0]["image"], claim))
     for namespace in namespaces:
         cluster.kubectl("wait", f"pod/{VISITOR}", "-n", namespace, "--for=condition=Ready", "--timeout=120s")

@@ -144,14 +144,15 @@ class Prometheus:
         rules = [rule for group in groups for rule in group["rules"]]
         return found + [f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
 
-    def wait(self, holds: Callable[[], Any]) -> None:
-        """Poll until `holds`, at most DEADLINE_S."""
+    def wait(self, find: Callable[[], list[str]]) -> list[str]:
+        """Poll until nothing is found, at most DEADLINE_S; what was found last."""
         end = time.monotonic() + DEADLINE_S
-        while not holds() and time.monotonic() < end:
+        while (found := find()) and time.monotonic() < end:
             assert self._process.poll() is None, self.log.read_text()
             if self._tunnel:
                 self._tunnel.keep()
             time.sleep(1.0)
+        return found
 
     def _is_seldom(self, query: str) -> bool:
         names = queries.metrics_of(query) & SELDOM

@@ -9,13 +9,16 @@ from scenario import GATEWAY, apply, serve
 HOST = f"quire-gateway.{SYSTEM}.svc"
 
 
+def issue(folder) -> None:
+    """A new pair, of a new authority."""
+    pki.issue(folder, "tls", pki.new_authority(folder, "ca"), None, HOST, pki.SERVER, names=[HOST])
+
+
 @pytest.fixture
 def secret(cluster, tmp_path):
-    """Writes a new pair, of a new authority, into the Secret `gateway-tls`."""
+    """Writes the newest pair into the Secret `gateway-tls`."""
 
     def write() -> None:
-        authority = pki.new_authority(tmp_path, "ca")
-        pki.issue(tmp_path, "tls", authority, None, HOST, pki.SERVER, names=[HOST])
         data = {name: (tmp_path / name).read_text() for name in ("tls.crt", "tls.key")}
         metadata = {"name": "gateway-tls", "namespace": SYSTEM}
         apply(
@@ -37,6 +40,7 @@ def test_the_gateway_serves_https_and_takes_in_a_renewed_certificate(
     cluster, namespace, tiny, soon, install, secret, tmp_path
 ):
     model = serve(cluster, soon, tiny())
+    issue(tmp_path)
     secret()
     address = cluster.get("service", "quire-gateway", SYSTEM)["spec"]["clusterIP"]
 
@@ -50,8 +54,9 @@ def test_the_gateway_serves_https_and_takes_in_a_renewed_certificate(
         install(values=["gateway.tls.secretName=gateway-tls"])
         soon(lambda: "text_completion" in ask(), "an answer over TLS")
         soon(lambda: cluster.get("llmd", "tiny", namespace)["status"]["url"] == f"https://{HOST}/v1", "the address")
-        secret()
+        issue(tmp_path)
         assert ask() == ""
+        secret()
         soon(lambda: "text_completion" in ask(), "the renewed certificate")
         bystander.place(cluster, namespace)
         (gateway, *_) = cluster.pods(SYSTEM, GATEWAY)

@@ -62,25 +62,26 @@ def test_every_panel_and_every_rule_has_data_under_load(cluster, namespace, tiny
     with load(cluster, model):
         prometheus = Prometheus(cluster, tmp_path, targets(cluster, namespace))
         try:
-            prometheus.wait(lambda: not prometheus.unhealthy())
-            assert prometheus.unhealthy() == []
+            assert prometheus.wait(prometheus.unhealthy) == []
             # What the load does not bring: an edit, refusals at both doors, and a prompt of which nothing is cached.
             cluster.kubectl("annotate", "llmd", "tiny", "-n", namespace, "example.com/edited=true")
             cluster.request(f"{cluster.gateway}/nonsense")
             assert "error" in ask(cluster, model, "word " * 3000)
             assert "[DONE]" in ask(cluster, model, "word " * 100)
-            prometheus.wait(lambda: not prometheus.silent())
-            assert "\n".join(prometheus.silent()) == ""
+            assert "\n".join(prometheus.wait(prometheus.silent)) == ""
         finally:
             prometheus.stop()
 
 
 def test_doctor_finds_no_error_and_every_cache_known_exactly(cluster, namespace, tiny, soon, quire):
     serve(cluster, soon, tiny())
-    soon(lambda: quire("doctor", "-n", namespace).returncode == 0, "no error")
-    found = json.loads(quire("doctor", "-n", namespace, "-o", "json").stdout)["findings"]
-    levels = {finding["code"]: finding["level"] for finding in found}
-    assert levels["QD010"] == "ok", found
+
+    def are_known() -> bool:
+        done = quire("doctor", "-n", namespace, "-o", "json")
+        levels = {finding["code"]: finding["level"] for finding in json.loads(done.stdout)["findings"]}
+        return done.returncode == 0 and levels["QD010"] == "ok"
+
+    soon(are_known, "no error, and every cache")
 
 
 def test_logs_of_a_pod_are_shown(cluster, namespace, tiny, soon, quire):

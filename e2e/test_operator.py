@@ -18,12 +18,11 @@ def test_an_operator_killed_and_back_restarts_nothing(cluster, namespace, tiny, 
         begun = traffic.begun
         (killed,) = names(cluster.pods(SYSTEM, OPERATOR))
         cluster.kubectl("delete", "pod", killed, "-n", SYSTEM, "--grace-period=0", "--force")
-        soon(lambda: killed not in names(cluster.pods(SYSTEM, OPERATOR)), "the operator to go")
-        cluster.kubectl("rollout", "status", "deployment/quire-operator", "-n", SYSTEM, "--timeout=300s")
+        soon(lambda: names(cluster.pods(SYSTEM, OPERATOR)) not in ([], [killed]), "another operator")
         (back,) = names(cluster.pods(SYSTEM, OPERATOR))
         soon(lambda: leader(cluster).startswith(back), "the operator to lead again")
         cluster.kubectl("annotate", "llmd/tiny", "seen=yes", "-n", namespace)
-        assert traffic.answered(after=begun) > 0
+        soon(lambda: traffic.answered(after=begun), "streams of now to be answered")
     assert restarts(cluster, namespace) == before
     assert traffic.failed == []
     cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=2")
@@ -56,14 +55,13 @@ def test_two_operators_do_not_fight_and_one_takes_over_from_the_other(cluster, n
 
     try:
         start_operator(cluster, replicas=2)
-        soon(lambda: is_quiet(3), "what the rollout brought to be written")
-        assert is_quiet(20)
+        soon(lambda: is_quiet(20), "what the rollout brought to be written, and nothing more")
         holder = leader(cluster)
         (leading,) = (pod for pod in names(cluster.pods(SYSTEM, OPERATOR)) if holder.startswith(pod))
         cluster.kubectl("delete", "pod", leading, "-n", SYSTEM, "--grace-period=0", "--force")
         apply(cluster, tiny(replicas=2))
         wait_for_replicas(cluster, soon, namespace, 2)
-        assert leader(cluster) != holder
+        soon(lambda: leader(cluster) not in ("", holder), "the other one to lead")
     finally:
         start_operator(cluster)
     assert before.items() <= restarts(cluster, namespace).items()

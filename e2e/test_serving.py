@@ -1,6 +1,6 @@
 """From an applied resource to tokens, and changes of it while requests flow."""
 
-from scenario import apply, ask, load, names, restarts, serve, wait_for_metrics, wait_for_replicas
+from scenario import addresses, apply, ask, load, names, restarts, serve, wait_for_metrics, wait_for_replicas
 
 OWNED = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies,replicasets,pods"
 
@@ -20,11 +20,11 @@ def test_scaling_from_one_to_three_and_back_under_load_fails_nothing(cluster, na
         begun = traffic.begun
         cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=3")
         wait_for_replicas(cluster, soon, namespace, 3)
-        assert traffic.answered(after=begun) > 0
+        soon(lambda: traffic.answered(after=begun), "streams of now to be answered")
         begun = traffic.begun
         cluster.kubectl("scale", "llmd/tiny", "-n", namespace, "--replicas=1")
         soon(lambda: len(cluster.objects("pods", namespace)) == 1, "one pod")
-        assert traffic.answered(after=begun) > 0
+        soon(lambda: traffic.answered(after=begun), "streams of now to be answered")
     assert traffic.failed == []
 
 
@@ -40,7 +40,7 @@ def test_a_rolling_update_under_load_fails_nothing(cluster, namespace, tiny, soo
         begun = traffic.begun
         apply(cluster, tiny(engine={"extraArgs": ["--max-num-seqs", "8"]}))
         soon(is_exchanged, "the new revision alone")
-        assert traffic.answered(after=begun) > 0
+        soon(lambda: traffic.answered(after=begun), "streams of now to be answered")
     assert traffic.failed == []
 
 
@@ -110,7 +110,7 @@ def test_an_autoscaler_of_kubernetes_drives_the_replicas(cluster, namespace, tin
         begun = traffic.begun
         apply(cluster, autoscaler)
         wait_for_replicas(cluster, soon, namespace, 2)
-        assert traffic.answered(after=begun) > 0
+        soon(lambda: traffic.answered(after=begun), "streams of now to be answered")
     soon(lambda: cluster.get("llmd", "tiny", namespace)["spec"]["replicas"] == 1, "the idle replica to go")
     assert traffic.failed == []
 
@@ -122,5 +122,8 @@ def test_at_zero_a_request_is_held_until_it_is_answered_and_silence_leads_back_t
     apply(cluster, resource)
     soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "ScaledToZero"), "ScaledToZero")
     assert cluster.pods(namespace) == []
-    assert "[DONE]" in ask(cluster, resource["spec"]["model"]["servedNames"][0])
+    model = resource["spec"]["model"]["servedNames"][0]
+    for address in addresses(cluster).values():
+        soon(lambda address=address: model in cluster.request(f"{address}/v1/models"), "each gateway to know the name")
+    assert "[DONE]" in ask(cluster, model)
     soon(lambda: cluster.ready("tiny", namespace)[:2] == ("True", "ScaledToZero"), "zero again")

@@ -73,9 +73,14 @@ def test_what_cannot_be_fetched_says_why_and_what_to_do_and_heals_once_mended(
         return not waiting
 
     soon(told, "every reason")
-    table = cluster.kubectl("get", "llmd", "-n", namespace)
-    for name, (reason, _) in WRONG.items():
-        assert any(line.startswith(f"{name} ") and reason in line for line in table.splitlines()), table
+
+    def are_shown() -> bool:
+        lines = cluster.kubectl("get", "llmd", "-n", namespace).splitlines()
+        return all(
+            any(line.startswith(f"{name} ") and reason in line for line in lines) for name, (reason, _) in WRONG.items()
+        )
+
+    soon(are_shown, "a table that shows every reason")
     cluster.kubectl(
         "delete", "llmd", "wrong-token", "full-on-the-way", "no-repository", "-n", namespace, "--wait=false"
     )

@@ -36,8 +36,7 @@ def test_a_pod_of_visitors_serves_weights_sends_streams_and_lets_prometheus_in(v
     try:
         with load(visitor, model) as traffic:
             assert "[DONE]" in ask(visitor, model)
-            prometheus.wait(lambda: not prometheus.unhealthy())
-            assert prometheus.unhealthy() == []
+            assert prometheus.wait(prometheus.unhealthy) == []
         assert traffic.failed == []
     finally:
         prometheus.stop()

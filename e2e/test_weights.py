@@ -4,7 +4,7 @@ import bystander
 import pytest
 from client import PLACE, VISITOR
 from cluster.layout import REPOSITORY
-from scenario import apply, ask, lacks, names, serve, wait_for_replicas
+from scenario import apply, ask, lacks, names, serve
 
 TINY = REPOSITORY / "models" / "quire-tiny"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -46,7 +46,8 @@ def test_kept_weights_are_fetched_once_for_all_pods_after(cluster, namespace, ti
     (former,) = names(cluster.pods(namespace))
     cluster.kubectl("delete", "pod", former, "-n", namespace)
     soon(lambda: names(cluster.pods(namespace)) not in ([], [former]), "another pod")
-    wait_for_replicas(cluster, soon, namespace, 1)
+    (new,) = names(cluster.pods(namespace))
+    cluster.kubectl("wait", f"pod/{new}", "-n", namespace, "--for=condition=Ready", "--timeout=300s")
     assert "[DONE]" in ask(cluster, model)
     assert served.downloads() == 1
 
@@ -56,7 +57,7 @@ def test_a_model_above_the_memory_is_told_while_its_weights_are_still_to_come(cl
     resource = tiny(model=served.model(), resources={"cpu": "100m", "memory": "2Gi"})
     resource["spec"]["podTemplate"] = served.pod_template(resource["spec"].get("podTemplate", {}))
     apply(cluster, resource)
-    soon(lambda: cluster.ready("tiny", namespace)[1] == "DoesNotFit", "DoesNotFit")
-    assert "weights need 16.0 GiB" in cluster.ready("tiny", namespace)[2]
+    message = soon(lambda: (found := cluster.ready("tiny", namespace))[1] == "DoesNotFit" and found[2], "DoesNotFit")
+    assert "weights need 16.0 GiB" in message
     apply(cluster, tiny())
     soon(lambda: cluster.ready("tiny", namespace)[0] == "True", "healing")
