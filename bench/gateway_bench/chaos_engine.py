@@ -8,15 +8,15 @@ import asyncio
 import signal
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from gateway_bench.chaos_cache import SimulatedCache
-from quire_api.sampling import SamplingParams
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
@@ -43,19 +43,10 @@ class SimulatedClient:
         self.info = EngineReady(REVISION, BLOCK_SIZE, BLOCKS + 1, 4096, 512, epoch, {})
         self._cache = SimulatedCache(REVISION, epoch, BLOCK_SIZE, BLOCKS)
 
-    def open(
-        self,
-        token_ids: list[int],
-        params: SamplingParams,
-        request_id: str,
-        priority: int = 0,
-        cache_salt: str = "",
-        outputs: Sequence[list[int]] = (),
-        ended: Collection[int] = (),
-    ) -> Stream:
-        made = len(outputs[0]) if outputs else 0
-        most = params.max_tokens or 16
-        self._cache.compute(token_ids, cache_salt)
+    def open(self, request: EngineRequest) -> Stream:
+        made = len(request.outputs[0]) if request.outputs else 0
+        most = request.params.max_tokens or 16
+        self._cache.compute(request.token_ids, request.cache_salt)
         self.stats.num_running += 1
         self.stats.kv_blocks_used = len(self._cache)
         stream = Stream(1, self._close)

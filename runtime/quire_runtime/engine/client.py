@@ -7,13 +7,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator
 
 import msgspec
 import numpy as np
 import zmq
 
-from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import CLOSE_S, EngineChild
@@ -38,6 +37,7 @@ from quire_runtime.engine.messages import (
     ToEngine,
     WatchKV,
 )
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 
@@ -132,34 +132,23 @@ class AsyncEngineClient:
         await self._has_answered.wait()
         return self._first_token_s
 
-    def open(
-        self,
-        token_ids: list[int],
-        params: SamplingParams,
-        request_id: str,
-        priority: int = 0,
-        cache_salt: str = "",
-        outputs: Sequence[list[int]] = (),
-        ended: Collection[int] = (),
-        is_warming: bool = False,
-    ) -> Stream:
+    def open(self, request: EngineRequest) -> Stream:
         """A request sent to the engine; to be closed by the caller, who thereby aborts what still runs of it.
 
-        A refusal and the engine's death are raised where its deltas are taken. outputs, ended, is_warming: as
-        Engine.add takes them; deltas are of what comes after.
+        A refusal and the engine's death are raised where its deltas are taken.
         """
         self._listen()
         handle = next(self._handles)
-        stream = Stream(params.n - len(ended), lambda stream: self._closed(handle, stream))
+        running = request.params.n - len(request.ended)
+        stream = Stream(running, lambda stream: self._closed(handle, stream))
         failure = self._failure
         if failure is None:
             try:
-                packed, *made = (np.asarray(ids, dtype="<u4").tobytes() for ids in (token_ids, *outputs))
+                message = _packed(handle, request)
             except (OverflowError, ValueError):
                 failure = RequestRefused("invalid", "Token ids must be whole numbers from 0 to 4294967295.")
             else:
-                asked = (packed, params, request_id, priority, cache_salt, time.monotonic(), made, list(ended))
-                self._send(AddRequest(handle, *asked, is_warming))
+                self._send(message)
         self._streams[handle] = stream
         self._idle.clear()
         if failure is not None:
@@ -351,6 +340,26 @@ class AsyncEngineClient:
         socket.set_hwm(0)
         socket.bind(f"ipc://{self._child.directory}/{name}")
         return socket
+
+
+def _packed(handle: int, request: EngineRequest) -> AddRequest:
+    """
+    Raises:
+        OverflowError, ValueError: token ids are none.
+    """
+    prompt, *outputs = (np.asarray(ids, dtype="<u4").tobytes() for ids in (request.token_ids, *request.outputs))
+    return AddRequest(
+        handle,
+        prompt,
+        request.params,
+        request.request_id,
+        request.priority,
+        request.cache_salt,
+        time.monotonic(),
+        outputs,
+        list(request.ended),
+        request.is_warming,
+    )
 
 
 def _ended(code: int) -> EngineDied:

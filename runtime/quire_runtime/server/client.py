@@ -1,11 +1,11 @@
 """What the server needs of an engine."""
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from quire_api.sampling import SamplingParams
 from quire_api.warming import HotPrefix
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import Stream
 
 
@@ -21,18 +21,8 @@ class EngineClient(Protocol):
     @property
     def heartbeat_age_s(self) -> float: ...
 
-    def open(
-        self,
-        token_ids: list[int],
-        params: SamplingParams,
-        request_id: str,
-        priority: int = 0,
-        cache_salt: str = "",
-        outputs: Sequence[list[int]] = (),
-        ended: Collection[int] = (),
-        is_warming: bool = False,
-    ) -> Stream:
-        """A request sent to the engine; closing it early aborts the request."""
+    def open(self, request: EngineRequest) -> Stream:
+        """What comes of a request sent to the engine; closing it early aborts the request."""
         ...
 
     def kv_events(self) -> AsyncGenerator[bytes, None]:

@@ -14,6 +14,7 @@ from quire_api.replay import RESUME_FIELD
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.errors import RequestRefused
 from quire_runtime.engine.messages import RequestTimes, TokenLogprobs
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.server.choices import Choice
 from quire_runtime.server.replay import Replay
@@ -78,14 +79,17 @@ class Generation:
         self._streams: dict[int, Stream] = {}
         for index, prompt in enumerate(prompts):
             if self._running[index]:
-                self._streams[index] = client.open(
+                outputs, ended = self._made(index)
+                request = EngineRequest(
                     prompt,
                     self._seeded(index),
                     request_id if len(prompts) == 1 else f"{request_id}-{index}",
                     priority,
                     cache_salt,
-                    *self._made(index),
+                    outputs,
+                    ended,
                 )
+                self._streams[index] = client.open(request)
                 self._streams[index].call_on_news(partial(self._hear, index))
         self._first: list[Choice] = []
         service.enter()

@@ -24,6 +24,7 @@ from quire_api.warming import (
     Warmed,
 )
 from quire_runtime.engine.errors import RequestRefused
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.server.auth import caller_of
 from quire_runtime.server.body import read_body, unless_gone
 from quire_runtime.server.errors import Forbidden
@@ -107,10 +108,9 @@ async def _compute(service: Service, prefix: HotPrefix, request_id: str) -> int:
     if len(prefix.token_ids) % TOKEN_BYTES:
         return 0
     ids = np.frombuffer(prefix.token_ids, "<u4")[: info.max_model_len - 1].tolist()
+    ask = EngineRequest(ids, _ONE_TOKEN, request_id, _LAST_IN_LINE, prefix.cache_salt, is_warming=True)
     try:
-        with closing(
-            client.open(ids, _ONE_TOKEN, request_id, _LAST_IN_LINE, prefix.cache_salt, is_warming=True)
-        ) as steps:
+        with closing(client.open(ask)) as steps:
             async for _ in steps:
                 pass
     except RequestRefused as refused:

@@ -15,6 +15,7 @@ from quire_api.sampling import SamplingParams
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.client import AsyncEngineClient
 from quire_runtime.engine.errors import EngineDied, EngineStartFailed, RequestRefused
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 
@@ -52,7 +53,7 @@ async def client(config: EngineConfig) -> AsyncIterator[AsyncEngineClient]:
 
 
 async def collect(client: AsyncEngineClient, prompt: list[int], params: SamplingParams) -> list[ChoiceDelta]:
-    with closing(client.open(prompt, params, "test")) as stream:
+    with closing(client.open(EngineRequest(prompt, params, "test"))) as stream:
         return await rest(stream)
 
 
@@ -98,7 +99,7 @@ async def test_choices_and_logprobs_arrive(client, prompts):
 
 async def test_closing_the_stream_frees_everything(client, prompts):
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-    with closing(client.open(prompts[2], params, "left early")) as stream:
+    with closing(client.open(EngineRequest(prompts[2], params, "left early"))) as stream:
         async for _ in stream:
             break
     await idle(client)
@@ -144,7 +145,7 @@ async def test_an_idle_engine_beats_and_sleeps(client):
 async def test_kill_of_the_engine_fails_requests_with_a_clear_error(config, prompts):
     async with started(config) as client:
         params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-        with closing(client.open(prompts[0], params, "test")) as doomed:
+        with closing(client.open(EngineRequest(prompts[0], params, "test"))) as doomed:
             await anext(aiter(doomed))
             os.kill(client.pid, signal.SIGKILL)
             with pytest.raises(EngineDied, match="killed by signal 9"):

@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from quire_api.sampling import SamplingParams
 from quire_runtime.engine.errors import EngineDied
 from quire_runtime.engine.messages import EngineReady, EngineStats
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
@@ -39,8 +39,8 @@ class Engine:
     streams: list[Stream] = field(default_factory=list)
     num_closed: int = 0
 
-    def open(self, token_ids: list[int], params: SamplingParams, *_: Any) -> Stream:
-        self.streams.append(Stream(params.n, self._count))
+    def open(self, request: EngineRequest) -> Stream:
+        self.streams.append(Stream(request.params.n, self._count))
         return self.streams[-1]
 
     def _count(self, _stream: Stream) -> None:

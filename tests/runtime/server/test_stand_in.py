@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -11,6 +11,7 @@ import pytest
 from quire_api.sampling import SamplingParams
 from quire_runtime.engine.errors import EngineDied, RequestRefused
 from quire_runtime.engine.messages import EngineReady, EngineStats, TokenLogprobs
+from quire_runtime.engine.request import EngineRequest
 from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
@@ -33,17 +34,8 @@ class StandIn:
     heartbeat_age_s: float = 0.0
     closed: int = 0
 
-    def open(
-        self,
-        token_ids: list[int],
-        params: SamplingParams,
-        request_id: str,
-        priority: int = 0,
-        cache_salt: str = "",
-        outputs: Sequence[list[int]] = (),
-        ended: Collection[int] = (),
-    ) -> Stream:
-        stream = Stream(params.n - len(ended), self._count)
+    def open(self, request: EngineRequest) -> Stream:
+        stream = Stream(request.params.n - len(request.ended), self._count)
         asyncio.get_running_loop().call_soon(self._play, stream, iter(self.steps))
         return stream
 
