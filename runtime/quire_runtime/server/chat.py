@@ -10,20 +10,19 @@ from starlette.responses import Response
 
 from quire_api.openai import ChatCompletionRequest, InvalidRequest, sampling_params
 from quire_api.openai_responses import AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs
-from quire_runtime.engine.errors import EngineDied
 from quire_runtime.engine.messages import TokenLogprobs
 from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice
-from quire_runtime.server.errors import RequestFailed, describe
+from quire_runtime.server.events import answer_events
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import chat_prompt, checked
-from quire_runtime.server.replay import Comments, Replay, read_replay
+from quire_runtime.server.replay import Replay, read_replay
 from quire_runtime.server.request import begin, warnings
 from quire_runtime.server.respond import respond
 from quire_runtime.server.service import Service, service_of
-from quire_runtime.server.stream import DONE, EventWriter, error_event
+from quire_runtime.server.stream import EventWriter
 from quire_runtime.server.usage import usage_of
 
 router = APIRouter()
@@ -79,46 +78,17 @@ class Answer:
         )
 
     def events(self, generation: Generation) -> Generator[bytes, None, None]:
-        ask = self._ask
-        begun = generation.begun
         writer = EventWriter(
             {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model},
             len(generation.choices),
             first_open=b'"delta":{"role":"assistant","content":',
             text_open=b'"delta":{"content":',
             text_close=b"}",
-            has_usage=ask.include_usage,
-            begun=begun,
+            has_usage=self._ask.include_usage,
+            begun=generation.begun,
         )
-        comments = Comments(generation.replay, generation.choices)
-        is_plain = not (ask.logprobs or ask.return_token_ids or ask.continuous_usage)
-        try:
-            for touched in generation.steps():
-                events = b""
-                for choice in touched:
-                    if not choice.has_news:
-                        continue
-                    text, ids, logprobs = choice.take()
-                    events += comments.of(choice, ids, generation.cached_tokens)
-                    if is_plain and choice.finish_reason is None:
-                        events += writer.plain(choice.index, text)
-                        continue
-                    events += writer.full(
-                        choice.index,
-                        text,
-                        logprobs=self._logprobs(logprobs),
-                        finish_reason=choice.finish_reason,
-                        stop_reason=choice.stop_reason,
-                        token_ids=ids if ask.return_token_ids else None,
-                        usage=usage_of(generation) if ask.continuous_usage else None,
-                    )
-                yield events
-            if ask.include_usage:
-                yield comments.usage() + writer.usage(usage_of(generation))
-        except (RequestFailed, EngineDied) as error:
-            failure = describe(error)
-            yield comments.failure(failure.code or "error") + error_event(failure.body)
-        yield DONE
+        logprobs_of = (lambda _, positions: self._logprobs(positions)) if self._ask.logprobs else None
+        return answer_events(generation, self._ask, writer, logprobs_of=logprobs_of)
 
     def _choice(self, choice: Choice) -> ChatChoice:
         text, ids, logprobs = choice.take()

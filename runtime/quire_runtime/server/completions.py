@@ -10,20 +10,19 @@ from starlette.responses import Response
 
 from quire_api.openai import CompletionRequest, sampling_params
 from quire_api.openai_responses import Completion, CompletionChoice, CompletionLogprobs
-from quire_runtime.engine.errors import EngineDied
 from quire_runtime.engine.messages import TokenLogprobs
 from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice
-from quire_runtime.server.errors import RequestFailed, describe
+from quire_runtime.server.events import LogprobsOf, answer_events
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from quire_runtime.server.prompts import checked, text_prompt
-from quire_runtime.server.replay import Comments, Replay, read_replay
+from quire_runtime.server.replay import Replay, read_replay
 from quire_runtime.server.request import begin, warnings
 from quire_runtime.server.respond import respond
 from quire_runtime.server.service import Service, service_of
-from quire_runtime.server.stream import DONE, EventWriter, error_event
+from quire_runtime.server.stream import EventWriter
 from quire_runtime.server.usage import usage_of
 
 router = APIRouter()
@@ -83,8 +82,7 @@ class Answer:
         )
 
     def events(self, generation: Generation) -> Generator[bytes, None, None]:
-        ask = self._ask
-        begun = generation.begun
+        ask, begun = self._ask, generation.begun
         writer = EventWriter(
             {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model},
             len(generation.choices),
@@ -94,47 +92,38 @@ class Answer:
             has_usage=ask.include_usage,
             begun=begun,
         )
-        comments = Comments(generation.replay, generation.choices)
-        is_plain = not (ask.logprobs is not None or ask.return_token_ids or ask.continuous_usage)
         echoes = {
             choice.index: self._echoes[choice.index // self._n]
             for choice in generation.choices
             if ask.echo and choice.index not in begun
         }
-        offsets = [
-            0 if ask.logprobs is None else self._names.lengths(generation.replay.before(choice.index).output_token_ids)
-            for choice in generation.choices
-        ]
         is_echo_only = ask.is_echo_only
-        try:
-            for touched in generation.steps():
-                events = b""
-                for choice in touched:
-                    if not choice.has_news:
-                        continue
-                    text, ids, logprobs = choice.take()
-                    events += comments.of(choice, ids, generation.cached_tokens)
-                    text = echoes.pop(choice.index, "") + ("" if is_echo_only else text)
-                    if is_plain and choice.finish_reason is None:
-                        events += writer.plain(choice.index, text)
-                        continue
-                    events += writer.full(
-                        choice.index,
-                        text,
-                        logprobs=self._logprobs(logprobs, offsets[choice.index]),
-                        finish_reason=choice.finish_reason,
-                        stop_reason=choice.stop_reason,
-                        token_ids=ids if ask.return_token_ids else None,
-                        usage=usage_of(generation) if ask.continuous_usage else None,
-                    )
-                    offsets[choice.index] += self._names.lengths(position.token_ids[0] for position in logprobs)
-                yield events
-            if ask.include_usage:
-                yield comments.usage() + writer.usage(usage_of(generation, without_output=is_echo_only))
-        except (RequestFailed, EngineDied) as error:
-            failure = describe(error)
-            yield comments.failure(failure.code or "error") + error_event(failure.body)
-        yield DONE
+
+        def text_of(choice: Choice, text: str) -> str:
+            return echoes.pop(choice.index, "") + ("" if is_echo_only else text)
+
+        return answer_events(
+            generation,
+            ask,
+            writer,
+            logprobs_of=None if ask.logprobs is None else self._logprobs_along(generation),
+            text_of=text_of if ask.echo else None,
+            without_output=is_echo_only,
+        )
+
+    def _logprobs_along(self, generation: Generation) -> LogprobsOf:
+        """The logprobs of a stream's next positions, whose text offsets go on from those before."""
+        names = self._names
+        offsets = [
+            names.lengths(generation.replay.before(choice.index).output_token_ids) for choice in generation.choices
+        ]
+
+        def logprobs_of(choice: Choice, positions: list[TokenLogprobs]) -> CompletionLogprobs | None:
+            offset = offsets[choice.index]
+            offsets[choice.index] += names.lengths(position.token_ids[0] for position in positions)
+            return self._logprobs(positions, offset)
+
+        return logprobs_of
 
     def _choice(self, generation: Generation, choice: Choice) -> CompletionChoice:
         ask = self._ask
