@@ -18,8 +18,9 @@ from time import perf_counter
 import numpy as np
 
 from quire_api.sampling import SamplingParams
+from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.request import Request
-from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
+from quire_runtime.scheduler.scheduler import Scheduler
 
 BATCHES = (1, 256, 1024)
 WHOLE_STEP_MS = {1: 0.25, 256: 0.5, 1024: 1.0}

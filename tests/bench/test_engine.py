@@ -14,8 +14,9 @@ from gateway_bench.step_cost import StepCost, fit, load, pairs, samples
 from gateway_bench.traffic import Texts
 from gateway_bench.virtual import VirtualLoop
 from quire_api.sampling import SamplingParams
+from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.request import Request
-from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
+from quire_runtime.scheduler.scheduler import Scheduler
 
 COST = StepCost(weights_s=0.004, sequence_s=1e-5, token_s=2e-5, context_s=5e-8, pair_s=8e-10)
 

@@ -19,9 +19,10 @@ from quire_runtime.execute.output import PendingStep, StepResult
 from quire_runtime.execute.sampler import POISONED
 from quire_runtime.kv.events import EventLog
 from quire_runtime.kv.hot import HitBlocks
+from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
-from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
+from quire_runtime.scheduler.scheduler import Scheduler
 
 POISON_MESSAGE = "The model computed a value that is not a number for this request; it was ended, others go on."
 

@@ -15,7 +15,7 @@ from quire_runtime.engine.kernel_cache import use_kernel_cache
 from quire_runtime.engine.progress import StartProgress, Tell
 from quire_runtime.engine.source import model_directory
 from quire_runtime.execute.kvcache import KVCache
-from quire_runtime.execute.memory import MemoryPlan, out_of_memory, plan_memory, remarks, require_room
+from quire_runtime.execute.memory import MemoryPlan, is_out_of_memory, out_of_memory, plan_memory, remarks, require_room
 from quire_runtime.execute.rows import Rows
 from quire_runtime.execute.runner import Runner
 from quire_runtime.execute.workspace import decode_sums, padded_prompts
@@ -78,7 +78,9 @@ def load(config: EngineConfig, tell: Tell | None = None) -> Loaded:
     dtype = pick_dtype(config, facts, device)
     try:
         return _load(config, directory, facts, revision, device, dtype, progress)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory(config, device, progress.current, error) from error
 
 
@@ -122,7 +124,8 @@ def _load(
 
 @torch.inference_mode()
 def require_invariance(model: Model) -> None:
-    """
+    """Compute some products and attention in two batches each, and compare them.
+
     Raises:
         NotDeterministic: on this GPU a kernel of the deterministic model gives a row other bits in another batch.
     """
@@ -141,7 +144,8 @@ def require_invariance(model: Model) -> None:
 
 
 def pick_device(config: EngineConfig) -> torch.device:
-    """
+    """Where the engine runs: `auto` is a GPU that torch can use, else the CPU.
+
     Raises:
         NoSuchDevice: a GPU was asked for, or is there for this process, and torch can use none.
         UnsupportedGPU: the GPU is older than LEAST_CAPABILITY.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.execute.kvcache import block_bytes
 from quire_runtime.model.config import ModelConfig
+from quire_runtime.model.errors import DoesNotFit
 
 GiB = 2**30
 CPU_SHARE = 0.25
@@ -20,10 +20,6 @@ MOST_RESERVE = GiB
 """Kept for graphs and fragmentation: a share of the GPU's memory, and at most so much."""
 NOTEWORTHY_SHARE = 0.05
 """Of a GPU's memory, what others must hold to be spoken of: less than that is a driver's and a desktop's."""
-
-
-class DoesNotFit(UserError):
-    """The model cannot run in the memory it was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +101,23 @@ def require_room(config: EngineConfig, device: torch.device, weights: int) -> No
     )
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Is it torch's word for an allocation that failed? For CPUs it has no class."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def out_of_memory(config: EngineConfig, device: torch.device, phase: str, error: Exception) -> DoesNotFit:
     """What to say when an allocation failed in a phase of the start, which the budget should have left room for."""
-    supply = gpu_supply(device) if device.type == "cuda" else Supply(available_memory())
     text = str(error).strip().partition("\n")[0].partition(". GPU")[0].rstrip(".")
-    advice = (
-        SHARING_ADVICE
-        if supply.blame
-        else "Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
-    )
-    return DoesNotFit(
-        f"{config.model}: memory ran out during the start ({phase}; {text}); the device has "
-        f"{supply.total / GiB:.1f} GiB{supply.blame}. {advice}"
-    )
+    if device.type == "cuda":
+        supply = gpu_supply(device)
+        there = f"the GPU has {supply.total / GiB:.1f} GiB{supply.blame}"
+        mending = "Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
+        advice = SHARING_ADVICE if supply.blame else mending
+    else:
+        there = f"{available_memory() / GiB:.1f} GiB of memory are available"
+        advice = "Lower kv_cache_memory or max_num_batched_tokens, or use a machine or a memory limit with more."
+    return DoesNotFit(f"{config.model}: memory ran out during the start ({phase}; {text}); {there}. {advice}")
 
 
 def plan_memory(

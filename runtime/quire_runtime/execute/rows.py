@@ -1,6 +1,6 @@
 """The fixed tables of the device: a request owns one row for life, and each step sends only what changed."""
 
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 
 import numpy as np
 import torch
@@ -10,18 +10,22 @@ from quire_runtime.scheduler.plan import Admission
 from quire_runtime.scheduler.request import Request
 
 PARAM_WORDS = 12
-TEMPERATURE, TOP_K, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION, CHOICE, SEED, PROMPT_LEN = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-)
+
+
+class Word(IntEnum):
+    """Where a sampling parameter lies in a row's PARAM_WORDS."""
+
+    TEMPERATURE = 0
+    TOP_K = 1
+    TOP_P = 2
+    MIN_P = 3
+    PRESENCE = 4
+    FREQUENCY = 5
+    REPETITION = 6
+    CHOICE = 7
+    SEED = 8
+    """Two words, at an even place: 64 bits."""
+    PROMPT_LEN = 10
 
 
 class Wants(IntFlag):
@@ -101,11 +105,12 @@ class Rows:
         asked = request.params
         words = np.zeros(PARAM_WORDS, np.int32)
         reals = words.view(np.float32)
-        reals[TEMPERATURE], reals[TOP_P], reals[MIN_P] = asked.temperature, asked.top_p, asked.min_p
-        reals[PRESENCE], reals[FREQUENCY] = asked.presence_penalty, asked.frequency_penalty
-        reals[REPETITION] = asked.repetition_penalty
-        words[TOP_K], words[CHOICE], words[PROMPT_LEN] = asked.top_k, admission.choice, admission.num_prompt_tokens
-        words[SEED : SEED + 2].view(np.int64)[0] = request.seed
+        reals[Word.TEMPERATURE], reals[Word.TOP_P], reals[Word.MIN_P] = asked.temperature, asked.top_p, asked.min_p
+        reals[Word.PRESENCE], reals[Word.FREQUENCY] = asked.presence_penalty, asked.frequency_penalty
+        reals[Word.REPETITION] = asked.repetition_penalty
+        words[Word.TOP_K], words[Word.CHOICE] = asked.top_k, admission.choice
+        words[Word.PROMPT_LEN] = admission.num_prompt_tokens
+        words[Word.SEED : Word.SEED + 2].view(np.int64)[0] = request.seed
         self._mirror(row, request, admission)
         return words
 

@@ -11,20 +11,7 @@ from quire_api.sampling import SamplingParams
 from quire_kernels.greedy import likeliest
 from quire_kernels.sampling import apply_penalties, sample
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
-from quire_runtime.execute.rows import (
-    CHOICE,
-    FREQUENCY,
-    MIN_P,
-    PRESENCE,
-    PROMPT_LEN,
-    REPETITION,
-    SEED,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    Rows,
-    Wants,
-)
+from quire_runtime.execute.rows import Rows, Wants, Word
 from quire_runtime.scheduler.request import Request
 
 POISONED = -2
@@ -76,13 +63,13 @@ class Sampler:
             reals = params.view(torch.float32)
             columns = (
                 adjusted,
-                reals[:, TEMPERATURE].contiguous(),
-                params[:, TOP_K].contiguous(),
-                reals[:, TOP_P].contiguous(),
-                reals[:, MIN_P].contiguous(),
-                params[:, SEED : SEED + 2].contiguous().view(torch.int64).squeeze(1),
+                reals[:, Word.TEMPERATURE].contiguous(),
+                params[:, Word.TOP_K].contiguous(),
+                reals[:, Word.TOP_P].contiguous(),
+                reals[:, Word.MIN_P].contiguous(),
+                params[:, Word.SEED : Word.SEED + 2].contiguous().view(torch.int64).squeeze(1),
                 draws.positions.long(),
-                params[:, CHOICE].contiguous(),
+                params[:, Word.CHOICE].contiguous(),
             )
             if self.is_deterministic:
                 tokens = _sample_apart(columns)
@@ -146,7 +133,7 @@ class Sampler:
         longest = int(draws.positions_cpu[slots].max())
         tokens = self.tables.tokens[rows, :longest].long()
         places = torch.arange(longest, device=logits.device)
-        is_prompt = places < params[:, PROMPT_LEN].unsqueeze(1)
+        is_prompt = places < params[:, Word.PROMPT_LEN].unsqueeze(1)
         nowhere = self.vocab_size
         counts = torch.zeros(len(slots), nowhere + 1, dtype=torch.float32, device=logits.device)
         prompt = torch.zeros_like(counts)
@@ -158,9 +145,9 @@ class Sampler:
             chosen,
             counts[:, :nowhere],
             prompt[:, :nowhere] > 0,
-            reals[:, PRESENCE].contiguous(),
-            reals[:, FREQUENCY].contiguous(),
-            reals[:, REPETITION].contiguous(),
+            reals[:, Word.PRESENCE].contiguous(),
+            reals[:, Word.FREQUENCY].contiguous(),
+            reals[:, Word.REPETITION].contiguous(),
         )
         logits[index] = chosen
 

@@ -15,8 +15,8 @@ class WeightsMismatch(UserError):
     """The checkpoint's tensors are not those that config.json describes."""
 
 
-class TooLargeForDevice(UserError):
-    """The device cannot hold the weights that config.json describes."""
+class DoesNotFit(UserError):
+    """The model cannot run in the memory it was given."""
 
 
 class PickleRefused(UserError):

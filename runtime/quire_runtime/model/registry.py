@@ -4,7 +4,6 @@ import torch
 
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.decoder import Decoder
-from quire_runtime.model.errors import TooLargeForDevice
 from quire_runtime.model.llama import Llama
 from quire_runtime.model.phi3 import Phi3
 from quire_runtime.model.qwen2 import Qwen2
@@ -32,21 +31,9 @@ def build_model(
 
     max_model_len: longest sequence that will be served, at most (and by default) config.max_position_embeddings.
     is_deterministic: what a token is does not depend on what is computed beside it.
-
-    Raises:
-        TooLargeForDevice: the device has no room for the tensors.
     """
     length = min(max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-    try:
-        return MODELS[config.architecture](config, dtype, torch.device(device), length, is_deterministic)
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
-            raise
-        needed, name = weights_nbytes(config, dtype) / 2**30, str(dtype).removeprefix("torch.")
-        raise TooLargeForDevice(
-            f"The weights that config.json describes take {needed:.1f} GiB in {name}, which {device} could not give. "
-            "Check the config, use a smaller dtype or a larger machine."
-        ) from error
+    return MODELS[config.architecture](config, dtype, torch.device(device), length, is_deterministic)
 
 
 def weights_nbytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -20,18 +20,6 @@ from quire_runtime.scheduler.rows import RunningRows
 from quire_runtime.scheduler.sequence import Family, Sequence, first_rank
 from quire_runtime.scheduler.waiting import WaitingQueue
 
-__all__ = [
-    "BadResume",
-    "Draining",
-    "EmptyPrompt",
-    "KVTooSmall",
-    "PromptTooLong",
-    "QueueFull",
-    "Scheduler",
-    "SchedulerConfig",
-    "SchedulerStats",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:

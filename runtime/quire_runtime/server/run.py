@@ -168,7 +168,8 @@ def _doing(said: EngineLoading | None) -> str:
 
 
 def load_tokenizer(directory: Path, chat_template: str | None) -> Tokenizer:
-    """
+    """The tokenizer of a model's directory, with the chat template given as text or as a file's path, or its own.
+
     Raises:
         MalformedTokenizer
         ChatTemplateError: `chat_template` does not compile; a model's own is only complained of, as it has other uses.

@@ -36,9 +36,10 @@ def start(engine: EngineConfig, server: ServerConfig, child: EngineChild) -> Non
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """
+    """A listening socket that does not block.
+
     Raises:
-        CannotListen
+        CannotListen: the address is in use or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

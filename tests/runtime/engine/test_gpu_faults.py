@@ -7,8 +7,9 @@ from quire_runtime.config import EngineConfig
 from quire_runtime.engine import load as loading
 from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.load import NoSuchDevice, UnsupportedGPU, load, pick_device
-from quire_runtime.execute.memory import DoesNotFit, plan_memory, remarks, require_room
+from quire_runtime.execute.memory import out_of_memory, plan_memory, remarks, require_room
 from quire_runtime.model.config import ModelConfig
+from quire_runtime.model.errors import DoesNotFit
 
 GiB = 2**30
 
@@ -183,7 +184,20 @@ def test_memory_that_runs_out_during_the_start_is_the_users_to_mend(monkeypatch,
     with pytest.raises(DoesNotFit) as caught:
         load(EngineConfig.of(model=str(tiny_model_dir("llama")), device="cpu"))
     assert "ran out during the start (memory; CUDA out of memory. Tried to allocate 2.00 GiB)" in str(caught.value)
-    assert "Lower gpu_memory_utilization or max_num_batched_tokens" in str(caught.value)
+    assert "Lower kv_cache_memory or max_num_batched_tokens, or use a machine" in str(caught.value)
+
+
+def test_memory_that_runs_out_during_the_start_on_a_gpu(gpu):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+    gpu(free=1.0, total=140.0)
+    told = str(out_of_memory(config(), torch.device("cuda", 0), "graphs", error))
+    assert "(graphs; CUDA out of memory. Tried to allocate 2.00 GiB); the GPU has 140.0 GiB; other pro" in told
+    assert told.endswith("or a smaller gpu_memory_utilization.")
+    gpu(free=139.0, total=140.0)
+    told = str(out_of_memory(config(), torch.device("cuda", 0), "graphs", error))
+    assert told.endswith(
+        "the GPU has 140.0 GiB. Lower gpu_memory_utilization or max_num_batched_tokens, or use a larger GPU."
+    )
 
 
 class AcceleratorError(RuntimeError):

@@ -1,5 +1,7 @@
 """Budgets of memory, by their arithmetic."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from quire_runtime.config import EngineConfig, InvalidConfig
 from quire_runtime.engine.load import load
 from quire_runtime.execute import memory
 from quire_runtime.execute.kvcache import block_bytes
-from quire_runtime.execute.memory import DoesNotFit, available_memory, plan_memory, remarks
+from quire_runtime.execute.memory import available_memory, plan_memory, remarks
 from quire_runtime.model.config import ModelConfig
+from quire_runtime.model.errors import DoesNotFit
 
 CPU = torch.device("cpu")
 GiB = 2**30
@@ -81,6 +84,18 @@ def test_weights_that_the_machine_has_no_memory_for_are_refused_before_they_are_
         DoesNotFit, match=r"weights need 0\.0 GiB, but 0\.0 GiB of memory are available\. Use a machine"
     ):
         load(EngineConfig.of(model=str(tiny_model_dir("llama")), device="cpu"))
+
+
+def test_a_model_that_no_machine_can_hold_is_refused(tiny_model_dir, available, tmp_path):
+    facts = json.loads((tiny_model_dir("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "vocab_size": 2**24, "hidden_size": 2**20}))
+    huge = EngineConfig.of(model=str(tmp_path), device="cpu")
+    # Embedding and head alone: 2 x 2^44 parameters of 4 bytes.
+    with pytest.raises(DoesNotFit, match=r"weights need \d{6}\.\d GiB, but \d+\.\d GiB of memory are available"):
+        load(huge)
+    available(2**60)
+    with pytest.raises(DoesNotFit, match=r"during the start \(weights; .*can't allocate.*Lower kv_cache_memory"):
+        load(huge)
 
 
 def test_the_bound_of_a_container_counts_and_files_it_has_read_do_not(tmp_path):

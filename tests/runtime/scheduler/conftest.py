@@ -12,9 +12,10 @@ import pytest
 from quire_api.sampling import SamplingParams
 from quire_runtime.kv import shared
 from quire_runtime.kv.events import EventLog
+from quire_runtime.scheduler.config import SchedulerConfig
 from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
-from quire_runtime.scheduler.scheduler import Scheduler, SchedulerConfig
+from quire_runtime.scheduler.scheduler import Scheduler
 
 VOCABULARY = 4
 NOTHING = -1
