@@ -129,3 +129,15 @@ def test_a_path_that_is_not_there_leaves_its_reason(tmp_path, monkeypatch):
     with pytest.raises(WeightsNotFound, match="does not exist"):
         main([str(tmp_path / "nothing")])
     assert json.loads(log.read_text())["reason"] == "WeightsNotFound"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "says"),
+    [({}, "max_model_len 99999 is above the model's own limit"), ({"hidden_act": "tanh"}, "hidden_act 'tanh'")],
+)
+def test_what_config_json_rules_out_is_told_before_the_port_is_taken(tmp_path, monkeypatch, spoilt, says):
+    monkeypatch.setattr("quire_runtime.server.start.listen", lambda *_: pytest.fail("the port was taken"))
+    stored = json.loads((Path(__file__).parents[2] / "models/quire-tiny/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | spoilt))
+    with pytest.raises(UserError, match=says):
+        main([str(tmp_path), "--max-model-len", "99999"])

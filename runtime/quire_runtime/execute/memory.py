@@ -7,6 +7,7 @@ import torch
 
 from quire_runtime.config import EngineConfig
 from quire_runtime.execute.kvcache import block_bytes
+from quire_runtime.execute.window import require_window
 from quire_runtime.model.config import ModelConfig
 from quire_runtime.model.errors import DoesNotFit
 
@@ -138,11 +139,7 @@ def plan_memory(
     longest = model.max_position_embeddings
     is_auto = isinstance(config.max_model_len, str)
     window = longest if isinstance(config.max_model_len, str) else config.max_model_len
-    if window > longest:
-        raise DoesNotFit(
-            f"{config.model}: max_model_len {window} is above the model's own limit of {longest} "
-            "positions. Lower max_model_len."
-        )
+    require_window(config, model)
     if device.type == "cuda":
         supply = gpu_supply(device)
         reserve = min(int(CUDA_RESERVE * supply.total), MOST_RESERVE)

@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import os
 import socket
 
 from quire_api.errors import UserError
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import EngineChild
+from quire_runtime.execute.window import require_window
+from quire_runtime.model.config import ModelConfig
 from quire_runtime.server.config import ServerConfig
 
 BACKLOG = 2048
@@ -29,6 +32,8 @@ def start(engine: EngineConfig, server: ServerConfig, child: EngineChild) -> Non
         raise UserError("quire serve needs the tokenizer. Leave --skip-tokenizer-init out.")
     if not server.served_model_name:
         server = server.model_copy(update={"served_model_name": [engine.model]})
+    if os.path.isdir(engine.model):
+        require_window(engine, ModelConfig.from_directory(engine.model))
     with contextlib.closing(listen(server.host, server.port)) as listener:
         from quire_runtime.server.run import serve
 
