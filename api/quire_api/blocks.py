@@ -12,13 +12,10 @@ from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from sys import byteorder
-from typing import Literal
 
 FORMAT_VERSION = 1
 KEY_BYTES = 16
-BlockSize = Literal[16, 32, 64]
-"""Tokens in one block."""
-DEFAULT_BLOCK_SIZE: BlockSize = 16
+DEFAULT_BLOCK_SIZE = 16
 _TOKEN_BYTES = 4
 
 

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from quire_api.blocks import DEFAULT_BLOCK_SIZE, BlockSize
 from quire_api.v1alpha1_values import CountOrPercent, Duration, KvMemory, Quantity
 
 GROUP = "quire.dev"
@@ -165,7 +164,7 @@ class KvCache(WireModel):
     memory: KvMemory | None = None
     """Memory for the cache: a quantity (40Gi), or a fraction of the device's memory that weights and cache together
     may use ("0.9", in quotes). Default: the engine's own choice for its device."""
-    block_size: BlockSize = DEFAULT_BLOCK_SIZE
+    block_size: Literal[16, 32, 64] = 16
     """Tokens in one block of the cache; prefixes are shared in whole blocks."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from quire_api.blocks import DEFAULT_BLOCK_SIZE, BlockSize
+from quire_api.blocks import DEFAULT_BLOCK_SIZE
 from quire_api.errors import UserError
 
 BINARY = {"": 1, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -41,11 +41,6 @@ def parse_length(value: Any) -> Any:
     return int(float(match[1]) * LENGTHS[match[2]])
 
 
-def parse_whole(value: Any) -> Any:
-    """`16` -> 16: a choice among numbers is compared as it stands."""
-    return int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value) else value
-
-
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Length = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_length)]
 
@@ -68,9 +63,7 @@ class EngineConfig(BaseModel):
     max_model_len: Length = Field(
         "auto", description="Longest prompt + output, in tokens, as 2048 or 32K; auto: what model and memory allow."
     )
-    block_size: Annotated[BlockSize, BeforeValidator(parse_whole)] = Field(
-        DEFAULT_BLOCK_SIZE, description="Tokens in one block of the KV cache."
-    )
+    block_size: int = Field(DEFAULT_BLOCK_SIZE, ge=1, le=256, description="Tokens in one block of the KV cache.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     kv_cache_memory: Bytes | None = Field(None, gt=0, description="Memory of the KV cache, for example 8Gi.")
     num_gpu_blocks_override: int | None = Field(None, ge=2, description="Exact number of KV-cache blocks.")
@@ -137,4 +130,4 @@ def _sentence(problem: Any) -> str:
         return f"{name} is required."
     if name in SECRET:
         return f"{name}: {message}."
-    return f"{name} = {problem['input']!r}: {message.replace('Input should be', 'must be')}."
+    return f"{name} = {problem['input']!r}: {message}."

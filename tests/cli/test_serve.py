@@ -101,7 +101,6 @@ def test_a_refused_key_is_not_shown(tmp_path: Path):
         (["m", "--default-chat-template-kwargs", "{"], "not JSON"),
         (["m", "--api-key", ""], "api_key"),
         (["m", "--max-num-seqs", "99999999"], "max_num_seqs"),
-        (["m", "--block-size", "7"], "block_size = 7: must be 16, 32 or 64"),
     ],
 )
 def test_wrong_values_are_one_sentence(arguments: list[str], says: str):
