@@ -1,5 +1,6 @@
 """Settings of every test: on a busy machine slow examples are no failure, and workers share no fixture."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("quire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("quire")
+
+# What tests start inherits it; under nohup it would be ignored, as a server then ignores it by design.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HERE = Path(__file__).parent
 

@@ -162,7 +162,7 @@ async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
         has_begun = asyncio.Event()
 
         async def run() -> int:
-            with closing(client.open(prompts[0], params, "test")) as stream:
+            with closing(client.open(EngineRequest(prompts[0], params, "test"))) as stream:
                 count = 0
                 async for deltas in stream:
                     has_begun.set()
@@ -170,6 +170,7 @@ async def test_drain_finishes_what_runs_and_refuses_the_rest(config, prompts):
                 return count
 
         running = asyncio.create_task(run())
+        running.add_done_callback(lambda _: has_begun.set())
         await has_begun.wait()
         drained = asyncio.create_task(client.drain(DEADLINE_S))
         await asyncio.sleep(0)
