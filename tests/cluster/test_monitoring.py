@@ -85,11 +85,9 @@ def test_every_panel_and_every_rule_has_data_under_load(cluster, operator, names
     client = Client(cluster.layout, is_own=True, is_repository_mounted=True, is_visiting=False)
     prometheus = Prometheus(client, tmp_path, targets)
     try:
-        prometheus.wait(lambda: not prometheus.unhealthy())
-        assert prometheus.unhealthy() == []
+        assert prometheus.wait(prometheus.unhealthy) == []
         provoke(cluster, up, namespace)
-        prometheus.wait(lambda: not prometheus.silent())
-        assert "\n".join(prometheus.silent()) == ""
+        assert "\n".join(prometheus.wait(prometheus.silent)) == ""
     finally:
         prometheus.stop()
 
