@@ -2,9 +2,8 @@
 
 The decision is what the gateway does between a tokenised, hashed prompt and a replica: the candidates, the match in the
 index, the costs, the pick. A novel prompt is nobody's, a warm one is wholly held by three replicas, and of a known one
-every replica holds another part: with loads as they come, with loads that are all alike, with loads that outweigh what
-is held, so that each replica may be the cheapest, and with loads that do so but for a little, so that a choice may have
-to look at every block to tell which costs are alike, which is the most that there can be to do. Hashing the
+every replica holds another part: with loads as they come, with loads that are all alike, and, which is the most that a
+choice can have to do, with loads that outweigh what is held, so that each replica may be the cheapest. Hashing the
 prompt's blocks, and entering its blocks into the index for the prompts that follow, are stated apart, and so is a full
 collection of Python's garbage collector, which stops the gateway for as long. What a block weighs is said of exact
 replicas, and of those that tell nothing, whose blocks are guessed from what was sent there. Times are CPU time of this
@@ -85,7 +84,6 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         "decision_known_us": _time(deployment, shared, rounds, _decide),
         "decision_known_alike_us": _time(deployment, shared, rounds, _decide, _load_alike),
         "decision_known_outweighed_us": _time(deployment, shared, rounds, _decide, _outweighed()),
-        "decision_known_close_us": _time(deployment, shared, rounds, _decide, _outweighed(spread=2000)),
         "hashing_us": _time(deployment, novel, rounds // 4, _hash),
         "expect_us": _time(deployment, novel, rounds // 4, _expect),
         "index_entries": entries,
@@ -146,10 +144,8 @@ def _load_alike(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> No
         replica.in_flight, replica.queued_tokens = 20, 10_000
 
 
-def _outweighed(spread: int = 0) -> Act:
-    """spread: of queued tokens; costs are alike within half as many."""
+def _outweighed() -> Act:
     held: dict[bytes, list[int]] = {}
-    rng = random.Random(6)
 
     def outweigh(deployment: DeploymentState, prompt: Prompt, chain: Chain) -> None:
         replicas = list(deployment.replicas.values())
@@ -159,7 +155,7 @@ def _outweighed(spread: int = 0) -> Act:
         for replica, blocks_held in zip(replicas, held[chain[0]], strict=True):
             replica.in_flight = 20
             saved = blocks_held * BLOCK_SIZE * (replica.in_flight + FIRST_TOKEN_WEIGHT)
-            replica.queued_tokens = saved // FIRST_TOKEN_WEIGHT + rng.randrange(spread + 1)
+            replica.queued_tokens = saved // FIRST_TOKEN_WEIGHT
 
     return outweigh
 

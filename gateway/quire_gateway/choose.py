@@ -11,7 +11,7 @@ from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candid
 from quire_gateway.index import Expectation
 from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
-from quire_gateway.prefix_match import NARROW, Match
+from quire_gateway.prefix_match import Match
 from quire_gateway.sessions import keep_session
 
 
@@ -74,13 +74,6 @@ class Matched:
 
     def at_most(self) -> list[int]:
         return self._match.at_most(self._block_size)
-
-    def narrow(self, numbers: Iterable[int]) -> int:
-        return self._match.narrow(numbers) * self._block_size
-
-    @property
-    def narrow_tokens(self) -> int:
-        return NARROW * self._block_size
 
     def settle(self, numbers: Iterable[int]) -> bool:
         return self._match.settle(numbers)

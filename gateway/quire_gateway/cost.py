@@ -71,18 +71,6 @@ class CachedTokens(Protocol):
         """Of each a number that it does not exceed."""
         ...
 
-    def narrow(self, numbers: Iterable[int]) -> int:
-        """Bring `at_most` of the candidates of these numbers, each given once, near to what they have.
-
-        Returns by how much it may still exceed that; less than `narrow_tokens`.
-        """
-        ...
-
-    @property
-    def narrow_tokens(self) -> int:
-        """How near that is."""
-        ...
-
     def settle(self, numbers: Iterable[int]) -> bool:
         """Find those of the candidates of these numbers, each given once: from now on they are their own `at_most`.
 
@@ -100,13 +88,6 @@ class Known(list[int]):
 
     def at_most(self) -> list[int]:
         return self
-
-    def narrow(self, numbers: Iterable[int]) -> int:
-        return 0
-
-    @property
-    def narrow_tokens(self) -> int:
-        return 0
 
     def settle(self, numbers: Iterable[int]) -> bool:
         return False
@@ -243,8 +224,7 @@ def _costs(prompt_tokens: int, candidates: Candidates, cached_tokens: list[int])
 def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBound) -> Pick:
     """The cheapest of `candidates` (at least one) within the bound; of those that cost alike, the least recently used.
 
-    How much is cached is looked up for those only that may be the cheapest, and no closer than it takes to tell who it
-    is.
+    How much is cached is looked up for those only that may be the cheapest.
     """
     in_flight, last_used, cached_tokens = candidates.in_flight, candidates.last_used, candidates.cached_tokens
     limit = bound.limit(candidates)
@@ -259,67 +239,30 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
     costs[first] = cost_of(prompt_tokens, candidates, first)
     ceiling = _alike(costs[first])
     rivals = [number for number, cost in enumerate(costs) if cost <= ceiling]
-    chosen = None
-    # Not if the costs are so small that what narrowing leaves unknown would tell nothing.
-    if (
-        len(rivals) >= _FEW
-        and 2 * _weigh(cached_tokens.narrow_tokens, in_flight[first]) <= costs[first] // ALIKE_DIVISOR
-    ):
-        unknown = cached_tokens.narrow(rivals)
-        costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
-        chosen = _least_recent_alike(rivals, costs, unknown, most, candidates)
-    if chosen is not None:
-        is_bound, are_alike = False, True
-    else:
-        if len(rivals) > 1 and cached_tokens.settle(rivals):
-            if len(rivals) < _FEW:
-                for number in rivals:
-                    costs[number] = cost_of(prompt_tokens, candidates, number)
-            else:
-                costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
-        allowed = [number for number in rivals if in_flight[number] <= most] or rivals
-        best = min([costs[number] for number in allowed])
-        alike = _alike(best)
-        equal = [number for number in allowed if costs[number] <= alike]
-        chosen = equal[0] if len(equal) == 1 else min(equal, key=last_used.__getitem__)
-        is_bound, are_alike = best > min([costs[number] for number in rivals]), len(equal) > 1
+    if len(rivals) > 1 and cached_tokens.settle(rivals):
+        if len(rivals) < _FEW:
+            for number in rivals:
+                costs[number] = cost_of(prompt_tokens, candidates, number)
+        else:
+            costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
+    allowed = [number for number in rivals if in_flight[number] <= most] or rivals
+    best = min([costs[number] for number in allowed])
+    alike = _alike(best)
+    equal = [number for number in allowed if costs[number] <= alike]
+    chosen = equal[0] if len(equal) == 1 else min(equal, key=last_used.__getitem__)
     if len(costs) == 1:
         reason = "only-replica"
     elif in_flight[chosen] and (idle := _long_idle(candidates)) is not None:
         chosen, reason = idle, "long-idle"
-    elif is_bound:
+    elif best > min([costs[number] for number in rivals]):
         reason = "load-bound"
     elif cached_tokens[chosen] and cached_tokens.is_any_below(cached_tokens[chosen]):
         reason = "prefix-hit"
-    elif are_alike:
+    elif len(equal) > 1:
         reason = "least-recent"
     else:
         reason = "lowest-cost"
     return pick_of(chosen, reason, prompt_tokens, candidates, limit)
-
-
-def _least_recent_alike(
-    rivals: list[int], least: list[int], unknown: int, most: float, candidates: Candidates
-) -> int | None:
-    """Who of several `rivals` whose costs are surely alike was chosen longest ago; None: it cannot be told.
-
-    least: what each costs at least. unknown: tokens that may be cached less. most: in-flight requests within the bound.
-    """
-    in_flight = candidates.in_flight
-    if max([in_flight[number] for number in rivals]) > most:
-        return None
-    cheapest = min(rivals, key=least.__getitem__)
-    surely = _alike(least[cheapest])
-    bound = least[cheapest] + _weigh(unknown, in_flight[cheapest])
-    perhaps = _alike(bound)
-    chosen = min([number for number in rivals if least[number] <= perhaps], key=candidates.last_used.__getitem__)
-    is_sure = chosen != cheapest and max(bound, least[chosen] + _weigh(unknown, in_flight[chosen])) <= surely
-    return chosen if is_sure else None
-
-
-def _weigh(uncached: int, in_flight: int) -> int:
-    """What so many uncached tokens more cost at most."""
-    return uncached * (in_flight + FIRST_TOKEN_WEIGHT)
 
 
 def _alike(cost: int) -> int:

@@ -17,7 +17,7 @@ of (docs/kv-events.md) are overlooked until `expect` fills them.
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import islice
 
 from quire_gateway.misses import Removed
 from quire_gateway.prefix_match import Keys, Match
@@ -199,11 +199,9 @@ class PrefixIndex:
             self.insert(replica, keys)
             return None
         # Several quick passes over the chain: this runs between a choice and its request's departure.
-        holders, bit, stored, expected = self._holders, holder.bit, holder.stored, holder.expected
-        masks = list(map(holders.get, keys, repeat(0)))
-        is_novel = not any(map(bit.__and__, masks))
-        fresh = list(keys) if is_novel else [key for key in keys if key not in stored]
-        unexpected = fresh.copy() if is_novel else [key for key in fresh if key not in expected]
+        stored, expected = holder.stored, holder.expected
+        fresh = [key for key in keys if key not in stored]
+        unexpected = [key for key in fresh if key not in expected]
         room = holder.capacity - len(expected)
         if len(unexpected) > room:
             del fresh[fresh.index(unexpected[room]) :]
@@ -215,10 +213,7 @@ class PrefixIndex:
         else:
             for key in fresh:
                 expected[key] = expected.get(key, 0) + 1
-        if is_novel and not any(masks):
-            holders.update(dict.fromkeys(unexpected, bit))
-        else:
-            self._set(unexpected, bit)
+        self._set(unexpected, holder.bit)
         first = keys.index(fresh[0])
         anchor = keys[first - 1] if first else None
         if anchor is not None:

@@ -17,8 +17,6 @@ HoldersOf = Callable[[bytes, int], int]
 
 _SPAN = 32
 """Blocks to which lengths are found at first."""
-NARROW = 8
-"""Blocks to which `Match.narrow` finds them; a divisor of that."""
 
 
 class Keys(Protocol):
@@ -59,7 +57,7 @@ class Match:
         if others:
             walk(keys, holders_of, others, self._lengths)
         self._spans = probe(keys, holders_of, nested, self._lengths) if nested else []
-        self._unsettled = _bits_of(self._spans)
+        self._unsettled = sum([bits for _, _, bits in self._spans])
 
     def __len__(self) -> int:
         """Replicas."""
@@ -76,28 +74,16 @@ class Match:
         lengths = self._lengths
         return [lengths[place] * unit for place in self._places]
 
-    def narrow(self, numbers: Iterable[int]) -> int:
-        """Bring `at_most` of the replicas of these numbers, each given once, near to what they hold.
-
-        Returns by how many blocks it may still exceed that.
-        """
-        asked = self._asked(numbers) & self._unsettled
-        if asked:
-            self._spans = _narrow(self._keys, self._holders_of, self._spans, asked, self._lengths)
-            self._unsettled = _bits_of(self._spans)
-        return NARROW - 1 if asked & self._unsettled else 0
-
     def settle(self, numbers: Iterable[int]) -> bool:
         """Find how much the replicas of these numbers, each given once, hold; False: that is known."""
-        asked = self._asked(numbers) & self._unsettled
+        if not self._unsettled:
+            return False
+        asked = sum(map(self._bits.__getitem__, numbers)) & self._unsettled
         if not asked:
             return False
         self._spans = _settle(self._keys, self._holders_of, self._spans, asked, self._lengths)
         self._unsettled ^= asked
         return True
-
-    def _asked(self, numbers: Iterable[int]) -> int:
-        return sum(map(self._bits.__getitem__, numbers)) if self._unsettled else 0
 
     def is_any_below(self, length: int) -> bool:
         """Whether any replica holds less than `length` blocks."""
@@ -186,34 +172,6 @@ def _settle(keys: Keys, holders_of: HoldersOf, spans: list[Span], asked: int, le
         if alive:
             _walk_between(taken, holders_of, alive, start, end, lengths)
     return left
-
-
-def _narrow(keys: Keys, holders_of: HoldersOf, spans: list[Span], asked: int, lengths: list[int]) -> list[Span]:
-    """As `spans`, each in which one of the mask `asked` falls out looked into at every block of the number `NARROW`."""
-    narrow: list[Span] = []
-    taken = keys[: spans[-1][1]]
-    for span in spans:
-        start, last, alive = span
-        if last - start <= NARROW or not alive & asked:
-            narrow.append(span)
-            continue
-        end = start
-        for mask in (*map(holders_of, taken[start + NARROW : last : NARROW], repeat(0)), 0):
-            start, end = end, min(end + NARROW, last)
-            if gone := alive & ~mask:
-                if end < last:
-                    _note(lengths, gone, end)
-                if end - start > 1:
-                    narrow.append((start, end, gone))
-                alive ^= gone
-                if not alive:
-                    break
-    return narrow
-
-
-def _bits_of(spans: list[Span]) -> int:
-    """The replicas that are in any of them."""
-    return sum([bits for _, _, bits in spans])
 
 
 def _walk_between(keys: Keys, holders_of: HoldersOf, alive: int, start: int, end: int, lengths: list[int]) -> int:
