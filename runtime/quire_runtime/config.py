@@ -130,4 +130,4 @@ def _sentence(problem: Any) -> str:
         return f"{name} is required."
     if name in SECRET:
         return f"{name}: {message}."
-    return f"{name} = {problem['input']!r}: {message}."
+    return f"{name} = {problem['input']!r}: {message.replace('Input should be', 'must be')}."
