@@ -282,12 +282,12 @@ def test_two_deployments_share_a_file_and_the_second_owner_of_a_name_is_refused(
     assert len(up.pids("engine")) == 1
 
 
-def test_a_closed_terminal_ends_everything_in_order(up):
+def start_in_terminal(up) -> int:
+    """Begins `up` as a session of its own, led from a terminal; the terminal's other end."""
     import fcntl
     import pty
     import termios
 
-    up.write(replicas=1)
     ours, theirs = pty.openpty()
     up.process = subprocess.Popen(
         [sys.executable, STAND_INS, "up", str(up.file), "0", str(up.state)],
@@ -299,6 +299,12 @@ def test_a_closed_terminal_ends_everything_in_order(up):
         env={**os.environ, "XDG_STATE_HOME": str(up.folder / "xdg"), "TERM": "xterm", "COLUMNS": "160"},
     )
     os.close(theirs)
+    return ours
+
+
+def test_a_closed_terminal_ends_everything_in_order(up):
+    up.write(replicas=1)
+    ours = start_in_terminal(up)
 
     def serves() -> bool:
         while select.select([ours], [], [], 0)[0]:
@@ -519,18 +525,8 @@ def test_an_edit_made_before_anybody_watches_is_seen(up):
 
 
 def test_a_terminal_shows_a_table_that_is_kept_current(up):
-    import pty
-
     up.write(replicas=1)
-    ours, theirs = pty.openpty()
-    up.process = subprocess.Popen(
-        [sys.executable, STAND_INS, "up", str(up.file), "0", str(up.state)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "XDG_STATE_HOME": str(up.folder / "xdg"), "TERM": "xterm", "COLUMNS": "160"},
-    )
-    os.close(theirs)
+    ours = start_in_terminal(up)
     shown = b""
     deadline = time.monotonic() + DEADLINE_S
     while not re.search(rb"tiny-[0-9a-f]+-0 +serving", shown):
