@@ -8,6 +8,7 @@ stalls cannot hide it by being asked less.
 import asyncio
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from quire.address import base_address
 from quire.chat import connect, first_model
+from quire.main import INTERRUPTED
 from quire.up.display import plain_table
 from quire_api.errors import UserError
 
@@ -97,6 +99,8 @@ class Sample:
     cached_tokens: int = 0
     output_tokens: int = 0
     error: str = ""
+    says: str = ""
+    """The server's sentence about the error."""
 
 
 def run_bench(
@@ -108,6 +112,7 @@ def run_bench(
         ServerUnreachable, ServerRefused: nothing answers, or no model is served.
         NothingMeasured: every request failed.
         NotWritable: told before anything is sent.
+        SystemExit: Ctrl-C came; what was measured until then is told first.
     """
     console = console or Console()
     file = Path(json_file) if json_file not in ("", "-") else None
@@ -126,7 +131,10 @@ def run_bench(
     if all(sample.error for sample in samples):
         why = Counter(sample.error for sample in samples).most_common(1)[0][0] if samples else "none was sent"
         hint = f". Is a server at {plan.url}? Start one, or name its address." if why == "ConnectError" else ""
-        raise NothingMeasured(f"no request was answered: {why}{hint}")
+        says = next((f": {sample.says}" for sample in samples if sample.error == why and sample.says), "")
+        raise NothingMeasured(f"no request was answered: {why}{says}{hint}")
+    if len(samples) < plan.requests:
+        sys.exit(INTERRUPTED)
 
 
 def _check_writable(file: Path) -> None:
@@ -197,7 +205,7 @@ async def _ask(http: httpx.AsyncClient, plan: Plan, prompt: str, began: float, d
     try:
         async with http.stream("POST", plan.url + path, json=body) as answer:
             if answer.status_code != 200:
-                sample.error = _refusal(answer.status_code, await answer.aread())
+                sample.error, sample.says = _refusal(answer.status_code, await answer.aread())
             async for event in _events(answer):
                 now = time.perf_counter() - began - due_s
                 if "error" in event:
@@ -245,12 +253,14 @@ def _has_text(event: dict[str, Any]) -> bool:
     return False
 
 
-def _refusal(status: int, body: bytes) -> str:
+def _refusal(status: int, body: bytes) -> tuple[str, str]:
+    """What to count the answer as, and the server's sentence."""
     try:
         error = json.loads(body)["error"]
-        return f"{status} {error.get('code') or error['message']}"
+        code, says = error.get("code"), str(error["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return str(status)
+        return str(status), ""
+    return (f"{status} {code}", says) if code else (f"{status} {says}", "")
 
 
 def figures_of(plan: Plan, samples: Sequence[Sample], passed_s: float) -> dict[str, Any]:
@@ -301,7 +311,10 @@ def _print(console: Console, figures: dict[str, Any], samples: Sequence[Sample],
         f"{figures['prompt_tokens']:,} prompt tokens ({figures['cached_tokens']:,} cached), "
         f"{figures['output_tokens']:,} output tokens",
     ]
-    lines += [f"{count} failed: {error}" for error, count in figures["errors"].items()]
+    sentences = {sample.error: sample.says for sample in reversed(samples) if sample.says}
+    for error, count in figures["errors"].items():
+        says = f": {sentences[error]}" if error in sentences else ""
+        lines.append(f"{count} failed: {error}{says}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()

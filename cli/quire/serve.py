@@ -126,6 +126,23 @@ class _Command(typer.core.TyperCommand):
             spread.append(argument)
         return super().parse_args(ctx, spread)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """In groups: what the engine does, what the server does, and the rest."""
+        groups = {
+            "Arguments": ["model"],
+            "Engine": list(EngineConfig.model_fields),
+            "Server": list(ServerConfig.model_fields),
+        }
+        left = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        for title, names in groups.items():
+            _write_records(formatter, title, [left.pop(name, None) for name in names])
+        _write_records(formatter, "Options", list(left.values()))
+
+
+def _write_records(formatter: click.HelpFormatter, title: str, records: list[tuple[str, str] | None]) -> None:
+    with formatter.section(title):
+        formatter.write_dl([record for record in records if record is not None])
+
 
 def run_serve(
     model: str | None,

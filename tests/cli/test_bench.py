@@ -1,6 +1,9 @@
 """`quire bench` against an endpoint of a few lines, and the arithmetic of its figures."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +32,8 @@ class Endpoint:
         self.together = 0
         self.bodies: list[dict] = []
         self.running = self.most_running = 0
-        self._lock = threading.Condition()
+        self.hangs_from = sys.maxsize
+        self.changed = threading.Condition()
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,20 +47,22 @@ class Endpoint:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                with endpoint._lock:
+                with endpoint.changed:
                     endpoint.bodies.append(body)
                     number = len(endpoint.bodies)
-                    endpoint._lock.notify_all()
+                    endpoint.changed.notify_all()
                 if endpoint.refuse(number):
                     self.answer(429, b'{"error": {"message": "slow down", "code": "too_many"}}')
+                elif number >= endpoint.hangs_from:
+                    self.rfile.read(1)  # until the client goes
                 else:
                     self.stream("messages" in body)
 
             def stream(self, is_chat: bool) -> None:
-                with endpoint._lock:
+                with endpoint.changed:
                     endpoint.running += 1
                     endpoint.most_running = max(endpoint.most_running, endpoint.running)
-                    endpoint._lock.wait_for(lambda: len(endpoint.bodies) >= endpoint.together, DEADLINE_S)
+                    endpoint.changed.wait_for(lambda: len(endpoint.bodies) >= endpoint.together, DEADLINE_S)
                 self.send_response(200)
                 self.send_header("content-type", "text/event-stream")
                 self.send_header("connection", "close")
@@ -71,7 +77,7 @@ class Endpoint:
                 details = {"cached_tokens": 4}
                 usage = {"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": details}
                 self.event({"choices": [], "usage": usage})
-                with endpoint._lock:  # before the client can know that this was the end
+                with endpoint.changed:  # before the client can know that this was the end
                     endpoint.running -= 1
                 self.wfile.write(b"data: [DONE]\n\n")
 
@@ -169,6 +175,28 @@ def test_failures_are_counted_by_reason_and_kept_out_of_the_times(endpoint, tmp_
     figures = measured(endpoint, tmp_path)
     assert (figures["failed"], figures["errors"]) == (4, {"429 too_many": 4})
     assert figures["output_tokens"] == 40
+
+
+def test_the_server_s_sentence_is_told(endpoint, capsys):
+    endpoint.refuse = lambda number: number == 2
+    run_bench(plan_for(endpoint.url, model="m", requests=3), console=Console(width=150))
+    assert "1 failed: 429 too_many: slow down\n" in capsys.readouterr().out
+    endpoint.refuse = lambda number: True
+    with pytest.raises(NothingMeasured, match=r"no request was answered: 429 too_many: slow down$"):
+        run_bench(plan_for(endpoint.url, model="m", requests=3), console=Console(quiet=True))
+
+
+def test_ctrl_c_tells_what_was_measured_and_that_it_is_not_all(endpoint):
+    endpoint.hangs_from = 5
+    command = [sys.executable, "-m", "quire", "bench", endpoint.url, "--concurrency", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with endpoint.changed:
+        assert endpoint.changed.wait_for(lambda: len(endpoint.bodies) == 5, DEADLINE_S)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (130, "")
+    assert "m at " in out
+    assert ": 4 requests, 1 at a time" in out
 
 
 def test_a_stream_that_breaks_is_a_failure(endpoint, tmp_path):

@@ -120,6 +120,8 @@ def test_the_command_is_in_the_tree():
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=wide).stdout
     for flag in ("--served-model-name", "--max-model-len", "--gpu-memory", "--api-key", "--explain", "--config"):
         assert flag in shown
+    places = [shown.index(word) for word in ("Engine:", "--max-model-len", "Server:", "--port", "Options:", "--config")]
+    assert places == sorted(places), "in groups"
 
 
 def test_a_path_that_is_not_there_leaves_its_reason(tmp_path, monkeypatch):
