@@ -1,20 +1,22 @@
 """Parts of `quire up` that need no process: GPUs, log lines, what gateway reports mean, ages."""
 
+import io
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from quire.up.commands import Programs, serve_command, serve_environment
-from quire.up.display import age
+from quire.up.display import Display, age
 from quire.up.findings import findings
 from quire.up.gpus import Gpus, devices_of_this_machine
 from quire.up.process import last_line
 from quire.up.replica import LocalReplica
 from quire_api import wire
-from quire_api.v1alpha1 import LLMDeployment, from_object
+from quire_api.v1alpha1 import Condition, LLMDeployment, from_object
 from quire_operator.world import Key, Phase
 
 
@@ -54,6 +56,22 @@ def test_gpus_are_held_by_one_replica_at_a_time():
     assert gpus.take("c", 1) is not None  # a restart gives back what it held
     assert gpus.free == 1
     assert gpus.take("d", 0) == []
+
+
+def test_replicas_that_start_are_told_beside_how_many_are_wanted():
+    loading = deployment(replicas=2)
+    loading.status.conditions.append(
+        Condition(
+            type="Ready",
+            status="False",
+            reason="Loading",
+            message="the engine loads the model",
+            last_transition_time="2026-01-01T00:00:00Z",
+        )
+    )
+    said = io.StringIO()
+    Display(Console(file=said)).show([loading], [])
+    assert said.getvalue().split(" ", 1)[1] == "tiny Ready=False Loading 0/2: the engine loads the model\n"
 
 
 def found(gpus: int = 0, **spec) -> list[tuple[str, str]]:

@@ -72,7 +72,7 @@ class Display:
             now = (ready.status, ready.reason, ready.message, str(status.ready_replicas))
             if self._said.get(name) != now:
                 self._said[name] = now
-                counts = f"{status.ready_replicas}/{status.replicas}"
+                counts = f"{status.ready_replicas}/{deployment.spec.replicas}"
                 self.announce(f"{name} Ready={ready.status} {ready.reason} {counts}: {ready.message}")
 
     def _picture(self) -> Group:
