@@ -5,37 +5,32 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import signal
-import socket
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import kopf
 
 from quire_api.connection import Connection
 from quire_api.errors import UserError
-from quire_operator.agents import Agents
 from quire_operator.autoscaling import autoscale_for_ever
-from quire_operator.build_pod import Settings
 from quire_operator.config import OperatorConfig
-from quire_operator.gateways import Gateways
 from quire_operator.handlers import registry_of, settings_of
 from quire_operator.kube import ApiError, ApiUnavailable, Kube
-from quire_operator.kubernetes_world import Cluster
 from quire_operator.lease import Lease
 from quire_operator.metrics import IS_LEADER
-from quire_operator.nodes import Nodes
 from quire_operator.pages import serve_pages
+from quire_operator.parts import Parts, assemble
 from quire_operator.reconcile import Reconciler
 from quire_operator.resync import Resync
 from quire_operator.rights import Kind, watchable
 from quire_operator.routing import Routing
-from quire_operator.store import Store
 from quire_operator.watchers import until_a_watch_ends
 
 log = logging.getLogger(__name__)
 
+Task = asyncio.Task[Any]
 GIVE_UP_S = 5.0
 """For what is under way, the lease above all, once the operator cannot go on."""
 
@@ -78,68 +73,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def operate(config: OperatorConfig, connection: Connection) -> int:
     """Work until SIGTERM or SIGINT."""
     async with contextlib.AsyncExitStack() as closing:
-        return await _operate(config, connection, closing)
-
-
-async def _operate(config: OperatorConfig, connection: Connection, closing: contextlib.AsyncExitStack) -> int:
-    home = config.namespace or connection.namespace
-    identity = config.identity or f"{socket.gethostname()}-{secrets.token_hex(3)}"
-    store = Store()
-    duration_s = config.lease_duration_s
-    unfenced = Kube(connection)
-    lease = Lease(unfenced, home, config.lease, identity, duration_s=duration_s, renew_s=duration_s / 4)
-    kube = Kube(connection, lease.is_held) if config.leader_elect else Kube(connection)
-    closing.push_async_callback(unfenced.close)
-    closing.push_async_callback(kube.close)
-    labels = dict(pair.split("=", 1) for pair in config.gateway_labels.split(","))
-    reconciler: Reconciler
-    routing = Routing(
-        kube, home, config.routing_secret, config.namespaces, lambda keys: reconciler.wake(keys), config.lease
-    )
-    gateways = Gateways(
-        kube,
-        lambda keys: reconciler.wake(keys or store.keys()),
-        namespace=home,
-        labels=labels,
-        port=config.gateway_port,
-        internal_key=config.internal_key,
-        addresses=config.gateway_addresses,
-    )
-    closing.push_async_callback(gateways.close)
-    settings = Settings(
-        engine_image=config.engine_image,
-        agent_image=config.agent_image,
-        image_pull_policy=config.image_pull_policy,
-        image_pull_secrets=tuple(config.image_pull_secrets),
-        gpu_resource=config.gpu_resource,
-        gateway_namespace=home,
-        gateway_labels=labels,
-        agent_port=config.agent_port,
-        monitoring_namespace=config.monitoring_namespace,
-    )
-    url = config.gateway_url or f"http://quire-gateway.{home}.svc"
-    agents = Agents(lambda keys: reconciler.wake(keys), config.agent_port)
-    closing.push_async_callback(agents.close)
-    cluster = Cluster(kube, store, gateways, agents, Nodes(kube), routing, settings, f"{url}/v1")
-    reconciler = Reconciler(cluster, identity, config.renewals, config.renewal_patience_s)
-
-    stop, listening = asyncio.Event(), asyncio.Event()
-    _heed_signals(stop)
-    port = await serve_pages(config.host, config.port, listening.is_set, reconciler.count)
-    print(f"quire-operator: {identity} serves /metrics on port {port}", file=sys.stderr, flush=True)
-
-    kinds = await _watchable(kube, config, stop)
-    if stop.is_set():
+        parts = assemble(config, connection, closing)
+        stop, listening = asyncio.Event(), asyncio.Event()
+        _heed_signals(stop)
+        port = await serve_pages(config.host, config.port, listening.is_set, parts.reconciler.count)
+        print(f"quire-operator: {parts.identity} serves /metrics on port {port}", file=sys.stderr, flush=True)
+        kinds = await _watchable(parts.kube, config, stop)
+        if stop.is_set():
+            return 0
+        watching, ours = _start(parts, config, kinds, stop, listening)
+        done, _ = await asyncio.wait({watching, *ours}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await _give_up(done, {watching, *ours})
+        # kopf goes last: it cancels whatever has begun after it, and so the lease's return in its midst.
+        for group in (ours, [watching]):
+            for task in group:
+                task.cancel()
+            await asyncio.gather(*group, return_exceptions=True)
         return 0
+
+
+def _start(
+    parts: Parts, config: OperatorConfig, kinds: dict[str, Kind], stop: asyncio.Event, listening: asyncio.Event
+) -> tuple[Task, list[Task]]:
+    """kopf's task, and ours."""
+    kube, store, reconciler = parts.kube, parts.store, parts.reconciler
     resync = Resync(kube, store, kinds, config.namespaces, reconciler.wake, lambda: reconciler.seen(()))
     watching = asyncio.create_task(
         kopf.operator(
-            registry=registry_of(store, reconciler, resync, connection, kinds),
+            registry=registry_of(store, reconciler, resync, parts.connection, kinds),
             settings=settings_of(kinds, config.namespaces),
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,
             # Else kopf asks for the user's name, and a container's user may have none.
-            identity=identity,  # type: ignore[arg-type]
+            identity=parts.identity,  # type: ignore[arg-type]
             standalone=True,
             ready_flag=listening,
         )
@@ -148,31 +115,26 @@ async def _operate(config: OperatorConfig, connection: Connection, closing: cont
         until_a_watch_ends(),
         resync.run(),
         reconciler.run(),
-        gateways.run(),
-        agents.run(),
-        routing.run(),
-        autoscale_for_ever(kube, store, gateways, reconciler.is_leading, identity, reconciler.wake),
-        _lead(lease, reconciler, routing, config),
+        parts.gateways.run(),
+        parts.agents.run(),
+        parts.routing.run(),
+        autoscale_for_ever(kube, store, parts.gateways, reconciler.is_leading, parts.identity, reconciler.wake),
+        _lead(parts.lease, reconciler, parts.routing, config),
         _told_to_end(stop, listening),
     )
-    ours = [asyncio.create_task(work) for work in works]
-    tasks = {watching, *ours}
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    if not stop.is_set():
-        for task in done:
-            log.error("the operator ends", exc_info=None if task.cancelled() else task.exception())
-        for task in tasks:
-            task.cancel()
-        # kopf may ignore being cancelled then, and the process would stay, doing nothing.
-        await asyncio.wait(tasks, timeout=GIVE_UP_S)
-        logging.shutdown()
-        os._exit(1)
-    # kopf goes last: it cancels whatever has begun after it, and so the lease's return in its midst.
-    for group in (ours, [watching]):
-        for task in group:
-            task.cancel()
-        await asyncio.gather(*group, return_exceptions=True)
-    return 0
+    return watching, [asyncio.create_task(work) for work in works]
+
+
+async def _give_up(done: set[Task], tasks: set[Task]) -> NoReturn:
+    """End the process with exit code 1, once what is under way has had its time."""
+    for task in done:
+        log.error("the operator ends", exc_info=None if task.cancelled() else task.exception())
+    for task in tasks:
+        task.cancel()
+    # kopf may ignore being cancelled then, and the process would stay, doing nothing.
+    await asyncio.wait(tasks, timeout=GIVE_UP_S)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _heed_signals(stop: asyncio.Event) -> None:
