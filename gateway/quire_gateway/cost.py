@@ -43,6 +43,8 @@ for it."""
 
 _FEW = 24
 """Of more replicas than that it takes less time to compute all costs in one pass."""
+_MOST_TRIES = 6
+"""To find the least recently used of those that cost alike, before all that they hold is looked up."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -226,7 +228,7 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
 
     How much is cached is looked up for those only that may be the cheapest.
     """
-    in_flight, last_used, cached_tokens = candidates.in_flight, candidates.last_used, candidates.cached_tokens
+    in_flight, cached_tokens = candidates.in_flight, candidates.cached_tokens
     limit = bound.limit(candidates)
     most = limit - 1
     costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
@@ -239,30 +241,82 @@ def pick_lowest_cost(prompt_tokens: int, candidates: Candidates, bound: LoadBoun
     costs[first] = cost_of(prompt_tokens, candidates, first)
     ceiling = _alike(costs[first])
     rivals = [number for number, cost in enumerate(costs) if cost <= ceiling]
+    allowed = [number for number in rivals if in_flight[number] <= most] or rivals
+    reason, chosen = "prefix-hit", None
+    if len(allowed) == len(rivals) >= _FEW:
+        chosen = _least_recent_alike(prompt_tokens, candidates, rivals, costs, costs[first])
+    if chosen is None:
+        chosen, reason = _settled_choice(prompt_tokens, candidates, rivals, allowed, costs)
+    if in_flight[chosen] and (idle := _long_idle(candidates)) is not None:
+        chosen, reason = idle, "long-idle"
+    return pick_of(chosen, reason, prompt_tokens, candidates, limit)
+
+
+def _settled_choice(
+    prompt_tokens: int, candidates: Candidates, rivals: list[int], allowed: list[int], costs: list[int]
+) -> tuple[int, str]:
+    """The choice among `allowed`, and why, when all is known of what `rivals` hold.
+
+    costs: what each costs at least, and what it costs where that is known.
+    """
+    cached_tokens = candidates.cached_tokens
     if len(rivals) > 1 and cached_tokens.settle(rivals):
         if len(rivals) < _FEW:
             for number in rivals:
                 costs[number] = cost_of(prompt_tokens, candidates, number)
         else:
             costs = _costs(prompt_tokens, candidates, cached_tokens.at_most())
-    allowed = [number for number in rivals if in_flight[number] <= most] or rivals
     best = min([costs[number] for number in allowed])
     alike = _alike(best)
     equal = [number for number in allowed if costs[number] <= alike]
-    chosen = equal[0] if len(equal) == 1 else min(equal, key=last_used.__getitem__)
+    chosen = equal[0] if len(equal) == 1 else min(equal, key=candidates.last_used.__getitem__)
     if len(costs) == 1:
-        reason = "only-replica"
-    elif in_flight[chosen] and (idle := _long_idle(candidates)) is not None:
-        chosen, reason = idle, "long-idle"
-    elif best > min([costs[number] for number in rivals]):
-        reason = "load-bound"
-    elif cached_tokens[chosen] and cached_tokens.is_any_below(cached_tokens[chosen]):
-        reason = "prefix-hit"
-    elif len(equal) > 1:
-        reason = "least-recent"
-    else:
-        reason = "lowest-cost"
-    return pick_of(chosen, reason, prompt_tokens, candidates, limit)
+        return chosen, "only-replica"
+    if best > min([costs[number] for number in rivals]):
+        return chosen, "load-bound"
+    if _is_hit(cached_tokens, chosen):
+        return chosen, "prefix-hit"
+    return chosen, "least-recent" if len(equal) > 1 else "lowest-cost"
+
+
+def _least_recent_alike(
+    prompt_tokens: int, candidates: Candidates, rivals: list[int], costs: list[int], best: int
+) -> int | None:
+    """Who of those that cost alike the least was chosen longest ago, if that is a prefix hit.
+
+    No more is looked up than tells so much: it is enough that nobody else can cost so little that this one's cost is
+    not alike. costs: what each costs at least; what is found is entered. best: what one of `rivals` costs. None: it is
+    no hit, or a few looks do not tell.
+    """
+    cached_tokens, last_used = candidates.cached_tokens, candidates.last_used
+    for _ in range(_MOST_TRIES):
+        oldest = min(rivals, key=last_used.__getitem__)
+        cost = costs[oldest] = cost_of(prompt_tokens, candidates, oldest)
+        best = min(best, cost)
+        if cost <= _alike(best):
+            floor = _least_alike(cost)
+            doubtful = [number for number in rivals if costs[number] < floor]
+            if doubtful:
+                cached_tokens.settle(doubtful)
+                for number in doubtful:
+                    costs[number] = cost_of(prompt_tokens, candidates, number)
+                best = min(best, min([costs[number] for number in doubtful]))
+            if best >= floor:
+                return oldest if _is_hit(cached_tokens, oldest) else None
+        ceiling = _alike(best)
+        rivals = [number for number in rivals if costs[number] <= ceiling]
+    return None
+
+
+def _is_hit(cached_tokens: CachedTokens, chosen: int) -> bool:
+    """Whether it holds a part of the prompt, and more of it than another."""
+    held = cached_tokens[chosen]
+    return held > 0 and cached_tokens.is_any_below(held)
+
+
+def _least_alike(cost: int) -> int:
+    """The least cost beside which `cost` is alike: the least `best` with `cost <= _alike(best)`."""
+    return cost - cost // (ALIKE_DIVISOR + 1)
 
 
 def _alike(cost: int) -> int:

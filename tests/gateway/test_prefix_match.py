@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_gateway.choose import Matched
-from quire_gateway.cost import Candidates, Known, LoadBound, pick_lowest_cost
+from quire_gateway.cost import ALIKE_DIVISOR, LONG_IDLE_PICKS, Candidates, Known, LoadBound, costs_of, pick_lowest_cost
 from quire_gateway.index import PrefixIndex
 from quire_gateway.sessions import keep_session
 
@@ -24,6 +24,28 @@ def index_of(depths, doubtful=()):
         if number in doubtful:
             index.lose(NAMES[number])
     return index
+
+
+def lawful(prompt, candidates):
+    """Replica and reason by the law's words: every cost is looked at."""
+    names, in_flight, last_used = candidates.replicas, candidates.in_flight, candidates.last_used
+    costs, cached = costs_of(prompt, candidates), candidates.settled_tokens()
+    numbers = range(len(names))
+    within = [number for number in numbers if in_flight[number] + 1 <= LoadBound().limit(candidates)]
+    best = min(costs[number] for number in within or numbers)
+    alike = [number for number in within or numbers if costs[number] <= best + best // ALIKE_DIVISOR]
+    chosen = min(alike, key=lambda number: last_used[number])
+    idle = [number for number in numbers if not in_flight[number]]
+    longest = min(idle, key=lambda number: last_used[number], default=chosen)
+    if len(names) == 1:
+        return names[chosen], "only-replica"
+    if in_flight[chosen] and max(last_used) - last_used[longest] > LONG_IDLE_PICKS * len(names) and idle:
+        return names[longest], "long-idle"
+    if best > min(costs):
+        return names[chosen], "load-bound"
+    if cached[chosen] > min(cached):
+        return names[chosen], "prefix-hit"
+    return names[chosen], "least-recent" if len(alike) > 1 else "lowest-cost"
 
 
 some_depths = st.lists(st.integers(0, len(CHAIN)), min_size=1, max_size=len(NAMES))
@@ -82,6 +104,7 @@ def test_the_choice_is_that_of_one_that_is_told_every_length(depths, doubtful, l
     kept, told_kept = keep_session(pick, b"session"), keep_session(told, b"session")
     assert (kept.replica, kept.reason) == (told_kept.replica, told_kept.reason)
     assert pick.scores == told.scores
+    assert (pick.replica, pick.reason) == lawful(prompt, told.candidates)
 
 
 def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_another_part():
@@ -97,23 +120,38 @@ def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_anot
     assert Counted.looks < 80  # Of 600 blocks; each of 40 replicas by bisection: 400.
 
 
+def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_costs_as_much():
+    rng = random.Random(0)
+    depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
+    index = index_of(depths)
+    Counted.looks = 0
+    match = Matched(index.match([Counted(key) for key in CHAIN], NAMES), 16)
+    queued = [depth * 16 * 18 // 8 for depth in depths]
+    last_used = rng.sample(range(40), len(depths))
+    pick = pick_lowest_cost(16 * len(CHAIN), Candidates(NAMES, [10] * 40, queued, match, last_used), LoadBound())
+    assert pick.replica == NAMES[last_used.index(0)]
+    assert Counted.looks < 100  # Of 600 blocks.
+
+
 def test_a_choice_among_many_that_cost_nearly_alike_is_that_of_one_who_knows_what_each_holds():
     """16 tokens a block; each may be the cheapest until it is known how much it holds."""
     rng = random.Random(1)
-    for extra in range(0, 6000, 60):
-        depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
+    for extra in range(0, 6000, 20):
+        depths = [rng.randrange(len(CHAIN)) if rng.random() < 0.9 else rng.choice((0, 8, 600)) for _ in NAMES]
+        doubtful = {number for number in range(len(NAMES)) if extra % 100 == 0 and rng.random() < 0.3}
         # Costs differ by up to `extra` tokens before the first one; alike are 671.
         queued = [depth * 16 * 18 // 8 + rng.randrange(extra + 1) for depth in depths]
-        in_flight = [rng.choice((9, 10, 40)) if extra % 120 else 10 for _ in depths]
+        in_flight = [rng.choice((9, 10, 40)) if extra % 120 == 0 else 10 for _ in depths]
         last_used = rng.sample(range(1000), len(depths))
 
         def picked(cached, loads=(in_flight, queued), last_used=last_used):
             return pick_lowest_cost(16 * len(CHAIN), Candidates(NAMES, *loads, cached, last_used), LoadBound())
 
-        pick = picked(Matched(index_of(depths).match(CHAIN, NAMES), 16))
+        pick = picked(Matched(index_of(depths, doubtful).match(CHAIN, NAMES), 16))
         told = picked(Known(16 * depth for depth in depths))
         assert (pick.replica, pick.reason, pick.cached_tokens) == (told.replica, told.reason, told.cached_tokens)
         assert pick.scores == told.scores
+        assert (pick.replica, pick.reason) == lawful(16 * len(CHAIN), told.candidates)
 
 
 class Counted(bytes):
