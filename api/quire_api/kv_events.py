@@ -109,14 +109,15 @@ def join_keys(keys: Iterable[bytes]) -> bytes:
     return b"".join(keys)
 
 
-def split_keys(joined: bytes) -> list[bytes]:
-    """
+def split_keys(joined: bytes, kept: int = KEY_BYTES) -> list[bytes]:
+    """The first `kept` bytes of each key.
+
     Raises:
         MalformedEvents: the bytes are not whole keys.
     """
     if len(joined) % KEY_BYTES:
         raise MalformedEvents(f"{len(joined)} bytes are not whole keys of {KEY_BYTES}")
-    return [joined[start : start + KEY_BYTES] for start in range(0, len(joined), KEY_BYTES)]
+    return [joined[start : start + kept] for start in range(0, len(joined), KEY_BYTES)]
 
 
 class FrameReader:

@@ -25,7 +25,7 @@ from quire_gateway.block_space import BlockSpace
 from quire_gateway.choose import Chain, Choice
 from quire_gateway.cost import FIRST_TOKEN_WEIGHT
 from quire_gateway.fleet import DeploymentState, ReplicaState
-from quire_gateway.index import PrefixIndex
+from quire_gateway.index import KEY_BYTES, PrefixIndex
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
 
@@ -44,8 +44,8 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
     rng = random.Random(5)
     shared = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
     warm = [array("I", rng.randbytes(4 * PROMPT_TOKENS)) for _ in range(20)]
-    chains = [list(blocks.chain(ROOT, tokens, BLOCK_SIZE)) for tokens in shared]
-    warm_chains = [list(blocks.chain(ROOT, tokens, BLOCK_SIZE)) for tokens in warm]
+    chains = [Chain(ROOT, tokens, BLOCK_SIZE).all() for tokens in shared]
+    warm_chains = [Chain(ROOT, tokens, BLOCK_SIZE).all() for tokens in warm]
     gc.collect()
     before = resident_bytes()
     deployment = DeploymentState(wire.Deployment(name="d", namespace="n", served_names=["m"]))
@@ -64,7 +64,7 @@ async def _measure(replicas: int, blocks_each: int, rounds: int) -> dict[str, An
         left = blocks_each - len(held)
         while left > 0:
             count = min(left, 10_000)
-            index.store(name, [b"%016d" % key for key in range(number, number + count)])
+            index.store(name, keys_from(number, count))
             number, left = number + count, left - count
         index.finish(name)
         state.in_flight = rng.randrange(40)
@@ -180,9 +180,14 @@ def guessed_bytes(replicas: int, blocks_each: int) -> float:
     for name in names:
         index.add_replica(name, blocks_each)
     for first in range(0, 2 * replicas * blocks_each, 500):
-        index.insert(names[first // 500 % replicas], [b"%016d" % key for key in range(first, first + 500)])
+        index.insert(names[first // 500 % replicas], keys_from(first, 500))
     gc.collect()
     return (resident_bytes() - before) / sum(map(index.blocks_of, names))
+
+
+def keys_from(number: int, count: int) -> list[bytes]:
+    """Keys of blocks that are nobody else's."""
+    return [b"%0*d" % (KEY_BYTES, key) for key in range(number, number + count)]
 
 
 def resident_bytes() -> int:

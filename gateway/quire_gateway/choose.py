@@ -2,25 +2,28 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import overload
 
 from quire_api import blocks
 from quire_gateway.block_space import BlockSpace
 from quire_gateway.cost import CachedTokens, Known, Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candidates
-from quire_gateway.index import Expectation
+from quire_gateway.index import KEY_BYTES, Expectation
 from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
 from quire_gateway.prefix_match import Match
 from quire_gateway.sessions import keep_session
 
+_cut = itemgetter(slice(KEY_BYTES))
+
 
 class Chain:
-    """A prompt's block keys under one root, computed as far as they have been looked at."""
+    """A prompt's block keys under one root as the index keeps them, computed as far as they have been looked at."""
 
     def __init__(self, root: bytes, tokens: Sequence[int], block_size: int) -> None:
         self._known: list[bytes] = []
-        self._rest = blocks.chain(root, tokens, block_size)
+        self._rest = map(_cut, blocks.chain(root, tokens, block_size))
         self._length = len(tokens) // block_size
 
     def __len__(self) -> int:
