@@ -194,7 +194,7 @@ def _loaded(view: View) -> Verdict:
         stopped = f"; the rollout waits, {former} of the former revision serve on" if former else ""
         return Verdict("False", reason, f"{times}{failure.message}{_next_try(view)}{stopped}")
     if newest_available or any(replica.phase is Phase.READY for replica in view.newest):
-        return Verdict("True", "Loaded", OF_ANOTHER_OPERATOR if view.waits_for_renewal else "")
+        return Verdict("True", "Loaded", OF_ANOTHER_OPERATOR if view.waits_for_renewal else _why_former_stay(view))
     if view.available:
         return Verdict("True", "RollingOut", "the new revision loads while the former one serves")
     if view.finding:
@@ -203,6 +203,16 @@ def _loaded(view: View) -> Verdict:
     if loading is not None:
         return Verdict("False", loading.reason, loading.message)
     return Verdict("False", "Loading", "the engine loads the model")
+
+
+def _why_former_stay(view: View) -> str:
+    """Though a new replica serves: somebody else's readiness gates keep the cluster from counting it."""
+    has_former = any(replica.revision != view.revision for replica in view.available)
+    gates = sorted({gate for replica in view.newest if replica.is_available for gate in replica.closed_gates})
+    if not has_former or not gates:
+        return ""
+    told = f"the former replicas stay until readiness gates of the new ones open: {', '.join(gates)}"
+    return f"{told}; let them be opened, or take them out of spec.podTemplate"
 
 
 def _available(view: View) -> Verdict:

@@ -8,8 +8,9 @@ Called again after every change and at `wake_at`; each call asks only for steps 
     surge limit       all processes, draining and stopping ones included, stay within wanted + maxSurge
     availability      no step of ours takes the available ones below wanted - maxUnavailable
 
-The arithmetic of a rolling update is that of Kubernetes' Deployment: a new replica that is not available yet lends
-nothing to the old ones that may go, so a revision that never becomes available stops the rollout by itself.
+The arithmetic of a rolling update is that of Kubernetes' Deployment: a new replica that is not available yet, or not
+counted by the cluster yet, lends nothing to the old ones that may go, so a revision that never becomes available stops
+the rollout by itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -221,7 +222,7 @@ def _next_steps(
 def _old_that_may_go(new: Sequence[ReplicaState], old: Sequence[ReplicaState], scale: _Scale) -> list[ReplicaState]:
     """Former replicas that may leave now: first those that serve nobody, then those whose place is taken."""
     broken = [replica for replica in old if not replica.is_available]
-    new_unavailable = sum(not replica.is_available for replica in new)
+    new_unavailable = sum(not (replica.is_available and replica.is_counted) for replica in new)
     removable = len(new) + len(old) - scale.min_available - new_unavailable
     going = broken[: max(removable, 0)]
     serving = sorted((replica for replica in old if replica.is_available), key=_goes_first)
@@ -229,9 +230,10 @@ def _old_that_may_go(new: Sequence[ReplicaState], old: Sequence[ReplicaState], s
     return going + serving[: max(available - scale.min_available, 0)]
 
 
-def _goes_first(replica: ReplicaState) -> tuple[bool, float, int, float]:
-    """Order in which equals leave: who serves nobody, the coldest cache, the least busy, the youngest."""
-    return replica.is_available, replica.warmth or 0.0, replica.in_flight or 0, -(replica.ready_at or float("inf"))
+def _goes_first(replica: ReplicaState) -> tuple[bool, bool, float, int, float]:
+    """Order in which equals leave: who serves nobody, who is not counted, the coldest, the least busy, the youngest."""
+    age = -(replica.ready_at or float("inf"))
+    return replica.is_available, replica.is_counted, replica.warmth or 0.0, replica.in_flight or 0, age
 
 
 def _is_active(replica: ReplicaState) -> bool:

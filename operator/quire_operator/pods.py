@@ -76,7 +76,13 @@ def replicas_of(
 
 def is_gate_open(pod: Manifest) -> bool:
     """Whether a gateway has once got an answer through it; the gate never closes again."""
-    return (_condition(pod, ROUTABLE_GATE) or {}).get("status") == "True"
+    return _is_true(pod, ROUTABLE_GATE)
+
+
+def closed_gates(pod: Manifest) -> tuple[str, ...]:
+    """Readiness gates of others that are not open."""
+    gates = [str(gate.get("conditionType")) for gate in pod.get("spec", {}).get("readinessGates") or ()]
+    return tuple(gate for gate in gates if gate != ROUTABLE_GATE and not _is_true(pod, gate))
 
 
 def gates_to_open(pods: Iterable[Manifest], words: Mapping[str, GatewayWord]) -> list[str]:
@@ -127,6 +133,8 @@ def _replica(
         phase=phase,
         ready_at=_seconds(ready.get("lastTransitionTime")) if phase is Phase.READY else None,
         is_routable=is_gate_open(pod) or (word is not None and word.is_routable),
+        is_counted=_is_true(pod, "Ready"),
+        closed_gates=closed_gates(pod),
         in_flight=word.in_flight if word and (word.is_drain_seen or not is_draining) else None,
         is_lost=word is not None and word.is_lost,
         warmth=word.warmth if word else None,
@@ -144,7 +152,7 @@ def _phase(pod: Manifest) -> Phase:
         return Phase.STOPPING
     if status.get("phase") in ("Failed", "Succeeded"):
         return Phase.STOPPING
-    if (_condition(pod, "ContainersReady") or {}).get("status") == "True":
+    if _is_true(pod, "ContainersReady"):
         return Phase.READY
     state = _engine(pod).get("state", {})
     if "terminated" in state or state.get("waiting", {}).get("reason") == "CrashLoopBackOff":
@@ -242,6 +250,10 @@ def _restarts(pod: Manifest) -> int:
 def _condition(owner: Manifest, kind: str) -> Mapping[str, Any] | None:
     conditions = owner.get("status", {}).get("conditions") or ()
     return next((condition for condition in conditions if condition.get("type") == kind), None)
+
+
+def _is_true(owner: Manifest, kind: str) -> bool:
+    return (_condition(owner, kind) or {}).get("status") == "True"
 
 
 def _name(owner: Manifest) -> str:

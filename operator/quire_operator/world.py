@@ -94,6 +94,10 @@ class ReplicaState:
     """When this start became ready; None while it has not."""
     is_routable: bool = False
     """A gateway has answered a request through it since it started; stays true for as long as the process lives."""
+    is_counted: bool = True
+    """The cluster calls it Ready, as endpoints and budgets count: a moment after it is routable. Elsewhere always."""
+    closed_gates: tuple[str, ...] = ()
+    """Readiness gates, asked for in podTemplate, that keep it from being counted until somebody opens them."""
     is_lost: bool = False
     """No gateway has got an answer through it for a while. A word for people: it takes part in decisions as before."""
     in_flight: int | None = None

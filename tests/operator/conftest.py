@@ -37,7 +37,7 @@ def deployment(name: str = "tiny", *, generation: int = 1, created: str = "", mo
 
 @dataclass
 class SimulatedWorld:
-    """Replicas start, become ready and routable, finish requests and stop, one tick a second."""
+    """Replicas start, become ready, routable and counted, finish requests and stop, one tick a second."""
 
     start_ticks: int = 2
     now: float = 1000.0
@@ -45,6 +45,7 @@ class SimulatedWorld:
     routes: dict = field(default_factory=dict)
     gateways: int = 1
     broken: Callable[[ReplicaState], bool] = lambda replica: False
+    closed_gates: tuple[str, ...] = ()
     age: dict[str, int] = field(default_factory=dict)
     log: list[Intention] = field(default_factory=list)
     findings: dict = field(default_factory=dict)
@@ -102,7 +103,10 @@ class SimulatedWorld:
                     else:
                         self.replicas[name] = replace(replica, phase=Phase.READY, ready_at=self.now, in_flight=0)
                 case Phase.READY if not replica.is_routable:
-                    self.replicas[name] = replace(replica, is_routable=self.gateways > 0)
+                    self.replicas[name] = replace(replica, is_routable=self.gateways > 0, is_counted=False)
+                case Phase.READY if not replica.is_counted:
+                    gates = self.closed_gates
+                    self.replicas[name] = replace(replica, is_counted=not gates, closed_gates=gates)
                 case Phase.READY if replica.is_draining and replica.in_flight:
                     self.replicas[name] = replace(replica, in_flight=replica.in_flight - 1)
 
@@ -135,6 +139,9 @@ class SimulatedWorld:
 
     def available(self) -> list[str]:
         return sorted(name for name, replica in self.replicas.items() if replica.is_available)
+
+    def counted(self) -> list[str]:
+        return [name for name in self.available() if self.replicas[name].is_counted]
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ containers = st.fixed_dictionaries(
 )
 conditions = st.fixed_dictionaries(
     {
-        "type": st.sampled_from(["ContainersReady", "PodScheduled", "quire.dev/routable", "ReplicaFailure"]),
+        "type": st.sampled_from(["ContainersReady", "Ready", "PodScheduled", "quire.dev/routable", "ReplicaFailure"]),
         "status": st.sampled_from(["True", "False", "Unknown"]),
     },
     optional={"reason": st.sampled_from(["Unschedulable", ""]), "message": words, "lastTransitionTime": stamps},
@@ -88,6 +88,7 @@ def clusters(draw, revisions):
                 **draw(st.sampled_from([{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}])),
                 "annotations": draw(st.one_of(st.none(), annotations)),
             },
+            "spec": {"readinessGates": draw(st.sampled_from([None, [], [{"conditionType": "example.com/a"}]]))},
             "status": draw(
                 st.fixed_dictionaries(
                     {},

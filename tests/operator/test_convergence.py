@@ -38,8 +38,9 @@ def check_promises(world, wish: LLMDeployment, intentions) -> None:
     replicas = world.replicas
     leaving = {i.replica for i in intentions if isinstance(i, DrainReplica | StopReplica)}
     available = set(world.available())
-    if leaving & available:
-        assert len(available - leaving) >= min_available(wish)
+    for served in (available, set(world.counted())):
+        if leaving & served:
+            assert len(served - leaving) >= min_available(wish)
     for intention in intentions:
         if isinstance(intention, StopReplica):
             replica = replicas[intention.replica]

@@ -118,6 +118,18 @@ class TestScale:
         starting = next(name for name, replica in world.replicas.items() if replica.phase is Phase.STARTING)
         assert StopReplica(starting) in world.step(make(replicas=2)).intentions
 
+    def test_down_takes_one_that_the_cluster_does_not_count_before_one_that_it_does(self, make, world):
+        world.run(make(replicas=1))
+        (counted,) = world.available()
+        world.load(counted, 5)
+        while len(world.available()) < 2:
+            world.step(make(replicas=2))
+            world.tick()
+        (other,) = set(world.available()) - {counted}
+        world.load(other, 9)
+        drains = [i.replica for i in world.step(make(replicas=1)).intentions if isinstance(i, DrainReplica)]
+        assert drains == [other]
+
     def test_a_drain_ends_at_its_deadline_whatever_is_in_flight(self, make, world):
         wish = make(replicas=1, rollout={"drainTimeout": "10s"})
         world.run(wish)
@@ -176,9 +188,24 @@ class TestRollout:
         for _ in range(30):
             world.step(changed)
             assert len(world.available()) >= 2  # maxUnavailable 0
+            assert len(world.counted()) >= 2  # by endpoints and budgets, which come to know a moment later
             assert len(world.replicas) <= 3  # replicas 2 + maxSurge 1
             world.tick()
         assert revisions(world) == {revision_of(changed): 2}
+
+    def test_old_stays_while_a_readiness_gate_of_new_is_closed_and_the_status_names_it(self, make, world):
+        before = make(replicas=2)
+        world.run(before)
+        changed = make(replicas=2, engine={"maxModelLen": 64})
+        world.closed_gates = ("example.com/balanced",)
+        status = world.run(changed).statuses[KEY]
+        assert revisions(world) == {revision_of(before): 2, revision_of(changed): 1}
+        assert status.condition("Ready").status == "True"
+        assert "example.com/balanced" in status.condition("Loaded").message
+        world.closed_gates = ()
+        status = world.run(changed).statuses[KEY]
+        assert revisions(world) == {revision_of(changed): 2}
+        assert status.condition("Loaded").message == ""
 
     def test_without_surge_old_makes_room_for_new(self, make, world):
         rollout = {"maxSurge": 0, "maxUnavailable": 1}

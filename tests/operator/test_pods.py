@@ -57,6 +57,15 @@ def test_a_pod_is_routable_by_word_or_by_its_gate():
     assert gates_to_open([pod(conditions=gate), pod()], word) == []
 
 
+def test_a_pod_is_counted_once_it_is_ready_and_the_gates_of_others_that_are_closed_are_named():
+    served = [{"type": "ContainersReady", "status": "True"}, {"type": "quire.dev/routable", "status": "True"}]
+    assert not one(pod(conditions=served)).is_counted
+    assert one(pod(conditions=[*served, {"type": "Ready", "status": "True"}])).is_counted
+    gates = [{"conditionType": name} for name in ("quire.dev/routable", "example.com/a", "example.com/b")]
+    body = {**pod(conditions=[{"type": "example.com/a", "status": "True"}]), "spec": {"readinessGates": gates}}
+    assert one(body).closed_gates == ("example.com/b",)
+
+
 def test_the_count_of_a_draining_pod_is_believed_once_every_gateway_knows():
     draining = ready(annotations={"quire.dev/drain-deadline": "123.5"})
     assert one(draining).drain_deadline == 123.5
