@@ -63,7 +63,13 @@ class EngineConfig(BaseModel):
     max_model_len: Length = Field(
         "auto", description="Longest prompt + output, in tokens, as 2048 or 32K; auto: what model and memory allow."
     )
-    block_size: int = Field(DEFAULT_BLOCK_SIZE, ge=1, le=256, description="Tokens in one block of the KV cache.")
+    block_size: int = Field(
+        DEFAULT_BLOCK_SIZE,
+        ge=1,
+        le=256,
+        description="Tokens in one block of the KV cache, 1 to 256. An LLMDeployment takes 16, 32 and 64 only: engines "
+        "of different sizes share no prefixes, so few are better than many.",
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     kv_cache_memory: Bytes | None = Field(None, gt=0, description="Memory of the KV cache, for example 8Gi.")
     num_gpu_blocks_override: int | None = Field(None, ge=2, description="Exact number of KV-cache blocks.")
