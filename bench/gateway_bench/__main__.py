@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -66,12 +67,9 @@ def main() -> None:
     parts.add_parser("report", help="the page and the plots from the results that are there")
     parts.add_parser("all", help="every part, then the report")
     given = parser.parse_args()
+    failed: list[str] = []
     if given.part == "all":
-        began = time.time()
-        for number, part in enumerate(PARTS, 1):
-            print(f"{number} of {len(PARTS)}, {(time.time() - began) / 60:.1f} min so far: ", end="")
-            _run(part, parser.parse_args([part]))
-        print(f"all parts: {(time.time() - began) / 60:.1f} min, of 40", flush=True)
+        failed = run_all(parser)
     elif given.part == "fit":
         for sample in step_cost.write(given.model, given.run)["samples"]:
             print("{step:24} measured {measured_ms:9.3f} ms   fitted {fitted_ms:9.3f} ms".format(**sample))
@@ -82,6 +80,24 @@ def main() -> None:
 
     report.write()
     print(f"written: {report.PAGE}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the page says of them what an earlier run did")
+
+
+def run_all(parser: argparse.ArgumentParser) -> list[str]:
+    """Run every part, whatever becomes of the others; those that failed."""
+    failed, began = [], time.time()
+    for number, part in enumerate(PARTS, 1):
+        so_far, left = (time.time() - began) / 60, sum(list(MINUTES.values())[number - 1 :])
+        print(f"{number} of {len(PARTS)}, {so_far:.1f} min so far, about {left:.0f} left: ", end="")
+        try:
+            _run(part, parser.parse_args([part]))
+        except Exception:
+            traceback.print_exc()
+            print(f"{part}: failed", flush=True)
+            failed.append(part)
+    print(f"all parts: {(time.time() - began) / 60:.1f} min, of 40", flush=True)
+    return failed
 
 
 def _run(part: str, given: argparse.Namespace) -> None:
@@ -90,7 +106,7 @@ def _run(part: str, given: argparse.Namespace) -> None:
     began, before = time.time(), os.getloadavg()[0]
     print(f"{part} ...", flush=True)
     result = PARTS[part](given)
-    arguments = " ".join(sys.argv[2:]) if sys.argv[1] == part else ""
+    arguments = " ".join(sys.argv[2:]) if sys.argv[1:2] == [part] else ""
     result["command"] = f"python -m gateway_bench {part} {arguments}".strip()
     load = f"load average {before:.1f} before and {os.getloadavg()[0]:.1f} after, {time.time() - began:.0f} s"
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}"
@@ -221,6 +237,18 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "overhead": _overhead,
     "chaos": _chaos,
 }
+
+MINUTES = {
+    "quality": 15.0,
+    "trace": 3.5,
+    "scaling": 1.0,
+    "warming": 0.7,
+    "decision": 0.4,
+    "convergence": 0.7,
+    "overhead": 7.3,
+    "chaos": 8.0,
+}
+"""What each of `PARTS`, in their order, takes on two free cores, about."""
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway_bench import progress
 from gateway_bench.servers import HERE, free_port
 from quire_api import wire
 from quire_api.wire import HEADER_INTERNAL_KEY
@@ -158,7 +159,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
                     tally.words[end] += 1
 
         clients = [asyncio.ensure_future(client()) for _ in range(streams)]
-        for kind in kinds:
+        for kind in progress.each("chaos", kinds):
             print(f"chaos: {kind} ...", flush=True)
             until = time.monotonic() + seconds / len(kinds)
             while time.monotonic() < until:

@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from gateway_bench import progress
 from gateway_bench.servers import engine, free_port
 from quire_api import wire
 from quire_api.wire import HEADER_INTERNAL_KEY
@@ -76,7 +77,7 @@ async def measure(rounds: int) -> dict[str, Any]:
             pair.start(0)
             pair.start(1)
             async with httpx.AsyncClient(timeout=PATIENCE_S, limits=httpx.Limits(max_connections=None)) as http:
-                for _ in range(rounds):
+                for _ in progress.each("convergence", range(rounds)):
                     await _round(pair, http, taken)
         finally:
             for number in pair.processes:

@@ -29,7 +29,7 @@ from typing import Any
 
 import uvloop
 
-from gateway_bench import servers
+from gateway_bench import progress, servers
 from gateway_bench.servers import Server
 
 CLIENTS, STREAMS, STEP_S, RATE, EVENTS = 16, 64, 0.01, 200.0, 20
@@ -167,8 +167,7 @@ async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str,
             measured.append(stack.enter_context(make(folder, engine.port)))
         for server in measured:
             await _ready(server)
-        for number in range(1, rounds + 1):
-            print(f"overhead: round {number} of {rounds} ...", flush=True)
+        for _ in progress.each("overhead", range(rounds)):
             for what, load in LOADS.items():
                 for server in measured:
                     # LiteLLM is far from 200 streams a second: a queue that only grows says nothing of latency.

@@ -1,4 +1,4 @@
-"""How far a part with many runs is, one line each time one of them has ended."""
+"""How far a part with many runs is, one line each time one of them has ended; what is left, if others take as long."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,4 +25,6 @@ def results(part: str, pending: Sequence[Future[T]]) -> list[T]:
 
 
 def _tell(part: str, done: int, of: int, began: float) -> None:
-    print(f"{part}: {done} of {of} runs, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    taken = (time.monotonic() - began) / 60
+    left = f", about {taken / done * (of - done):.1f} left" if done < of else ""
+    print(f"{part}: {done} of {of} runs, {taken:.1f} min{left}", flush=True)
