@@ -29,8 +29,8 @@ EXPLAINED = {
     "quicker, and TTFT five times as long.",
     "ladder-73": "ladder-73, 8/s: seed 7 alone; over the other seeds below there is no difference. 24/s, beyond "
     "saturation, is no chance: neither llm-d nor we send a prompt away or keep a prefix twice, so that where its first "
-    "prompt went decides for good where a group queues. llm-d counts the KV cache in use, to which a prefix adds once, and "
-    "spreads the groups more evenly (seed 8: 18 to 21 on a replica, ours 16 to 20, as we count requests): 110 "
+    "prompt went decides for good where a group queues. llm-d counts the KV cache in use, to which a prefix adds once, "
+    "and spreads the groups more evenly (seed 8: 18 to 21 on a replica, ours 16 to 20, as we count requests): 110 "
     "requests wait at one replica and 3 at another. To make waiting requests dearer is no way out, for every "
     "group of the busy replica leaves it then: 1,024 tokens for each cost a tenth, 4,096 three times the TTFT. "
     "Least-load, round robin and consistent hashing find less cached and keep prefixes twice; fewer of their "
