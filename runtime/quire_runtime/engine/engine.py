@@ -203,6 +203,10 @@ class Engine:
         self._step_s += time.perf_counter() - started
         return outputs
 
+    def prepare(self) -> bool:
+        """Use a moment without work for steps to come; False if nothing is left to prepare."""
+        return self._runner.prepare()
+
     def drain(self) -> None:
         """Take no new requests; those that run are finished."""
         self._scheduler.drain()

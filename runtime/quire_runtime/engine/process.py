@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+QUIET_S = 0.02
+"""Without a message for so long, the engine prepares for steps to come; the next message waits a moment then."""
 PULSE_S = 0.6
 LINGER_S = 60
 """How long last words wait for a parent that is still importing; one that has died ends this process before."""
@@ -145,6 +147,7 @@ class Loop:
         self._sequence = 0
         self._last_post = 0.0
         self._guarded_at = 0.0
+        self._is_prepared = False
 
     def run(self) -> None:
         while True:
@@ -178,11 +181,22 @@ class Loop:
         self._carrier.post(message)
 
     def _drain_inbox(self, wait: bool) -> None:
+        inbox = self._carrier.inbox
+        if wait:
+            most = HEARTBEAT_S if self._is_prepared else QUIET_S
+            try:
+                self._take(inbox.get(timeout=min(most, self._kv.due_in_s)))
+            except queue.Empty:
+                self._prepare()
         with contextlib.suppress(queue.Empty):
-            if wait:
-                self._take(self._carrier.inbox.get(timeout=min(HEARTBEAT_S, self._kv.due_in_s)))
             while True:
-                self._take(self._carrier.inbox.get_nowait())
+                self._take(inbox.get_nowait())
+
+    def _prepare(self) -> None:
+        """Until there is a message or nothing is left to prepare, but no longer than the loop may be silent."""
+        until = time.monotonic() + HEARTBEAT_S
+        while not self._is_prepared and self._carrier.inbox.empty() and time.monotonic() < until:
+            self._is_prepared = not self._engine.prepare()
 
     def _take(self, message: ToEngine) -> None:
         match message:

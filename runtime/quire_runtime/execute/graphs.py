@@ -1,5 +1,6 @@
 """CUDA graphs for decode steps: one full graph, from row numbers to tokens, for each of a few padded batch sizes."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from quire_kernels.batch import SharedPrefix
 from quire_kernels.linear import NEW_KERNELS
 from quire_kernels.tuning import FEW
+from quire_runtime.execute.recordings import GraphMemory, Recordings
 from quire_runtime.execute.rows import Rows
 from quire_runtime.scheduler.plan import StepPlan
 
@@ -53,8 +55,27 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
     return [*kept, min(max_num_seqs, 512)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Of `size` slots: the graph, and where it leaves logits and positions."""
+
+    size: int
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+    positions: Tensor
+
+
+def covering(sizes: list[int], has_shared: bool) -> list[tuple[int, bool]]:
+    """Shapes that can carry out a decode of the first of `sizes` (ascending), the cheapest first; none is more than
+    twice as large. What is shared need not be read as shared.
+    """
+    near = [size for size in sizes if size <= 2 * sizes[0]]
+    kinds = (True, False) if has_shared else (False,)
+    return [(size, kind) for size in near for kind in kinds]
+
+
 class DecodeGraphs:
-    """Replays a captured decode where one fits; a size is captured the second time it is asked for, or by `capture`.
+    """Replays a recorded decode where one fits.
 
     Of each size there may be a second graph for sequences that share blocks, whose keys it reads once.
     Padding slots use the spare row, whose block table names block 0 only. Launch sizes are those of the longest
@@ -62,9 +83,18 @@ class DecodeGraphs:
     and their inputs stay where they are.
     """
 
-    def __init__(self, decode: Decode, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        tables: Rows,
+        max_num_seqs: int,
+        depth: int,
+        device: torch.device,
+        memory: GraphMemory,
+    ) -> None:
         self._decode = decode
         self._tables = tables
+        self._memory = memory
         self.sizes = graph_sizes(max_num_seqs)
         words = HEADER + 4 * self.sizes[-1]
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
@@ -72,10 +102,8 @@ class DecodeGraphs:
         self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
-        self._stream = torch.cuda.Stream(device)
-        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._asked: set[tuple[int, bool]] = set()
-        self._pool: tuple[int, int] | None = None
+        shapes = [(size, has_shared) for has_shared in (False, True) for size in self.sizes]
+        self.recordings: Recordings[tuple[int, bool], _Recorded] = Recordings(shapes, self._record, memory.has_room)
         self._turn = 0
         self._slot_of_row = np.zeros(max_num_seqs + 1, np.int64)
 
@@ -84,26 +112,21 @@ class DecodeGraphs:
         n = len(plan.rows)
         if n != plan.num_decodes or plan.admissions or len(plan.copy_sources) or not plan.samples.all():
             return None
-        size = next((size for size in self.sizes if size >= n), None)
-        if size is None:
+        sizes = self.sizes[bisect_left(self.sizes, n) :]
+        if not sizes:
             return None
-        shape = (size, plan.shared is not None)
-        if shape not in self._graphs:
-            if shape in self._asked:
-                self.capture(*shape)
-            else:
-                self._asked.add(shape)
-                shape = (size, False)
-                if shape not in self._graphs:
-                    return None
+        has_shared = plan.shared is not None
+        recorded = self.recordings.find((sizes[0], has_shared), covering(sizes, has_shared))
+        if recorded is None:
+            return None
         self._turn = (self._turn + 1) % len(self._hosts)
         pinned = self._hosts[self._turn]
-        self._fill(plan, pinned.numpy(), size)
-        words = HEADER + 4 * size
+        self._fill(plan, pinned.numpy(), recorded.size)
+        words = HEADER + 4 * recorded.size
         self._inputs[:words].copy_(pinned[:words], non_blocking=True)
-        graph, logits, positions = self._graphs[shape]
-        graph.replay()
-        return Decoded(logits[:n], self._tokens[self._turn, :n], self._slots(size, False).rows[:n], positions[:n])
+        recorded.graph.replay()
+        rows = self._slots(recorded.size, False).rows[:n]
+        return Decoded(recorded.logits[:n], self._tokens[self._turn, :n], rows, recorded.positions[:n])
 
     def rehearse(self) -> None:
         """Run what `warm_up` records, without recording it, and a size of each other kind."""
@@ -115,8 +138,8 @@ class DecodeGraphs:
 
     def warm_up(self) -> None:
         """Record the smallest sizes, and one of each kind that has kernels of its own."""
-        for size, has_shared in self._first():
-            self.capture(size, has_shared)
+        for shape in self._first():
+            self.recordings.record(shape)
 
     def _first(self) -> list[tuple[int, bool]]:
         more = [size for size in self.sizes if size > FEW][:1]
@@ -125,21 +148,10 @@ class DecodeGraphs:
         most = [(size, True) for size in self.sizes[-1:] if size > FEW and size not in more]
         return [*((size, False) for size in self.sizes[:4]), *shareable, *most]
 
-    def capture(self, size: int, has_shared: bool = False) -> None:
-        """Record the graph for `size` slots; they run once before, so that every kernel is compiled."""
-        slots = self._padding(size, has_shared)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            self._decode(slots, self._tokens)
-            graph.capture_begin(*([] if self._pool is None else [self._pool]), capture_error_mode="thread_local")
-            try:
-                logits, positions = self._decode(slots, self._tokens)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._pool = self._pool or graph.pool()
-        self._graphs[size, has_shared] = (graph, logits, positions)
+    def _record(self, shape: tuple[int, bool]) -> "_Recorded":
+        slots = self._padding(*shape)
+        graph, (logits, positions) = self._memory.record(lambda: self._decode(slots, self._tokens))
+        return _Recorded(shape[0], graph, logits, positions)
 
     def _padding(self, size: int, has_shared: bool) -> Slots:
         """A batch of nothing but padding, whose tokens go where no step's do."""

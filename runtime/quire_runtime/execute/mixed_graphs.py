@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire_runtime.execute.recordings import GraphMemory, Recordings
 from quire_runtime.execute.rows import Rows
 from quire_runtime.scheduler.plan import StepPlan
 
@@ -50,15 +51,64 @@ def sequence_sizes(most: int) -> list[int]:
     return [*(n for n in SEQUENCES if n < most), most]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class MixedShape:
+    """Padded numbers of tokens and of sequences, and whether any of them decodes."""
+
+    tokens: int
+    sequences: int
+    has_decodes: bool
+
+
+def shapes(sequences: list[int]) -> list[MixedShape]:
+    """All shapes that a step may have, those of few sequences last: a server with little to do can wait for them."""
+    return [
+        MixedShape(tokens, size, has_decodes)
+        for has_decodes in (True, False)
+        for size in reversed(sequences)
+        for tokens in TOKENS
+        if tokens >= size or size == sequences[0]
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The graph of a shape, and where it leaves logits."""
+
+    shape: MixedShape
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+
+
+def covering(shape: MixedShape, sequences: list[int]) -> list[MixedShape]:
+    """Shapes that can carry out a step of this one, the cheapest first; none has more than twice the tokens."""
+    return [
+        MixedShape(tokens, size, shape.has_decodes)
+        for tokens in TOKENS
+        if shape.tokens <= tokens <= 2 * shape.tokens
+        for size in sequences
+        if size >= shape.sequences
+    ]
+
+
 class MixedGraphs:
-    """Replays a captured step where one fits; one of a new shape is captured the second time it is asked for.
+    """Replays a recorded step where one fits.
 
     Shapes are padded: tokens to TOKENS, sequences to SEQUENCES. At most `depth` steps may be unread.
     """
 
-    def __init__(self, forward: Forward, tables: Rows, max_num_seqs: int, depth: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        tables: Rows,
+        max_num_seqs: int,
+        depth: int,
+        device: torch.device,
+        memory: GraphMemory,
+    ) -> None:
         self._forward = forward
         self._tables = tables
+        self._memory = memory
         self.sequences = sequence_sizes(max_num_seqs)
         words = HEADER + 5 * self.sequences[-1] + 1
         self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
@@ -66,10 +116,9 @@ class MixedGraphs:
         self._tokens = torch.zeros(depth + 2, self.sequences[-1], dtype=torch.int32, device=device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
-        self._stream = torch.cuda.Stream(device)
-        self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._asked: set[tuple[int, int, bool]] = set()
-        self._pool: tuple[int, int] | None = None
+        self.recordings: Recordings[MixedShape, _Recorded] = Recordings(
+            shapes(self.sequences), self._record, memory.has_room
+        )
         self._turn = 0
 
     def run(self, plan: StepPlan, starts: NDArray[np.int32]) -> Replayed | None:
@@ -82,48 +131,38 @@ class MixedGraphs:
         size = next((size for size in self.sequences if size >= n), None)
         if tokens is None or size is None:
             return None
-        shape = (tokens, size, plan.num_decodes > 0)
-        if shape not in self._graphs and shape not in self._asked:
-            self._asked.add(shape)
+        asked = MixedShape(tokens, size, plan.num_decodes > 0)
+        recorded = self.recordings.find(asked, covering(asked, self.sequences))
+        if recorded is None:
             return None
-        if shape not in self._graphs:
-            self._capture(*shape)
+        size = recorded.shape.sequences
         self._turn = (self._turn + 1) % len(self._hosts)
         words = HEADER + 5 * size + 1
         self._fill(plan, starts, self._hosts[self._turn].numpy()[:words], size)
         self._inputs[:words].copy_(self._hosts[self._turn][:words], non_blocking=True)
-        graph, logits = self._graphs[shape]
-        graph.replay()
-        return Replayed(logits[:n], self._tokens[self._turn, :n])
+        recorded.graph.replay()
+        return Replayed(recorded.logits[:n], self._tokens[self._turn, :n])
 
     def rehearse(self) -> None:
         """Run what `warm_up` records, without recording it."""
-        for tokens, size, has_decodes in self._first():
-            self._forward(self._padding(size), self._tokens, tokens, has_decodes)
+        for shape in self._first():
+            self._run(shape)
 
     def warm_up(self) -> None:
         """Record the smallest shapes, with and without decodes, so that no request waits for a kernel's compilation."""
         for shape in self._first():
-            self._capture(*shape)
+            self.recordings.record(shape)
 
-    def _first(self) -> list[tuple[int, int, bool]]:
-        return [(TOKENS[0], self.sequences[0], False), (TOKENS[0], self.sequences[-1], True)]
+    def _first(self) -> list[MixedShape]:
+        return [MixedShape(TOKENS[0], self.sequences[0], False), MixedShape(TOKENS[0], self.sequences[-1], True)]
 
-    def _capture(self, tokens: int, size: int, has_decodes: bool) -> None:
-        """Record the graph over a batch of padding; it runs once before, so that every kernel is compiled."""
-        slots = self._padding(size)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            self._forward(slots, self._tokens, tokens, has_decodes)
-            graph.capture_begin(*([] if self._pool is None else [self._pool]), capture_error_mode="thread_local")
-            try:
-                logits = self._forward(slots, self._tokens, tokens, has_decodes)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._pool = self._pool or graph.pool()
-        self._graphs[tokens, size, has_decodes] = (graph, logits)
+    def _run(self, shape: MixedShape) -> Tensor:
+        return self._forward(self._padding(shape.sequences), self._tokens, shape.tokens, shape.has_decodes)
+
+    def _record(self, shape: MixedShape) -> _Recorded:
+        slots = self._padding(shape.sequences)
+        graph, logits = self._memory.record(lambda: self._forward(slots, self._tokens, shape.tokens, shape.has_decodes))
+        return _Recorded(shape, graph, logits)
 
     def _padding(self, size: int) -> MixedSlots:
         """A batch of nothing but padding, whose tokens go where no step's do."""

@@ -17,6 +17,7 @@ from quire_runtime.execute.kvcache import KVCache
 from quire_runtime.execute.logprobs import PositionLogprobs, top_logprobs
 from quire_runtime.execute.mixed_graphs import MixedGraphs, MixedSlots, Replayed
 from quire_runtime.execute.output import OutputCopy, PendingStep
+from quire_runtime.execute.recordings import GraphMemory
 from quire_runtime.execute.rows import Rows, Wants
 from quire_runtime.execute.sampler import POISONED, Draws, Sampler
 from quire_runtime.execute.staging import Staging
@@ -68,8 +69,9 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         self._mixed: MixedGraphs | None = None
         if graphs and device.type == "cuda":
-            self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, device)
-            self._mixed = MixedGraphs(self._mixed_slots, tables, self._graphs.sizes[-1], depth, device)
+            memory = GraphMemory(device)
+            self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, device, memory)
+            self._mixed = MixedGraphs(self._mixed_slots, tables, self._graphs.sizes[-1], depth, device, memory)
             self._logits = torch.empty(self._graphs.sizes[-1], vocab_size, dtype=kv.data.dtype, device=device)
 
     @torch.inference_mode()
@@ -179,6 +181,17 @@ class Runner:
             self._graphs.warm_up()
         if self._mixed is not None:
             self._mixed.warm_up()
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Record one more graph for steps to come (tens of milliseconds); False if there is none, or no memory."""
+        if self._graphs is None or self._mixed is None:
+            return False
+        decodes, mixed = self._graphs.recordings, self._mixed.recordings
+        try:
+            return decodes.record_wished() or mixed.record_wished() or decodes.record_rest() or mixed.record_rest()
+        except torch.OutOfMemoryError:
+            return False
 
     def _run_padding(self) -> None:
         spare = torch.full((1,), self.tables.spare, dtype=torch.int32, device=self.device)

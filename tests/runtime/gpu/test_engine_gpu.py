@@ -77,7 +77,18 @@ def test_decodes_that_share_blocks_say_what_the_cpu_says(make_llm, on_cpu, famil
     for _ in range(3):
         assert tokens(llm.generate(prompts, greedy(counts), use_tqdm=False)) == expected
     graphs = llm.engine.loaded.runner._graphs
-    assert any(has_shared for _, has_shared in graphs._graphs)
+    assert any(has_shared for _, has_shared in graphs.recordings.recorded)
+
+
+def test_graphs_recorded_in_quiet_moments_say_what_the_cpu_says(make_llm, on_cpu):
+    llm = make_llm("llama", "cuda")
+    while llm.engine.prepare():
+        pass
+    for _ in range(2):
+        llm.reset_prefix_cache()
+        assert tokens(llm.generate(PROMPTS, greedy(LENGTHS), use_tqdm=False)) == tokens(
+            on_cpu("llama", PROMPTS, greedy(LENGTHS))
+        )
 
 
 SAMPLED = {
