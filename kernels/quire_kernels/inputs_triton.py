@@ -10,6 +10,8 @@ from quire_kernels.overlap_triton import dependents_may_start, wait_for_inputs
 from quire_kernels.step_inputs import DecodeInputs, MixedInputs
 
 BLOCK = 256
+LEAST_BLOCK_N = 256
+"""One kernel for all numbers of sequences up to it."""
 
 
 def decode_inputs(
@@ -88,7 +90,7 @@ def mixed_inputs(
         tokens, blocks, rows, contexts, starts, made.token_ids, made.positions, made.slots, made.seq_lens,
         made.decode_lens, made.prefill_starts, made.block_tables, made.last, n, num_tokens,
         tokens.stride(0), blocks.stride(0), columns, SIZE=block_size, BLOCK=BLOCK,
-        BLOCK_N=triton.next_power_of_2(n), num_warps=2, **tuning.overlapping(num_tokens),
+        BLOCK_N=max(LEAST_BLOCK_N, triton.next_power_of_2(n)), num_warps=2, **tuning.overlapping(num_tokens),
     )  # fmt: skip
     return made
 

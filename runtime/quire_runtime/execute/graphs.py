@@ -13,6 +13,7 @@ from quire_kernels.linear import NEW_KERNELS
 from quire_kernels.tuning import FEW
 from quire_runtime.execute.recordings import GraphMemory, Recordings
 from quire_runtime.execute.rows import Rows
+from quire_runtime.kv.shared import FEWEST
 from quire_runtime.scheduler.plan import StepPlan
 
 HEADER = 4
@@ -102,7 +103,7 @@ class DecodeGraphs:
         self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
-        shapes = [(size, has_shared) for has_shared in (False, True) for size in self.sizes]
+        shapes = [(size, False) for size in self.sizes] + [(size, True) for size in self.sizes if size >= FEWEST]
         self.recordings: Recordings[tuple[int, bool], _Recorded] = Recordings(shapes, self._record, memory.has_room)
         self._turn = 0
         self._slot_of_row = np.zeros(max_num_seqs + 1, np.int64)
@@ -139,6 +140,7 @@ class DecodeGraphs:
     def warm_up(self) -> None:
         """Record the smallest sizes, and one of each kind that has kernels of its own."""
         for shape in self._first():
+            self._memory.rehearse(self._decoding(shape))
             self.recordings.record(shape)
 
     def _first(self) -> list[tuple[int, bool]]:
@@ -148,10 +150,13 @@ class DecodeGraphs:
         most = [(size, True) for size in self.sizes[-1:] if size > FEW and size not in more]
         return [*((size, False) for size in self.sizes[:4]), *shareable, *most]
 
-    def _record(self, shape: tuple[int, bool]) -> "_Recorded":
-        slots = self._padding(*shape)
-        graph, (logits, positions) = self._memory.record(lambda: self._decode(slots, self._tokens))
+    def _record(self, shape: tuple[int, bool]) -> _Recorded:
+        graph, (logits, positions) = self._memory.record(self._decoding(shape))
         return _Recorded(shape[0], graph, logits, positions)
+
+    def _decoding(self, shape: tuple[int, bool]) -> Callable[[], tuple[Tensor, Tensor]]:
+        slots = self._padding(*shape)
+        return lambda: self._decode(slots, self._tokens)
 
     def _padding(self, size: int, has_shared: bool) -> Slots:
         """A batch of nothing but padding, whose tokens go where no step's do."""
