@@ -24,6 +24,10 @@ from quire_runtime.scheduler.plan import StepOutputs, StepPlan
 from quire_runtime.scheduler.request import FinishReason, Request
 from quire_runtime.scheduler.scheduler import Scheduler
 
+LEAD_S = 0.002
+"""So long before the device is done with a step the next one is planned: to plan and launch it takes 0.3 to 1 ms."""
+LEAST_WAIT_S = 1e-4
+"""What is waited for so long was not done before."""
 POISON_MESSAGE = "The model computed a value that is not a number for this request; it was ended, others go on."
 
 
@@ -107,12 +111,24 @@ class Engine:
         self._seeds = np.random.default_rng(config.seed)
         self._steps = self._tokens = 0
         self._step_s = self._device_s = 0.0
+        self._began: float | None = None
+        """When the device began with the oldest step in flight, where that is known."""
+        self._decodes_s = (0.0, 0.0)
+        """What the last two steps of nothing but decodes took; 0 if that is not known."""
         self._step_sizes = [0] * (len(STEP_SIZE_BOUNDS) + 1)
         self._num_corrupted = 0
 
     @property
     def has_work(self) -> bool:
         return bool(self._in_flight) or self._scheduler.has_work
+
+    @property
+    def spare_s(self) -> float:
+        """Seconds for which the next step can still be planned without the device waiting for it; what is added until
+        then need not wait for one step more. 0 where no more sequences can run."""
+        if not self._in_flight or self._began is None or not self._scheduler.has_room:
+            return 0.0
+        return max(self._began + min(self._decodes_s) - LEAD_S - time.perf_counter(), 0.0)
 
     def add(
         self,
@@ -187,6 +203,7 @@ class Engine:
                 live = self._live[admission.request.handle]
                 live.scheduled_s = live.scheduled_s or time.monotonic()
             launched = time.perf_counter()
+            self._began = self._began if self._in_flight else launched
             self._in_flight.append((plan, self._runner.launch(plan)))
             self._device_s += time.perf_counter() - launched
         if not self._in_flight:
@@ -194,7 +211,7 @@ class Engine:
         plan, pending = self._in_flight.popleft()
         waiting = time.perf_counter()
         result = pending.wait()
-        self._device_s += time.perf_counter() - waiting
+        self._device_s += self._note_end(plan, waiting)
         outputs = self._read(plan, result)
         self._steps += 1
         tokens = int(plan.query_lens.sum())
@@ -202,6 +219,16 @@ class Engine:
         self._step_sizes[bisect_left(STEP_SIZE_BOUNDS, tokens)] += 1
         self._step_s += time.perf_counter() - started
         return outputs
+
+    def _note_end(self, plan: StepPlan, waiting: float) -> float:
+        """A step that has been waited for since `waiting` is done: seconds of that. If there was nothing to wait for,
+        nobody knows when it ended and the next one began."""
+        now = time.perf_counter()
+        is_known = now - waiting > LEAST_WAIT_S
+        if self._began is not None and plan.num_decodes == len(plan.rows):
+            self._decodes_s = (self._decodes_s[1], now - self._began if is_known else 0.0)
+        self._began = now if is_known else None
+        return now - waiting
 
     def prepare(self) -> bool:
         """Use a moment without work for steps to come; False if nothing is left to prepare."""

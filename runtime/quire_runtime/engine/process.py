@@ -153,7 +153,7 @@ class Loop:
         while True:
             self._guard()
             self._liveness.turned(time.monotonic(), time.thread_time())
-            self._drain_inbox(wait=not self._engine.has_work)
+            self._drain_inbox()
             outputs = self._engine.step()
             self._kv.turn()
             if outputs is not None and (len(outputs.handles) or outputs.prompt_logprobs):
@@ -180,15 +180,17 @@ class Loop:
         self._last_post = time.monotonic()
         self._carrier.post(message)
 
-    def _drain_inbox(self, wait: bool) -> None:
+    def _drain_inbox(self) -> None:
         inbox = self._carrier.inbox
-        if wait:
+        if not self._engine.has_work:
             most = HEARTBEAT_S if self._is_prepared else QUIET_S
             try:
                 self._take(inbox.get(timeout=min(most, self._kv.due_in_s)))
             except queue.Empty:
                 self._prepare()
         with contextlib.suppress(queue.Empty):
+            while spare_s := self._engine.spare_s:
+                self._take(inbox.get(timeout=spare_s))
             while True:
                 self._take(inbox.get_nowait())
 

@@ -92,6 +92,11 @@ class Scheduler:
         """Whether a request is alive or a step in flight."""
         return bool(self._families or self._flights)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more sequence could run: a row is free, and nobody waits for it."""
+        return not self._waiting and self._rows.num_unused > 0
+
     def add(self, request: Request) -> None:
         """Queue a request.
 

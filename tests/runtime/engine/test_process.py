@@ -88,6 +88,17 @@ async def test_concurrent_answers_equal_transformers(client, greedy, prompts):
         assert all(delta.cached_tokens is None for delta in deltas[1:])
 
 
+async def test_requests_that_come_while_steps_overlap_are_answered_the_same(config, greedy, prompts):
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    async with started(config.model_copy(update={"async_scheduling": True})) as client:
+        tasks = []
+        for prompt in prompts:
+            tasks.append(asyncio.create_task(collect(client, prompt, params)))
+            await asyncio.sleep(0.01)
+        for prompt, deltas in zip(prompts, await asyncio.gather(*tasks), strict=True):
+            assert [token for delta in deltas for token in delta.token_ids] == greedy("llama", prompt, 12)
+
+
 async def test_choices_and_logprobs_arrive(client, prompts):
     params = SamplingParams(n=3, seed=1, max_tokens=4, ignore_eos=True, logprobs=2, prompt_logprobs=1)
     deltas = await collect(client, prompts[3], params)
