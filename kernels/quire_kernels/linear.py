@@ -14,11 +14,10 @@ from quire_kernels.norm import rms_norm_reference
 LT_ROWS = range(17, 113)
 """Rows for which cuBLASLt's own choice takes less time than cuBLAS's: on an H200, of the output and down projections of
 an 8B model, 8 to 20 % at 32 to 112 rows; at 8 it takes more, and from 128 on more for some matrices."""
-LT_FULL_ROWS = range(241, 257)
-"""And for every matrix: at 256 rows of an 8B model gate and up 105 -> 100 us, down 61 -> 55, the head 448 -> 421."""
-LT_SMALL_ROWS = range(113, 257)
+LT_SMALL_ROWS = range(113, 385)
 LT_SMALL = 4096 * 4096
-"""Elements of a matrix for which it does so at LT_SMALL_ROWS too: 6 to 21 % at 144 to 224 rows."""
+"""Elements of a matrix for which it does so at LT_SMALL_ROWS too: 6 to 21 % at 144 to 224 rows, 8 and 12 % at 288 and
+384, nothing at 320. With all matrices a step of 256 rows takes as long (11.91 and 11.93 ms, twice each)."""
 
 MOST_FEW = 128
 """Rows up to which a product may be faster in Triton: on an H200, with what is between, it takes 6 to 12 % from decode
@@ -68,7 +67,7 @@ def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
 
 
 def _prefers_lt(rows: int, weight: Tensor) -> bool:
-    return rows in LT_ROWS or rows in LT_FULL_ROWS or (rows in LT_SMALL_ROWS and weight.numel() <= LT_SMALL)
+    return rows in LT_ROWS or (rows in LT_SMALL_ROWS and weight.numel() <= LT_SMALL)
 
 
 def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
