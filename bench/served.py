@@ -9,9 +9,9 @@ The command is what a user would type, `env NAME=VALUE` before it included; benc
 follows 0.85. Its directory holds config.json and a tokenizer. A line `startup` tells when /health answered and when the
 first streamed token came, from the spawn on. w1: 256 requests at once (bench/workloads.py), token ids in, each time
 with others. poisson:R: requests of W1's lengths, R a second for --seconds; those of the first --ramp do not count.
-Before the first of them the server is warmed up with W1's prompts at 32 tokens. TTFT counts from when a request was
-due; ITL is between events, so tokens per event stand beside it. `server_cpu_s`: CPU seconds of the server's processes,
-of which the engine's are known by --engine-process.
+Servers of one run are asked the same, at the same times. Before the first of them the server is warmed up with W1's
+prompts at 32 tokens. TTFT counts from when a request was due; ITL is between events, so tokens per event stand beside
+it. `server_cpu_s`: CPU seconds of the server's processes, of which the engine's are known by --engine-process.
 """
 
 import argparse
@@ -39,6 +39,8 @@ from http_clients import Answered, Asked, Load, ask
 ENGINE_PROCESSES = {"quire": "quire_runtime.engine", "vllm": "EngineCore"}
 """What the engine's process has in its command line or title."""
 WARM_UP_TOKENS = 32
+POISSON = 500
+"""Repetitions of Poisson arrivals are numbered from here on."""
 PATIENCE_S = 10.0
 """For a server's end after SIGTERM."""
 
@@ -165,14 +167,15 @@ class Server:
 def measure(server: Server, options: argparse.Namespace, tell: Callable[..., None]) -> None:
     health_s, first_s = server.start(options.model, options.start_s)
     tell("startup", health_s=round(health_s, 2), first_token_s=round(first_s, 2), kernel_cache=options.kernel_cache)
-    base = 1000 * random.Random(options.engine + options.run).randrange(1, 900)
+    base = 1000 * random.Random(options.run).randrange(1, 900)
     warm = [Asked(asked.prompt, min(asked.tokens, WARM_UP_TOKENS)) for asked in w1(base, options)]
     ask(server.port, options.model, warm, options.processes)
-    rep = base
+    done = {"w1": 0, "poisson": 0}
     for part in options.plan.split(","):
         step, _, value = part.partition(":")
         for _ in range(int(value or 1) if step == "w1" else 1):
-            rep += 1
+            done[step] += 1
+            rep = base + done[step] + (POISSON if step == "poisson" else 0)
             before = server.cpu_s()
             if step == "w1":
                 told = reading(ask(server.port, options.model, w1(rep, options), options.processes))
