@@ -80,7 +80,7 @@ class EngineConfig(BaseModel):
     )
     long_prefill_token_threshold: int = Field(0, ge=0, description="Longest prompt chunk in one step; 0: no bound.")
     mixed_step_tokens: int = Field(
-        0,
+        512,
         ge=0,
         description="Tokens of a step in which prompts join running decodes, where few prompts wait; 0: no bound.",
     )
