@@ -27,7 +27,7 @@ IN_THE_IMAGE = "/opt/quire/models/quire-tiny"
 KEEP = os.environ.get("QUIRE_KEEP_CLUSTER") == "1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TIMES: dict[str, float] = {}
-RECORD = REPOSITORY / ".quire" / "cluster.json"
+RECORDS = REPOSITORY / ".quire"
 """Of every run; those that are published are written to bench/results."""
 
 
@@ -68,7 +68,7 @@ def cluster() -> Iterator[Client]:
 
 @pytest.fixture
 def record() -> Callable[[str, float], None]:
-    """Keeps a measured time under a name; the session's end prints all, and writes them to RECORD or $QUIRE_RECORD."""
+    """Keeps a measured time under a name; the session's end prints all, and writes them to RECORDS or $QUIRE_RECORD."""
 
     def keep(what: str, seconds: float) -> None:
         TIMES[what] = round(seconds, 2)
@@ -82,8 +82,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("measured, in seconds")
     for what, seconds in TIMES.items():
         terminalreporter.line(f"{seconds:8.2f}  {what}")
-    file = Path(os.environ.get("QUIRE_RECORD") or RECORD)
     given = {name: os.environ.get(f"QUIRE_E2E_{name}", "") for name in ("CLUSTER", "IMAGES", "REGISTRY", "TAG")}
+    kind = "-current" if given["CLUSTER"] == "current" else "-full" if given["IMAGES"] == "full" else ""
+    file = Path(os.environ.get("QUIRE_RECORD") or RECORDS / f"cluster{kind}.json")
     given["SCENARIOS"] = " ".join(terminalreporter.config.args)
     command = ["make e2e", *(f"{name}='{value}'" for name, value in given.items() if value not in ("", "own", "e2e"))]
     machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
@@ -93,6 +94,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "machine": {**machine, "load_average_15m": round(os.getloadavg()[2], 1)},
         "scenarios": {
             state: len(terminalreporter.getreports(state)) for state in ("passed", "failed", "error", "skipped")
+        },
+        "left_out": {
+            skipped.nodeid.rpartition("::")[2]: str(skipped.longrepr[2]).removeprefix("Skipped: ")
+            for skipped in terminalreporter.getreports("skipped")
         },
         "seconds": TIMES,
     }
