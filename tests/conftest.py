@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("quire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("quire")
 
-# What tests start inherits it; under nohup it would be ignored, as a server then ignores it by design.
+# What tests start inherits whether a signal is ignored: SIGHUP is under nohup, SIGINT behind a shell's `&`.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 
