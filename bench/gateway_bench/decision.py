@@ -36,7 +36,7 @@ ROOT = SPACE.root("")
 PROMPT_TOKENS = 8192
 
 
-def measure(replicas: int = 100, blocks_each: int = 100_000, rounds: int = 400) -> dict[str, Any]:
+def measure(replicas: int = 100, blocks_each: int = 100_000, rounds: int = 2000) -> dict[str, Any]:
     return asyncio.run(_measure(replicas, blocks_each, rounds))
 
 
