@@ -25,7 +25,7 @@ from quire_gateway.block_space import BlockSpace
 from quire_gateway.choose import Chain, Choice
 from quire_gateway.cost import FIRST_TOKEN_WEIGHT
 from quire_gateway.fleet import DeploymentState, ReplicaState
-from quire_gateway.index import KEY_BYTES, PrefixIndex
+from quire_gateway.index import INDEX_KEY_BYTES, PrefixIndex
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
 
@@ -187,7 +187,7 @@ def guessed_bytes(replicas: int, blocks_each: int) -> float:
 
 def keys_from(number: int, count: int) -> list[bytes]:
     """Keys of blocks that are nobody else's."""
-    return [b"%0*d" % (KEY_BYTES, key) for key in range(number, number + count)]
+    return [b"%0*d" % (INDEX_KEY_BYTES, key) for key in range(number, number + count)]
 
 
 def resident_bytes() -> int:

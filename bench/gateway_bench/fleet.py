@@ -14,7 +14,7 @@ from quire_api.kv_events import Batch, FrameReader, Operation, Removed, Stored, 
 from quire_gateway.block_space import BlockSpace
 from quire_gateway.choose import Chain, Choice
 from quire_gateway.fleet import DeploymentState, ReplicaState, Ticket
-from quire_gateway.index import KEY_BYTES
+from quire_gateway.index import INDEX_KEY_BYTES
 from quire_gateway.models import Prompt
 from quire_gateway.upstream import UpstreamPool
 
@@ -31,7 +31,7 @@ class Hashed(Chain):
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         super().__init__(ROOT, (), BLOCK_SIZE)
-        self._known = [key[:KEY_BYTES] for key in keys]
+        self._known = [key[:INDEX_KEY_BYTES] for key in keys]
         self._length = len(keys)
 
 

@@ -9,13 +9,13 @@ from quire_api import blocks
 from quire_gateway.block_space import BlockSpace
 from quire_gateway.cost import CachedTokens, Known, Pick
 from quire_gateway.fleet import DeploymentState, ReplicaState, Roster, as_candidates
-from quire_gateway.index import KEY_BYTES, Expectation
+from quire_gateway.index import INDEX_KEY_BYTES, Expectation
 from quire_gateway.misses import Namespace
 from quire_gateway.models import Prompt
 from quire_gateway.prefix_match import Match
 from quire_gateway.sessions import keep_session
 
-_cut = itemgetter(slice(KEY_BYTES))
+_cut = itemgetter(slice(INDEX_KEY_BYTES))
 
 
 class Chain:

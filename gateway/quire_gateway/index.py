@@ -22,7 +22,7 @@ from itertools import islice
 from quire_gateway.misses import Removed
 from quire_gateway.prefix_match import Keys, Match
 
-KEY_BYTES = 15
+INDEX_KEY_BYTES = 15
 """The first ones of a block's 16 are kept: a bytes object of 15 takes 48 bytes of memory, one of 16 takes 64. That two
 of ten million blocks begin alike has a chance of 4 in 10^23, and would only send a request where less of it is cached,
 for engines compare whole keys."""
@@ -103,7 +103,7 @@ class Expectation:
 class PrefixIndex:
     """Block keys of one deployment's replicas. Every operation but `match` is O(1) per block and touched replica.
 
-    Whoever brings keys has cut them to their first `KEY_BYTES`.
+    Whoever brings keys has cut them to their first `INDEX_KEY_BYTES`.
     """
 
     def __init__(self) -> None:

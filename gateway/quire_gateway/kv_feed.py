@@ -13,7 +13,7 @@ from quire_api import kv_events
 from quire_api.blocks import FORMAT_VERSION
 from quire_api.kv_events import Batch, Cleared, Frame, Heartbeat, Keys, Removed, Snapshot, Stored, split_keys
 from quire_api.wire import IndexMode
-from quire_gateway.index import KEY_BYTES, OutOfStep, PrefixIndex
+from quire_gateway.index import INDEX_KEY_BYTES, OutOfStep, PrefixIndex
 
 LOSS_CAUSES = ("cut", "silent", "gap", "malformed")
 SILENCE_S = 3.0
@@ -84,7 +84,7 @@ class Feed:
             case Snapshot():
                 self._begin(frame)
             case Keys():
-                self._take(split_keys(frame.keys, KEY_BYTES))
+                self._take(split_keys(frame.keys, INDEX_KEY_BYTES))
                 self._patience_ends = now + PATIENCE_S
 
     def _begin(self, snapshot: Snapshot) -> None:
@@ -119,11 +119,11 @@ class Feed:
     def _change(self, operation: kv_events.Operation) -> None:
         match operation:
             case Stored():
-                keys = split_keys(operation.keys, KEY_BYTES)
+                keys = split_keys(operation.keys, INDEX_KEY_BYTES)
                 self._index.store(self._replica, keys)
                 self.counts.blocks_told += len(keys)
             case Removed():
-                keys = split_keys(operation.keys, KEY_BYTES)
+                keys = split_keys(operation.keys, INDEX_KEY_BYTES)
                 self._index.remove(self._replica, keys)
                 self.counts.blocks_told += len(keys)
             case Cleared():

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from quire_api import kv_events
 from quire_api.blocks import root_key
-from quire_gateway.index import KEY_BYTES, OutOfStep, PrefixIndex
+from quire_gateway.index import INDEX_KEY_BYTES, OutOfStep, PrefixIndex
 from quire_gateway.kv_feed import PATIENCE_S, Feed
 from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.kv.events import EventLog
@@ -191,7 +191,7 @@ class Histories(RuleBasedStateMachine):
         while self.expectations:
             self.settle(0)
         if self.feed.mode(self.now) == "EXACT":
-            held = {key[:KEY_BYTES] for key in list(self.engine.index.keys())}
+            held = {key[:INDEX_KEY_BYTES] for key in list(self.engine.index.keys())}
             assert self.index.stored_at("r") == held
             self.index.remove_replica("other")
             assert len(self.index) == len(held)
@@ -215,7 +215,7 @@ class Histories(RuleBasedStateMachine):
     def chain(tokens):
         chain, contents = PrefixChain(ROOT), np.array(tokens, np.int32).reshape(-1, SIZE)
         keys = [chain.key(number, block.astype("<u4").tobytes()) for number, block in enumerate(contents)]
-        return [key[:KEY_BYTES] for key in keys]
+        return [key[:INDEX_KEY_BYTES] for key in keys]
 
 
 Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
@@ -288,7 +288,7 @@ def test_a_snapshot_of_the_same_epoch_keeps_what_was_known_until_it_is_whole(fee
     feed.apply(kv_events.Keys(keys(1, 2)), 0.0)
     feed.lost(0.0, "cut", "cut")
     feed.apply(snapshot(sequence=7, count=2), 0.0)
-    chain = [keys(number)[:KEY_BYTES] for number in (1, 2, 3)]
+    chain = [keys(number)[:INDEX_KEY_BYTES] for number in (1, 2, 3)]
     assert list(feed._index.match(chain, ["r"])) == [2]
     feed.apply(kv_events.Keys(keys(1, 3)), 0.0)
     assert list(feed._index.match(chain, ["r"])) == [1]
@@ -298,4 +298,4 @@ def test_a_snapshot_of_another_epoch_forgets_at_once(feed):
     feed.apply(snapshot(count=1), 0.0)
     feed.apply(kv_events.Keys(keys(1)), 0.0)
     feed.apply(snapshot(count=1, epoch="next"), 0.0)
-    assert list(feed._index.match([keys(1)[:KEY_BYTES]], ["r"])) == [0]
+    assert list(feed._index.match([keys(1)[:INDEX_KEY_BYTES]], ["r"])) == [0]

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from quire_api import kv_events, wire
 from quire_api.kv_events import Batch, Stored
 from quire_gateway.fleet import Fleet
-from quire_gateway.index import KEY_BYTES
+from quire_gateway.index import INDEX_KEY_BYTES
 from quire_gateway.kv_follow import follow_events
 from quire_gateway.metrics import Metrics
 
@@ -78,7 +78,7 @@ async def test_what_a_replica_tells_after_it_has_left_is_not_the_next_ones_of_it
         await old.writer.drain()
         old.writer.close()
         await ending
-        assert index.stored_at("r0") == {key(2)[:KEY_BYTES]}
+        assert index.stored_at("r0") == {key(2)[:INDEX_KEY_BYTES]}
         assert index.is_exact("r0")
         going_on.cancel()
 
