@@ -84,23 +84,15 @@ class DecodeGraphs:
     and their inputs stay where they are.
     """
 
-    def __init__(
-        self,
-        decode: Decode,
-        tables: Rows,
-        max_num_seqs: int,
-        depth: int,
-        device: torch.device,
-        memory: GraphMemory,
-    ) -> None:
+    def __init__(self, decode: Decode, tables: Rows, max_num_seqs: int, depth: int, memory: GraphMemory) -> None:
         self._decode = decode
         self._tables = tables
         self._memory = memory
         self.sizes = graph_sizes(max_num_seqs)
         words = HEADER + 4 * self.sizes[-1]
-        self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
+        self._inputs = torch.zeros(words, dtype=torch.int32, device=memory.device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
-        self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(depth + 2, self.sizes[-1], dtype=torch.int32, device=memory.device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
         shapes = [(size, False) for size in self.sizes] + [(size, True) for size in self.sizes if size >= FEWEST]

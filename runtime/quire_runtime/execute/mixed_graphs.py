@@ -100,23 +100,15 @@ class MixedGraphs:
     Shapes are padded: tokens to TOKENS, sequences to SEQUENCES. At most `depth` steps may be unread.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        tables: Rows,
-        max_num_seqs: int,
-        depth: int,
-        device: torch.device,
-        memory: GraphMemory,
-    ) -> None:
+    def __init__(self, forward: Forward, tables: Rows, max_num_seqs: int, depth: int, memory: GraphMemory) -> None:
         self._forward = forward
         self._tables = tables
         self._memory = memory
         self.sequences = sequence_sizes(max_num_seqs)
         words = HEADER + 5 * self.sequences[-1] + 1
-        self._inputs = torch.zeros(words, dtype=torch.int32, device=device)
+        self._inputs = torch.zeros(words, dtype=torch.int32, device=memory.device)
         self._hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in range(depth + 1)]
-        self._tokens = torch.zeros(depth + 2, self.sequences[-1], dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(depth + 2, self.sequences[-1], dtype=torch.int32, device=memory.device)
         # What runs for a capture must not touch tokens that are still on their way to the host.
         self._capture_turn = depth + 1
         self.recordings: Recordings[MixedShape, _Recorded] = Recordings(

@@ -80,12 +80,12 @@ class GraphMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool: tuple[int, int] | None = None
 
     def has_room(self) -> bool:
-        return torch.cuda.mem_get_info(self._device)[0] >= LEAST_FREE
+        return torch.cuda.mem_get_info(self.device)[0] >= LEAST_FREE
 
     def rehearse(self, run: Callable[[], Result]) -> None:
         """Run what is of a kind that has not run yet: libraries make what they keep at their first call."""

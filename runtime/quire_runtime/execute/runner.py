@@ -70,8 +70,8 @@ class Runner:
         self._mixed: MixedGraphs | None = None
         if graphs and device.type == "cuda":
             memory = GraphMemory(device)
-            self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, device, memory)
-            self._mixed = MixedGraphs(self._mixed_slots, tables, self._graphs.sizes[-1], depth, device, memory)
+            self._graphs = DecodeGraphs(self._decode_slots, tables, tables.spare, depth, memory)
+            self._mixed = MixedGraphs(self._mixed_slots, tables, self._graphs.sizes[-1], depth, memory)
             self._logits = torch.empty(self._graphs.sizes[-1], vocab_size, dtype=kv.data.dtype, device=device)
 
     @torch.inference_mode()
