@@ -131,10 +131,15 @@ def run_bench(
     if all(sample.error for sample in samples):
         why = Counter(sample.error for sample in samples).most_common(1)[0][0] if samples else "none was sent"
         hint = f". Is a server at {plan.url}? Start one, or name its address." if why == "ConnectError" else ""
-        says = next((f": {sample.says}" for sample in samples if sample.error == why and sample.says), "")
-        raise NothingMeasured(f"no request was answered: {why}{says}{hint}")
+        raise NothingMeasured(f"no request was answered: {_with_sentence(why, samples)}{hint}")
     if len(samples) < plan.requests:
         sys.exit(INTERRUPTED)
+
+
+def _with_sentence(error: str, samples: Sequence[Sample]) -> str:
+    """The error, and what the server said when it came first."""
+    says = next((sample.says for sample in samples if sample.error == error), "")
+    return f"{error}: {says}" if says else error
 
 
 def _check_writable(file: Path) -> None:
@@ -311,10 +316,7 @@ def _print(console: Console, figures: dict[str, Any], samples: Sequence[Sample],
         f"{figures['prompt_tokens']:,} prompt tokens ({figures['cached_tokens']:,} cached), "
         f"{figures['output_tokens']:,} output tokens",
     ]
-    sentences = {sample.error: sample.says for sample in reversed(samples) if sample.says}
-    for error, count in figures["errors"].items():
-        says = f": {sentences[error]}" if error in sentences else ""
-        lines.append(f"{count} failed: {error}{says}")
+    lines += [f"{count} failed: {_with_sentence(error, samples)}" for error, count in figures["errors"].items()]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
