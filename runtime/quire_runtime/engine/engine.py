@@ -211,7 +211,9 @@ class Engine:
         plan, pending = self._in_flight.popleft()
         waiting = time.perf_counter()
         result = pending.wait()
-        self._device_s += self._note_end(plan, waiting)
+        ended = time.perf_counter()
+        self._device_s += ended - waiting
+        self._note_end(plan, ended, is_known=ended - waiting > LEAST_WAIT_S)
         outputs = self._read(plan, result)
         self._steps += 1
         tokens = int(plan.query_lens.sum())
@@ -220,15 +222,12 @@ class Engine:
         self._step_s += time.perf_counter() - started
         return outputs
 
-    def _note_end(self, plan: StepPlan, waiting: float) -> float:
-        """A step that has been waited for since `waiting` is done: seconds of that. If there was nothing to wait for,
-        nobody knows when it ended and the next one began."""
-        now = time.perf_counter()
-        is_known = now - waiting > LEAST_WAIT_S
+    def _note_end(self, plan: StepPlan, ended: float, is_known: bool) -> None:
+        """The oldest step is done. is_known: it was waited for; else it may have ended, and the next one begun, before
+        `ended`."""
         if self._began is not None and plan.num_decodes == len(plan.rows):
-            self._decodes_s = (self._decodes_s[1], now - self._began if is_known else 0.0)
-        self._began = now if is_known else None
-        return now - waiting
+            self._decodes_s = (self._decodes_s[1], ended - self._began if is_known else 0.0)
+        self._began = ended if is_known else None
 
     def prepare(self) -> bool:
         """Use a moment without work for steps to come; False if nothing is left to prepare."""
