@@ -41,18 +41,18 @@ class Replicas:
 
     def _take(self, pod: dict[str, Any], is_there: bool) -> None:
         metadata, conditions = pod["metadata"], pod["status"].get("conditions", [])
-        name, ready = metadata["name"], self._ready[metadata["labels"][LABEL]]
+        name, owner = metadata["name"], metadata["labels"][LABEL]
+        ready = self._ready[owner]
         is_leaving = not is_there or "deletionTimestamp" in metadata
         is_ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
         if is_ready and not is_leaving:
             ready.add(name)
         elif is_leaving and name in ready:
             ready.discard(name)
-            owner = metadata["labels"][LABEL]
             self.fewest[owner] = min(self.fewest.get(owner, len(ready)), len(ready))
         if is_leaving and name not in self._leaving:
             self._leaving.add(name)
-            self.left[metadata["labels"][LABEL]] += 1
+            self.left[owner] += 1
             self.on_leaving(name)
 
 
