@@ -26,6 +26,13 @@ def index_of(depths, doubtful=()):
     return index
 
 
+def counted_match(depths):
+    """Of the whole chain; `Counted.looks` counts from here on."""
+    index = index_of(depths)
+    Counted.looks = 0
+    return Matched(index.match([Counted(key) for key in CHAIN], NAMES), 16)
+
+
 def lawful(prompt, candidates):
     """Replica and reason by the law's words: every cost is looked at."""
     names, in_flight, last_used = candidates.replicas, candidates.in_flight, candidates.last_used
@@ -110,9 +117,7 @@ def test_the_choice_is_that_of_one_that_is_told_every_length(depths, doubtful, l
 def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_another_part():
     rng = random.Random(0)
     depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
-    index = index_of(depths)
-    Counted.looks = 0
-    match = Matched(index.match([Counted(key) for key in CHAIN], NAMES), 16)
+    match = counted_match(depths)
     in_flight = [rng.randrange(20) for _ in NAMES]
     candidates = Candidates(NAMES, in_flight, [0] * len(NAMES), match, [0] * len(NAMES))
     pick = pick_lowest_cost(16 * len(CHAIN), candidates, LoadBound())
@@ -123,9 +128,7 @@ def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_holds_anot
 def test_a_choice_looks_into_the_index_a_few_times_where_each_replica_costs_as_much():
     rng = random.Random(0)
     depths = [rng.randrange(len(CHAIN)) for _ in NAMES]
-    index = index_of(depths)
-    Counted.looks = 0
-    match = Matched(index.match([Counted(key) for key in CHAIN], NAMES), 16)
+    match = counted_match(depths)
     queued = [depth * 16 * 18 // 8 for depth in depths]
     last_used = rng.sample(range(40), len(depths))
     pick = pick_lowest_cost(16 * len(CHAIN), Candidates(NAMES, [10] * 40, queued, match, last_used), LoadBound())
