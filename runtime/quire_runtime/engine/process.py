@@ -3,7 +3,8 @@
     python -m quire_runtime.engine.process DIRECTORY
 
 It imports at once. The parent writes the EngineConfig as one line of JSON on standard input when it knows it, and keeps
-the pipe open: when it closes, or the parent dies, this process ends. The sockets `to-engine` and `from-engine` lie in
+the pipe open: when it closes, or the parent dies, this process ends. Where the line asks for a GPU, its context is made
+beside what is left of the imports. The sockets `to-engine` and `from-engine` lie in
 DIRECTORY; the parent may bind them later than this process connects.
 """
 
@@ -20,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
 from quire_runtime.engine.child import TERMINAL_SIGNALS
 from quire_runtime.engine.faults import diagnose
+from quire_runtime.engine.gpu_context import make_context
 from quire_runtime.engine.kv_publisher import KVPublisher
 from quire_runtime.engine.liveness import Liveness
 from quire_runtime.engine.messages import (
@@ -286,6 +289,9 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     lines = follow_parent()
+    beside = ThreadPoolExecutor(1, thread_name_prefix="beside-imports")
+    told = beside.submit(lambda: EngineConfig.model_validate_json(lines.get()))
+    beside.submit(lambda: make_context(told.result().device))
     carrier = Carrier(sys.argv[1])
     epoch = uuid.uuid4().hex
     try:
@@ -297,8 +303,8 @@ def main() -> None:
         gc.freeze()
         gc.enable()
         import_s = time.perf_counter() - started
-        config = EngineConfig.model_validate_json(lines.get())
-        told = time.perf_counter()
+        config = told.result()
+        told_s = time.perf_counter()
         loaded = load(config, lambda phase, percent: carrier.post(EngineLoading(phase, percent)))
         engine = Engine(config, loaded)
         carrier.post(
@@ -309,7 +315,7 @@ def main() -> None:
                 max_model_len=engine.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 epoch=epoch,
-                startup_s={"import": import_s, **loaded.startup_s, "total": import_s + time.perf_counter() - told},
+                startup_s={"import": import_s, **loaded.startup_s, "total": import_s + time.perf_counter() - told_s},
                 architecture=loaded.model_config.architecture,
                 num_parameters=loaded.num_parameters,
             )
