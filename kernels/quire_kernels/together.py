@@ -5,17 +5,28 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from triton import AsyncCompileMode
 from triton.runtime._async_compile import FutureKernel, active_mode
+from triton.runtime.cache import triton_key
 from triton.runtime.jit import JITFunction
 
 from quire_kernels import inputs_triton
 
 # Their results are places that torch reads from; what else is not computed only leaves wrong numbers.
 INDEXING = (inputs_triton._decode_inputs_kernel, inputs_triton._mixed_inputs_kernel)
+
+
+@cache
+def compiler_key() -> Future[str]:
+    """Triton's hash of itself, which is part of every kernel's key: begun by the first call, in a thread.
+
+    It reads 400 MiB and takes 0.4 s, for most of which the interpreter is free.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="triton-key").submit(triton_key)
 
 
 @contextmanager
@@ -26,6 +37,7 @@ def compiled_together(device: torch.device) -> Iterator[None]:
     the kernels that give indices too, so that no place outside a tensor is read. Threads are enough: MLIR, ptxas and
     the C compiler of the launchers leave the interpreter free. Only one thread may launch kernels meanwhile.
     """
+    compiler_key().result()
     run = JITFunction.run
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:

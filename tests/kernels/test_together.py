@@ -9,10 +9,11 @@ import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.cache import triton_key
 from triton.runtime.jit import JITFunction
 
 from quire_kernels import aot, resources, tuning
-from quire_kernels.together import compiled_together
+from quire_kernels.together import compiled_together, compiler_key
 
 NAMES = ["norms 4096 bfloat16", "silu_and_mul bfloat16", "one_row bfloat16", "likeliest bfloat16", "decode_inputs"]
 
@@ -116,3 +117,12 @@ def test_nothing_is_collected_while_sources_are_parsed_side_by_side(counting: Co
     for name in names:
         launchers[name]()
     assert counting.launched
+
+
+def test_triton_hashes_itself_once_and_beside_what_else_is_done():
+    triton_key.cache_clear()
+    compiler_key.cache_clear()
+    begun = compiler_key()
+    assert begun is compiler_key()
+    assert begun.result() == triton_key()
+    assert triton_key.cache_info().misses == 1

@@ -75,6 +75,10 @@ def load(config: EngineConfig, tell: Tell | None = None) -> Loaded:
         revision = model_revision(directory)
     device = pick_device(config)
     use_kernel_cache(config.kernel_cache, device)
+    if device.type == "cuda":
+        from quire_kernels.together import compiler_key
+
+        compiler_key()
     dtype = pick_dtype(config, facts, device)
     try:
         return _load(config, directory, facts, revision, device, dtype, progress)
