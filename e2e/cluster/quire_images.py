@@ -15,13 +15,25 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from cluster import images, machine
+from cluster import bytecode, images, machine
 from cluster.errors import ClusterError
 from cluster.layout import IMAGE_PREFIX, REPOSITORY, Layout
 
 SMALL = ("operator", "gateway", "agent")
 RUNTIME = "runtime"
 ENGINE_BASE = "quire/engine-base"
+STARTS = {
+    "operator": ["quire_operator.main"],
+    "gateway": ["quire_gateway.main"],
+    "agent": ["quire_runtime.agent.main"],
+    "runtime": [
+        "quire.serve",
+        "quire_runtime.server.run",
+        "quire_runtime.engine.process",
+        "quire_runtime.engine.engine",
+    ],
+}
+"""What the processes of an image import."""
 EXTRAS = {"operator": "operator", "gateway": "gateway", "agent": "agent", "runtime": "runtime,cli"}
 SUITE = "bookworm"
 PYTHON_VERSION = "3.11"
@@ -86,6 +98,7 @@ def _build(layout: Layout, name: str, wheels: Path) -> str:
         *("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "."),
         without_network=True,
     )
+    _require_bytecode(layout, name, built)
     file = archive(layout, name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -93,6 +106,25 @@ def _build(layout: Layout, name: str, wheels: Path) -> str:
     (told,) = json.loads(_buildah(layout, "images", "--json", built))
     _buildah(layout, "rmi", "--force", built)
     return str(told["size"])
+
+
+def _require_bytecode(layout: Layout, name: str, built: str) -> None:
+    """
+    Raises:
+        ClusterError: each container of the image would compile modules at its start, for it cannot keep their bytecode.
+    """
+    container = _buildah(layout, "from", "--pull-never", built).strip()
+    try:
+        program = Path(bytecode.__file__).read_text()
+        command = ("run", "--user=65532", container, "--", "python", "-c", program, *STARTS[name])
+        lacking = _buildah(layout, *command, without_network=True).split()
+    finally:
+        _buildah(layout, "rm", container)
+    if lacking:
+        raise ClusterError(
+            f"{built} has no bytecode of {len(lacking)} modules that its processes import, {lacking[0]} for one: have "
+            f"images/{name}.Dockerfile compile them."
+        )
 
 
 def archive(layout: Layout, name: str) -> Path:
@@ -103,9 +135,9 @@ def archive(layout: Layout, name: str) -> Path:
 def pack_engine_base(layout: Layout) -> None:
     """Python alone at its own path, found where the repository's environment expects it, and that one's bytecode."""
     # Pods cannot write into the environment: without its bytecode each of them would compile all of torch.
-    _run(sys.executable, "-c", "import quire_runtime.engine.process, quire_runtime.server.run")
+    _run(sys.executable, "-c", f"import {', '.join(STARTS[RUNTIME])}", PYTHONDONTWRITEBYTECODE="")
     file = archive(layout, "engine-base")
-    digest = hashlib.sha256(f"{ENGINE_BASE} {sys.version} {PYTHON} {REPOSITORY}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{ENGINE_BASE} {sys.version} {PYTHON} {REPOSITORY} with bytecode".encode()).hexdigest()
     if _is_current(file, digest):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +254,10 @@ def _run(*command: str | Path, **environment: str) -> str:
 
 def _copy_python(root: Path) -> None:
     """Python at its own path, every library that it links to, and a writable /tmp."""
-    shutil.copytree(PYTHON, root / PYTHON.relative_to("/"), symlinks=True, ignore=LEFT_OUT)
+    home = root / PYTHON.relative_to("/")
+    shutil.copytree(PYTHON, home, symlinks=True, ignore=LEFT_OUT)
+    # An image has no times of files, by which bytecode would be compared with its source.
+    _run(sys.executable, "-m", "compileall", "-q", "--invalidation-mode=unchecked-hash", *home.glob("lib/python3*"))
     (root / "tmp").mkdir(mode=0o1777)
     (root / "etc").mkdir()
     (root / "etc" / "passwd").write_text("quire:x:65532:65532::/tmp:/sbin/nologin\n")
