@@ -36,9 +36,11 @@ $(UV):
 	  { echo "This Python cannot make environments. On Debian: apt-get install python3-venv" >&2; rm -rf .uv; exit 2; }
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 
+# Where Python is told to write no bytecode, each process would compile all that it imports.
 $(STAMP): pyproject.toml constraints.txt | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --python $(BIN)/python -c constraints.txt --build-constraints constraints.txt -e '.[dev]'
+	$(UV) pip install --python $(BIN)/python -c constraints.txt --build-constraints constraints.txt -e '.[dev]' \
+	  $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 	@touch $@
 
 demo: $(STAMP) ## quire-tiny on two replicas, asked through the gateway
