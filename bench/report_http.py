@@ -35,7 +35,8 @@ def served(lines: list[Line]) -> str:
     for line in lines:
         where = f"| {line['run']} | {line['model']} | {server(line)} "
         if line["step"] == "startup":
-            load = f"start to first token, kernel cache {line['kernel_cache']}"
+            bytecode = {None: "", True: ", bytecode", False: ", no bytecode"}[line.get("bytecode")]
+            load = f"start to first token, kernel cache {line['kernel_cache']}{bytecode}"
             page.append(f"{where}| {load} | {line['first_token_s']:.4g} | | | | |")
             continue
         ttft, itl = (f"{line[name]['p50']:.4g} / {line[name]['p99']:.4g}" for name in ("ttft_ms", "itl_ms"))

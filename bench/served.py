@@ -7,14 +7,16 @@
 
 The command is what a user would type, `env NAME=VALUE` before it included; bench/report_http.py shows that and what
 follows 0.85. Its directory holds config.json and a tokenizer. A line `startup` tells when /health answered and when the
-first streamed token came, from the spawn on. w1: 256 requests at once (bench/workloads.py), token ids in, each time
-with others. poisson:R: requests of W1's lengths, R a second for --seconds; those of the first --ramp do not count.
-Servers of one run are asked the same, at the same times. Before the first of them the server is warmed up with W1's
-prompts at 32 tokens. TTFT counts from when a request was due; ITL is between events, so tokens per event stand beside
-it. `server_cpu_s`: CPU seconds of the server's processes, of which the engine's are known by --engine-process.
+first streamed token came, from the spawn on, and whether this Python's packages had bytecode: without it, each start
+compiles them. w1: 256 requests at once (bench/workloads.py), token ids in, each time with others. poisson:R: requests
+of W1's lengths, R a second for --seconds; those of the first --ramp do not count. Servers of one run are asked the
+same, at the same times. Before the first of them the server is warmed up with W1's prompts at 32 tokens. TTFT counts
+from when a request was due; ITL is between events, so tokens per event stand beside it. `server_cpu_s`: CPU seconds of
+the server's processes, of which the engine's are known by --engine-process.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -41,6 +43,7 @@ ENGINE_PROCESSES = {"quire": "quire_runtime.engine", "vllm": "EngineCore"}
 WARM_UP_TOKENS = 32
 POISSON = 500
 """Repetitions of Poisson arrivals are numbered from here on."""
+BYTECODE_OF = ("torch", "fastapi", "pydantic")
 PATIENCE_S = 10.0
 """For a server's end after SIGTERM."""
 
@@ -109,12 +112,19 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
     return {name: round(ranked[max(math.ceil(share * len(ranked)) - 1, 0)], 3) for name, share in shares.items()}
 
 
+def has_bytecode(packages: Iterable[str]) -> bool:
+    """Whether this Python finds bytecode of each; none is imported."""
+    found = [importlib.util.find_spec(package) for package in packages]
+    return all(spec is not None and spec.cached is not None and Path(spec.cached).exists() for spec in found)
+
+
 class Server:
     """A server's processes, from the spawn on."""
 
     def __init__(self, command: Sequence[str], log: Path, engine_process: str) -> None:
         self.port = int(command[command.index("--port") + 1])
         self._engine_process, self._log = engine_process, log
+        self.has_bytecode = has_bytecode(BYTECODE_OF)
         self._began = time.monotonic()
         with log.open("w") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
@@ -166,7 +176,8 @@ class Server:
 
 def measure(server: Server, options: argparse.Namespace, tell: Callable[..., None]) -> None:
     health_s, first_s = server.start(options.model, options.start_s)
-    tell("startup", health_s=round(health_s, 2), first_token_s=round(first_s, 2), kernel_cache=options.kernel_cache)
+    times = {"health_s": round(health_s, 2), "first_token_s": round(first_s, 2)}
+    tell("startup", **times, kernel_cache=options.kernel_cache, bytecode=server.has_bytecode)
     base = 1000 * random.Random(options.run).randrange(1, 900)
     warm = [Asked(asked.prompt, min(asked.tokens, WARM_UP_TOKENS)) for asked in w1(base, options)]
     ask(server.port, options.model, warm, options.processes)

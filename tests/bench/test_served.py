@@ -1,6 +1,7 @@
 """The program that measures HTTP servers: what it reads of answers, and a whole run against a real server."""
 
 import json
+import py_compile
 import socket
 import sys
 import threading
@@ -83,6 +84,16 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(given: list[s
     assert words in capsys.readouterr().err
 
 
+def test_bytecode_is_there_when_each_package_has_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("served_a", "served_b"):
+        (tmp_path / f"{name}.py").write_text("")
+    py_compile.compile(str(tmp_path / "served_a.py"))
+    assert served.has_bytecode(["served_a"])
+    assert not served.has_bytecode(["served_a", "served_b"])
+    assert not served.has_bytecode(["served_a", "served_that_is_not_installed"])
+
+
 def test_a_real_server_is_measured_and_its_lines_make_the_page(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -101,4 +112,6 @@ def test_a_real_server_is_measured_and_its_lines_make_the_page(tmp_path, monkeyp
         assert line["ok"] == line["requests"] > 0
     assert sum(line["server_cpu_s"]["engine"] for line in lines[1:]) > 0
     assert lines[1]["output_tokens"] == sum(asked.tokens for asked in served.w1(1, served.arguments(given)))
-    assert report_http.served(lines).count("| quire 1 |") == 4
+    page = report_http.served(lines)
+    assert page.count("| quire 1 |") == 4
+    assert f"kernel cache filled, {'' if lines[0]['bytecode'] else 'no '}bytecode |" in page
