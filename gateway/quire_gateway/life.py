@@ -149,6 +149,7 @@ class Life:
                     return
             finally:
                 attempt.ticket.release()
+                attempt.relay = None
 
     def _begin(self, choice: Choice, replicas: list[ReplicaState]) -> Attempt:
         """Pick one of `replicas` and count the request there."""
@@ -190,6 +191,8 @@ class Life:
 
     def settle(self) -> None:
         """The request is over: count what it used."""
+        self._relay = None  # which holds this Life: a circle would wait for Python's collector
+        self._racing.clear()
         self._had_turn()
         was_served = self._exchange.attempts > 0
         self._permit.end(self._loop.time(), was_served=was_served)

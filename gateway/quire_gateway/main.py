@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -67,6 +68,9 @@ async def _serve(config: GatewayConfig, worker: Worker | None = None) -> None:
     except OSError as error:
         flag, port = ("--tls-port", config.tls_port) if gateway.port else ("--port", config.port)
         raise cannot_listen(config.host, port, flag, error) from None
+    # What lives until the end is not looked at by each collection.
+    gc.collect()
+    gc.freeze()
     if worker is None:
         _announce(config, gateway.port, gateway.tls_port)
     stop = asyncio.Event()

@@ -124,6 +124,12 @@ class ClientConnection(asyncio.Protocol):
             self._stall.cancel()
         if self._task is not None:
             self._task.cancel()
+        if self._reply is not None:
+            self._reply.abort()
+        # All of these know this connection: without the circles its memory is given back now, not by a collection that
+        # every other request waits for.
+        self._task = self._reply = None
+        del self._parser
 
     def data_received(self, data: bytes) -> None:
         # Of a piece in whose midst a request begins nothing is counted as that one's head.
