@@ -201,7 +201,7 @@ def _one_row(dtype: torch.dtype) -> None:
 
 def _few_rows(dtype: torch.dtype) -> None:
     """On GPUs of other kinds too, though it was measured, and is used, on one only."""
-    from quire_kernels.few_rows_triton import FewRowsTile, launch, tile_for
+    from quire_kernels.few_rows_triton import FewRowsTile, any_tile_for, launch, tile_for
 
     small = tuning.architecture() not in ("cuda:90", "cuda:100")
     for tokens, outputs, is_gated in ((2, 64, False), (2, 64, True), (64, 1 << 14, False), (128, 1 << 14, True)):
@@ -210,6 +210,11 @@ def _few_rows(dtype: torch.dtype) -> None:
         assert tile is not None
         out = torch.zeros(tokens, outputs // 2 if is_gated else outputs, dtype=dtype)
         launch(x, weight, weight[:, 0].contiguous() if is_gated else None, out, tile, is_gated)
+    for tokens in () if small else (1, 32, 64):
+        x, weight = torch.zeros(tokens, 8192, dtype=dtype), torch.zeros(64, 8192, dtype=dtype)
+        deep = any_tile_for(tokens, 64, 8192)
+        assert deep is not None
+        launch(x, weight, None, torch.zeros(tokens, 64, dtype=dtype), deep)
 
 
 def _invariant_product(dtype: torch.dtype) -> None:

@@ -48,6 +48,20 @@ def tile_for(tokens: int, outputs: int, inputs: int, is_gated: bool) -> FewRowsT
     return FewRowsTile(64, covering, 128, 4, 5)
 
 
+DEEP_STAGES = {16: 8, 32: 7, 64: 6}
+"""By tokens of a tile, of products with many inputs: as much as the shared memory holds."""
+
+
+def any_tile_for(tokens: int, outputs: int, inputs: int) -> FewRowsTile | None:
+    """The same where nothing else is asked than a product that does not split K; None for more than 64 tokens."""
+    if found := tile_for(max(2, tokens), outputs, inputs, is_gated=False):
+        return found
+    covering = max(16, triton.next_power_of_2(tokens))
+    if inputs % 128 or covering not in DEEP_STAGES:
+        return None
+    return FewRowsTile(64, covering, 128, 4, DEEP_STAGES[covering])
+
+
 def launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tile: FewRowsTile, is_gated: bool = False
 ) -> None:

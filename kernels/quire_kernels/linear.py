@@ -40,9 +40,25 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Te
     if few is not None:
         return few
     if x.is_cuda and torch.version.hip is None and _prefers_lt(x.shape[0], weight):
-        with _cublas_lt():
-            return _torch_linear(x, weight, bias, out)
+        return lt_linear(x, weight, bias, out)
     return _torch_linear(x, weight, bias, out)
+
+
+def lt_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """The same by cuBLASLt's choice of a kernel, which splits K less often than cuBLAS's; on NVIDIA's GPUs."""
+    with _cublas_lt():
+        return _torch_linear(x, weight, bias, out)
+
+
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """The same by the Triton kernel for few rows, which never splits K, also where others are faster.
+
+    Leaves `out` as it is where that kernel has no tile: for more rows, and for K that is no multiple of 128.
+    """
+    from quire_kernels import few_rows_triton
+
+    if tile := few_rows_triton.any_tile_for(x.shape[0], *weight.shape):
+        few_rows_triton.launch(x, weight, bias, out, tile)
 
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

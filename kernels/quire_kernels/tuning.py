@@ -59,6 +59,7 @@ SHARED = PREFILL | {(kind, 2, dim): Tile(64, 64, 4, 3) for kind in ("cuda:80", "
 # order of a row's sums.
 INVARIANT = {
     ("cuda:80", 2, 128): Tile(64, 64, 8, 3),
+    ("cuda:90", 2, 128): Tile(64, 32, 4, 4),
     ("cuda:100", 2, 128): Tile(64, 64, 8, 3),
     ("cuda", 2, 64): Tile(64, 64, 4, 3),
     ("cuda", 2, 128): Tile(64, 64, 4, 3),

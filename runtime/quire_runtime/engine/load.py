@@ -103,6 +103,10 @@ def _load(
         require_room(config, device, weights_nbytes(facts, dtype))
         model = build_model(facts, dtype, device, window, config.deterministic)
         weights = load_weights(model, directory, progress.read, load_format=config.load_format, seed=config.seed).nbytes
+    if config.deterministic and device.type == "cuda":
+        with progress.phase("kernels"), torch.inference_mode():
+            model.learn_products(config.max_num_batched_tokens, config.max_num_seqs)
+            torch.cuda.empty_cache()
     with progress.phase("memory"):
         workspace = measure_workspace(config, facts, model, dtype, device, progress)
         memory = plan_memory(config, facts, dtype, device, weights, workspace)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from quire_kernels.batch import AttentionBatch
+from quire_kernels.equal_products import EqualProducts, has_equal_products
 from quire_kernels.invariant_attention import split_for
-from quire_kernels.invariant_linear import invariant_linear, rehearse
+from quire_kernels.invariant_linear import rehearse
 from quire_kernels.linear import takes_one_row
 from quire_kernels.norm import add_rms_norm, rms_norm
 from quire_runtime.model.apart import forward_apart
@@ -46,7 +47,8 @@ class Decoder(ABC):
         self.dtype = dtype
         self.device = device
         self.is_deterministic = is_deterministic
-        self._product = invariant_linear if is_deterministic else linear
+        self._equal = EqualProducts() if is_deterministic else None
+        self._product = self._equal or linear
         self._split = split_for(max_model_len) if is_deterministic and device.type == "cuda" else None
         self.weights = weights = Weights(dtype, device)
         self.embedding = weights.one("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
@@ -95,6 +97,20 @@ class Decoder(ABC):
     def compute_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """hidden [n, hidden_size] -> logits [n, vocab_size] in the model's dtype, written to `out` if given."""
         return self._product(hidden, self.lm_head, out=out)
+
+    def learn_products(self, max_num_batched_tokens: int, max_num_seqs: int) -> None:
+        """Of a deterministic model with its weights: find the fastest products that keep its bits."""
+        if self._equal is None or not has_equal_products(self.lm_head):
+            return
+        from quire_kernels.together import compiled_together
+
+        with compiled_together(self.device):
+            self.rehearse_products()
+            for weight, bias in self.products():
+                self._equal.rehearse(weight, bias)
+        for weight, bias in self.products():
+            most = max_num_seqs if weight is self.lm_head else max_num_batched_tokens
+            self._equal.learn(weight, bias, most)
 
     def rehearse_products(self) -> None:
         """Of a deterministic model on a GPU: launch each kernel that a batch of some size may need."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire import LLM, SamplingParams
 from quire_kernels.check_attention import make_batch, tensors
+from quire_kernels.invariant_linear import invariant_linear
 from quire_runtime.model.registry import Model
 
 SHAPE = {
@@ -65,6 +66,23 @@ def test_a_row_of_a_product_is_the_same_in_every_tile(shape):
         out = torch.empty_like(expected)
         launch(x, weight, None, out, tile)
         assert same(out, expected), tile
+
+
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_faster_products_are_the_invariant_one_for_any_number_of_rows(shape):
+    from quire_kernels.equal_products import EqualProducts
+
+    inputs, outputs = shape
+    generator = torch.Generator("cuda").manual_seed(0)
+    most = 300 if outputs > 100_000 else 1500
+    x = torch.randn(most, inputs, device="cuda", generator=generator).bfloat16()
+    weight = (0.02 * torch.randn(outputs, inputs, device="cuda", generator=generator)).bfloat16()
+    expected = invariant_linear(x, weight)
+    product = EqualProducts()
+    product.learn(weight, None, most)
+    for count in (*range(1, 40), 64, 65, 130, 256, 700, 1024, 1100, most):
+        first = max(0, most - count)
+        assert same(product(x[first:], weight), expected[first:]), count
 
 
 @pytest.mark.parametrize("window", [None, 300])
