@@ -24,6 +24,9 @@ MOST = 8192
 """Rows of the largest product that is tried."""
 WORTH_PARTS = 256
 """Rows from which a product may be followed by one of the rest, which reads all weights again."""
+ELEMENTS = 1 << 20
+"""Results that a number of rows is tried with: where K was split, 4 to 7 in a thousand differed on an H200."""
+MOST_TIMES = 1024
 ALIGNED = 16
 """Bytes; of other addresses cuBLAS may take another kernel."""
 
@@ -76,19 +79,23 @@ class EqualProducts:
     def learn(self, weight: Tensor, bias: Tensor | None, most: int) -> None:
         """Try row_counts(most) with weight [N, K] and bias [N], for all matrices of that shape.
 
-        Takes memory for most * (2 * N + K) elements meanwhile.
+        Takes memory for (2 * N + K) * most elements meanwhile, or for ELEMENTS results and what they are computed from.
         """
-        most = max(row_counts(most))
+        outputs, inputs = weight.shape
         generator = torch.Generator(weight.device).manual_seed(0)
-        x = torch.randn(most, weight.shape[1], generator=generator, device=weight.device).to(weight.dtype)
+        rows = max(min(most, MOST), min(-(-ELEMENTS // outputs), MOST_TIMES))
+        x = torch.randn(rows, inputs, generator=generator, device=weight.device).to(weight.dtype)
         expected = invariant_linear(x, weight, bias)
         found = torch.empty_like(expected)
         counts, fills = [], []
         for count in row_counts(most):
+            # Of two orders of a sum most results round alike: it takes many to tell one from the other.
+            tried = min(rows // count, -(-ELEMENTS // (count * outputs))) * count
             for fill in FASTER:
-                out = found[:count].fill_(torch.nan)
-                fill(x[:count], weight, bias, out)
-                if _same_bits(out, expected[:count]):
+                found[:tried].fill_(torch.nan)
+                for at in range(0, tried, count):
+                    fill(x[at : at + count], weight, bias, found[at : at + count])
+                if _same_bits(found[:tried], expected[:tried]):
                     counts.append(count)
                     fills.append(fill)
                     break
