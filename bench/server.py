@@ -37,14 +37,14 @@ TOKENS = (400, 1500)
 START_S = 60.0
 
 
-def run_engine(step_s: float, directory: str) -> None:
+def run_engine(step_s: float, descriptor: int) -> None:
     """The engine's process: speaks as quire_runtime.engine.process does, at a pace of its own."""
     from quire_runtime.engine.messages import AddRequest, EngineReady, EngineStats, Step
     from quire_runtime.engine.process import Carrier, follow_parent
     from quire_runtime.scheduler.request import FinishReason
 
     follow_parent().get()
-    carrier = Carrier(directory)
+    carrier = Carrier(descriptor)
     carrier.post(EngineReady("bench", 16, 1 << 20, MAX_MODEL_LEN, 1024, "bench", {}))
     rng = np.random.default_rng(0)
     left: dict[int, int] = {}
@@ -233,8 +233,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case [mode, step_ms, directory] if mode == ENGINE:
-            run_engine(float(step_ms) / 1e3, directory)
+        case [mode, step_ms, descriptor] if mode == ENGINE:
+            run_engine(float(step_ms) / 1e3, int(descriptor))
         case [mode, model, step_ms, port_file] if mode == SERVER:
             run_server(model, step_ms, port_file)
         case _:

@@ -13,7 +13,6 @@ IMPORTED_AS = {
     "pydantic-settings": "pydantic_settings",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
-    "pyzmq": "zmq",
 }
 BORNE_BY = {"huggingface_hub": {"httpx", "tqdm", "yaml"}, "kopf": {"httpx", "yaml"}, "typer": {"rich"}}
 """What a distribution brings along by itself, of those that other extras name."""

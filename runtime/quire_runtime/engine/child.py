@@ -1,15 +1,14 @@
-"""An engine process as its parent holds it, without sockets: it can be spawned before its parent can speak to it.
+"""An engine process as its parent holds it: it can be spawned before its parent can speak to it.
 
 Nothing that takes long is imported here, so that the child's imports and those of its parent go on side by side.
 """
 
 import contextlib
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,25 +26,27 @@ TERMINAL_SIGNALS = frozenset({signal.SIGINT, signal.SIGHUP})
 class EngineChild:
     """A process that imports the engine at once and loads a model when it is told which.
 
-    It ends when it is closed, or when this process does. The sockets of both lie in `directory`.
-    program: what Python runs, with `directory` behind it.
+    It ends when it is closed, or when this process does.
+    program: what Python runs, with the descriptor of its end of a socket pair behind it. connection: our end.
     """
 
     def __init__(self, program: Sequence[str] = PROGRAM) -> None:
         self._is_configured = False
-        self.directory = tempfile.mkdtemp(prefix="quire-engine-")
+        self.connection, theirs = socket.socketpair()
         # They reach the whole group of a terminal, and what they mean is the parent's to say; a mask is inherited.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, *program, self.directory],
+                [sys.executable, *program, str(theirs.fileno())],
                 # Threads that spin while they wait take the cores from other replicas; a setting of the user's stays.
                 env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
 
     def configure(self, config: "EngineConfig") -> None:
         """Say once what is to be loaded."""
@@ -72,10 +73,7 @@ class EngineChild:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.remove_directory()
-
-    def remove_directory(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.connection.close()
 
 
 @contextlib.contextmanager

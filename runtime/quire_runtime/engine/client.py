@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 import numpy as np
-import zmq
 
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.channel import Reader, Writer
 from quire_runtime.engine.child import CLOSE_S, EngineChild
 from quire_runtime.engine.errors import EngineClosed, EngineDied, EngineStartFailed, RequestRefused
 from quire_runtime.engine.kv_fan_out import KVFanOut
@@ -64,9 +64,10 @@ class AsyncEngineClient:
         """What it last said of its start."""
         self._child = child or EngineChild()
         self._process = self._child.process
-        self._context = zmq.Context()
-        self._inbound = self._bind(zmq.PULL, "from-engine")
-        self._outbound = self._bind(zmq.PUSH, "to-engine")
+        self._connection = self._child.connection
+        self._connection.setblocking(False)
+        self._inbound = Reader(self._connection)
+        self._outbound = Writer(self._connection)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[int, Stream] = {}
@@ -201,15 +202,15 @@ class AsyncEngineClient:
             self._process.kill()
             await self._has_exited.wait()
         self._fail(EngineClosed("The engine was closed."))
-        asyncio.get_running_loop().remove_reader(self._inbound.FD)
-        self._context.destroy(linger=0)
-        self._child.remove_directory()
+        asyncio.get_running_loop().remove_reader(self._connection)
+        self._outbound.close()
+        self._connection.close()
 
     def _listen(self) -> None:
         if not self._is_listening and not self._is_closing:
             self._is_listening = True
             loop = asyncio.get_running_loop()
-            loop.add_reader(self._inbound.FD, self._receive)
+            loop.add_reader(self._connection, self._receive)
             threading.Thread(target=self._wait_for_exit, args=(loop,), name="engine-exit", daemon=True).start()
 
     def _wait_for_exit(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -231,18 +232,13 @@ class AsyncEngineClient:
             self._send(AbortRequests([handle]))
 
     def _receive(self) -> None:
-        """Take every message that has come, then tell the readers: one that is behind takes several steps at once.
-
-        The socket says only once that it has become readable, so that nothing may be left in it.
-        """
+        """Take every message that has come, then tell the readers: one that is behind takes several steps at once."""
         news: list[Stream] = []
         try:
-            while True:
-                try:
-                    data = self._inbound.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self._hear(self._decoder.decode(data), news)
+            for message in self._inbound.read():
+                self._hear(self._decoder.decode(message), news)
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._connection)
         except Exception as error:
             self._fail(EngineDied(f"What the engine said could not be read: {error}"))
             raise
@@ -331,15 +327,7 @@ class AsyncEngineClient:
             stream.fail(failure)
 
     def _send(self, message: ToEngine) -> None:
-        """The socket has no bound; what an engine that has gone would be told is lost."""
-        with contextlib.suppress(zmq.ZMQError):
-            self._outbound.send(self._encoder.encode(message), zmq.NOBLOCK)
-
-    def _bind(self, kind: int, name: str) -> "zmq.Socket[bytes]":
-        socket = self._context.socket(kind)
-        socket.set_hwm(0)
-        socket.bind(f"ipc://{self._child.directory}/{name}")
-        return socket
+        self._outbound.write(self._encoder.encode(message))
 
 
 def _packed(handle: int, request: EngineRequest) -> AddRequest:

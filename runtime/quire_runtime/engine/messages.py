@@ -1,4 +1,4 @@
-"""Messages between a server process and its engine process: msgspec structs, msgpack over ZMQ.
+"""Messages between a server process and its engine process: msgspec structs, as msgpack over engine.channel.
 
 Arrays travel as bytes of little-endian fixed-width integers: a step of 1,024 tokens is one message of a few buffers.
 """

@@ -1,11 +1,10 @@
 """The engine process: one loop that owns the device, two threads that carry messages.
 
-    python -m quire_runtime.engine.process DIRECTORY
+    python -m quire_runtime.engine.process DESCRIPTOR
 
 It imports at once. The parent writes the EngineConfig as one line of JSON on standard input when it knows it, and keeps
 the pipe open: when it closes, or the parent dies, this process ends. Where the line asks for a GPU, its context is made
-beside what is left of the imports. The sockets `to-engine` and `from-engine` lie in
-DIRECTORY; the parent may bind them later than this process connects.
+beside what is left of the imports. DESCRIPTOR is our end of a socket pair, over which messages go both ways.
 """
 
 import contextlib
@@ -16,6 +15,7 @@ import os
 import queue
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import zmq
 
 from quire_api.errors import UserError
 from quire_api.warming import HotPrefix
 from quire_runtime.config import EngineConfig
+from quire_runtime.engine.channel import Reader, framed
 from quire_runtime.engine.child import TERMINAL_SIGNALS
 from quire_runtime.engine.faults import diagnose
 from quire_runtime.engine.gpu_context import make_context
@@ -78,12 +78,13 @@ REJECTION_CODES = {
 
 
 class Carrier:
-    """The sockets, each with a thread of its own, so that packing and sending overlap with the device's work."""
+    """Our end of the channel, a thread for each way, so that packing and sending overlap with the device's work."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, descriptor: int) -> None:
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[FromEngine | Callable[[], FromEngine] | None] = queue.SimpleQueue()
-        self._directory = directory
+        self._outbox: queue.SimpleQueue[FromEngine | Callable[[], FromEngine | None] | None] = queue.SimpleQueue()
+        self._connection = socket.socket(fileno=descriptor)
+        self._connection.set_inheritable(False)
         self.pulse: Callable[[], FromEngine | None] = lambda: None
         """Makes what is sent when nothing has been posted for PULSE_S; called on the sender's thread."""
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
@@ -100,34 +101,25 @@ class Carrier:
         self._sender.join(timeout=LINGER_S)
 
     def _send(self) -> None:
-        context = zmq.Context()
-        socket = self._connect(context, zmq.PUSH, "from-engine")
         encoder = msgspec.msgpack.Encoder()
-        while True:
-            try:
-                message = self._outbox.get(timeout=PULSE_S)
-            except queue.Empty:
-                if (pulse := self.pulse()) is not None:
-                    socket.send(encoder.encode(pulse))
-                continue
-            if message is None:
-                break
-            socket.send(encoder.encode(message() if callable(message) else message))
-        # Only the end of its context waits until the socket has handed over what it holds.
-        socket.close(linger=1000 * LINGER_S)
-        context.term()
+        with contextlib.suppress(OSError):  # the parent has gone, and this process goes too
+            while True:
+                try:
+                    message = self._outbox.get(timeout=PULSE_S)
+                except queue.Empty:
+                    message = self.pulse
+                if message is None:
+                    break
+                if (told := message() if callable(message) else message) is not None:
+                    self._connection.sendall(framed(encoder.encode(told)))
 
     def _receive(self) -> None:
-        socket = self._connect(zmq.Context(), zmq.PULL, "to-engine")
+        reader = Reader(self._connection)
         decoder = msgspec.msgpack.Decoder(ToEngine)
-        while True:
-            self.inbox.put(decoder.decode(socket.recv()))
-
-    def _connect(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, name: str) -> "zmq.Socket[bytes]":
-        socket: zmq.Socket[bytes] = context.socket(kind)
-        socket.set_hwm(0)
-        socket.connect(f"ipc://{self._directory}/{name}")
-        return socket
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                for message in reader.read():
+                    self.inbox.put(decoder.decode(message))
 
 
 class Loop:
@@ -292,7 +284,7 @@ def main() -> None:
     beside = ThreadPoolExecutor(1, thread_name_prefix="beside-imports")
     told = beside.submit(lambda: EngineConfig.model_validate_json(lines.get()))
     beside.submit(lambda: make_context(told.result().device))
-    carrier = Carrier(sys.argv[1])
+    carrier = Carrier(int(sys.argv[1]))
     epoch = uuid.uuid4().hex
     try:
         # All that an import makes stays: looking for garbage in it takes a twentieth of its time.
