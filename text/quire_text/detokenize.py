@@ -1,7 +1,7 @@
 """Text from tokens that arrive one by one."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenizers.decoders import DecodeStream
 
@@ -18,25 +18,21 @@ class Detokenizer:
     A model may repeat a part of a character for ever: its text goes on, and a token costs the same however many came.
 
     prompt_ids: with them the text continues the prompt's, so that a first word keeps its leading space.
+    push(ids): text that `ids` complete; "" while a character is incomplete.
+    finish(): what is still held: bytes that never became a character, as U+FFFD.
     """
 
-    __slots__ = ("_text",)
+    __slots__ = ("finish", "push")
 
     def __init__(
         self, tokenizer: Tokenizer, skip_special_tokens: bool = True, prompt_ids: Sequence[int] | None = None
     ) -> None:
         whole = tokenizer.whole_texts(skip_special_tokens)
-        self._text: _Bytes | _Pieces = (
+        text: _Bytes | _Pieces = (
             _Pieces(tokenizer, skip_special_tokens, prompt_ids or ()) if whole is None else _Bytes(tokenizer, whole)
         )
-
-    def push(self, ids: Sequence[int]) -> str:
-        """Text that `ids` complete; "" while a character is incomplete."""
-        return self._text.push(ids)
-
-    def finish(self) -> str:
-        """What is still held: bytes that never became a character, as U+FFFD."""
-        return self._text.finish()
+        self.push: Callable[[Sequence[int]], str] = text.push
+        self.finish: Callable[[], str] = text.finish
 
 
 class _Bytes:

@@ -35,10 +35,11 @@ class Stream:
     takes them: no task has to be woken for a token then. A reader slower than the engine gets the deltas of several
     steps at once.
 
-    running: choices that the engine has not ended. prompt_logprobs: those that the next delta will bring.
+    running: choices that the engine has not ended. prompt_logprobs: those that the next delta will bring. tell: to be
+    called when there is something, tells the reader.
     """
 
-    __slots__ = ("_deltas", "_failure", "_is_closed", "_on_close", "_on_news", "_waiter", "prompt_logprobs", "running")
+    __slots__ = ("_deltas", "_failure", "_is_closed", "_on_close", "_waiter", "prompt_logprobs", "running", "tell")
 
     def __init__(self, running: int, on_close: Callable[[Self], None]) -> None:
         """on_close: called once, by `close`."""
@@ -48,7 +49,7 @@ class Stream:
         self._failure: Exception | None = None
         self._is_closed = False
         self._on_close = on_close
-        self._on_news: Callable[[], None] = self._wake
+        self.tell: Callable[[], None] = self._wake
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -57,9 +58,9 @@ class Stream:
 
     def call_on_news(self, call: Callable[[], None]) -> None:
         """Have `call` called whenever there is something to take, for the first time soon if there is already."""
-        self._on_news = call
+        self.tell = call
         if self._deltas or self._failure is not None:
-            asyncio.get_running_loop().call_soon(self.tell)
+            asyncio.get_running_loop().call_soon(lambda: self.tell())
 
     def add(self, delta: ChoiceDelta) -> bool:
         """Keep it for the reader, who is not told yet; True if nothing was there before it."""
@@ -67,11 +68,6 @@ class Stream:
             self.running -= 1
         self._deltas.append(delta)
         return len(self._deltas) == 1
-
-    def tell(self) -> None:
-        """Tell the reader that there is something."""
-        if not self._is_closed:
-            self._on_news()
 
     def fail(self, failure: Exception) -> None:
         """Raise this out of `take` when what came before has been taken."""
@@ -92,10 +88,18 @@ class Stream:
             raise self._failure
         return deltas
 
+    def take_token(self) -> ChoiceDelta | None:
+        """What has come, if that is one step of the first choice, which goes on; else None, and nothing is taken."""
+        deltas = self._deltas
+        if len(deltas) != 1 or deltas[0].finish or deltas[0].choice or self._failure is not None:
+            return None
+        return deltas.pop()
+
     def close(self) -> None:
         """Nothing more is wanted: what still runs is aborted."""
         if not self._is_closed:
             self._is_closed = True
+            self.tell = _nobody
             self._on_close(self)
 
     def __aiter__(self) -> Self:
@@ -112,3 +116,7 @@ class Stream:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _nobody() -> None:
+    """Is told nothing."""

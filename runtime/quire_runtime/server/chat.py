@@ -1,7 +1,6 @@
 """POST /v1/chat/completions"""
 
 import time
-from collections.abc import Generator
 
 from fastapi import APIRouter
 from msgspec import UNSET
@@ -13,7 +12,7 @@ from quire_api.openai_responses import AssistantMessage, ChatChoice, ChatComplet
 from quire_runtime.engine.messages import TokenLogprobs
 from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice
-from quire_runtime.server.events import answer_events
+from quire_runtime.server.events import AnswerEvents
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
@@ -77,7 +76,7 @@ class Answer:
             prompt_token_ids=generation.prompts[0] if self._ask.return_token_ids else UNSET,
         )
 
-    def events(self, generation: Generation) -> Generator[bytes, None, None]:
+    def events(self, generation: Generation) -> AnswerEvents:
         writer = EventWriter(
             {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model},
             len(generation.choices),
@@ -88,7 +87,7 @@ class Answer:
             begun=generation.begun,
         )
         logprobs_of = (lambda _, positions: self._logprobs(positions)) if self._ask.logprobs else None
-        return answer_events(generation, self._ask, writer, logprobs_of=logprobs_of)
+        return AnswerEvents(generation, self._ask, writer, logprobs_of=logprobs_of)
 
     def _choice(self, choice: Choice) -> ChatChoice:
         text, ids, logprobs = choice.take()

@@ -19,6 +19,7 @@ REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReaso
 class Choice:
     """What is known of one choice and not yet taken by `take`.
 
+    has_news: there is text, or its end.
     num_tokens: sampled so far. finish_reason: None while it runs. stop_reason: the stop string or stop token id that
     ended it, None for end-of-sequence.
     """
@@ -31,6 +32,7 @@ class Choice:
         "_matcher",
         "_stop_ids",
         "finish_reason",
+        "has_news",
         "index",
         "logprobs",
         "num_tokens",
@@ -40,6 +42,7 @@ class Choice:
 
     def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, prompt: Sequence[int]) -> None:
         self.index = index
+        self.has_news = False
         self.num_tokens = 0
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -52,14 +55,11 @@ class Choice:
         self._include_stop = params.include_stop_str_in_output
         self._stop_ids = params.stop_token_ids
 
-    @property
-    def has_news(self) -> bool:
-        return bool(self._fresh) or self.finish_reason is not None
-
     def take(self) -> tuple[str, list[int], list[TokenLogprobs]]:
         """Text, token ids and logprobs since the last call. Ids and logprobs of text still held back come with it."""
         text, ids, logprobs = self._fresh, self.token_ids, self.logprobs
         self._fresh, self.token_ids, self.logprobs = "", [], []
+        self.has_news = self.finish_reason is not None
         return text, ids, logprobs
 
     def restore(self, token_ids: Sequence[int], *, has_ended: bool) -> None:
@@ -71,6 +71,7 @@ class Choice:
         if has_ended:
             self.num_tokens = len(token_ids)
             self.finish_reason = "stop"
+            self.has_news = True
             return
         # One by one, as they came: a stop string does not count before min_tokens.
         for token in token_ids:
@@ -79,29 +80,35 @@ class Choice:
             raise InvalidRequest("A choice to go on with has met its stop string already.", RESUME_FIELD)
         self.take()
 
+    def push_plain(self, token_ids: Sequence[int]) -> str:
+        """`push` and `take`, where nothing but text is asked for, and neither these tokens nor their text end it."""
+        self.num_tokens += len(token_ids)
+        return self._detokenizer.push(token_ids)
+
     def push(self, delta: ChoiceDelta) -> None:
-        """
+        """Not after its end.
+
         Raises:
             RequestFailed: the engine ended the request with an error.
         """
-        if self.finish_reason is not None:
-            return
-        if delta.finish == FinishReason.ERROR:
-            raise RequestFailed(delta.error or "The engine ended this request.")
         ids = delta.token_ids
         self.num_tokens += len(ids)
         self.token_ids += ids
         if delta.logprobs:
             self.logprobs += delta.logprobs
-        if delta.finish == FinishReason.NONE:
+        if delta.finish:
+            text = self._end(delta)
+        else:
             text = self._detokenizer.push(ids)
             if self._matcher is not None and text:
                 text = self._match(text)
-        else:
-            text = self._end(delta)
         self._fresh += text
+        if text or self.finish_reason is not None:
+            self.has_news = True
 
     def _end(self, delta: ChoiceDelta) -> str:
+        if delta.finish == FinishReason.ERROR:
+            raise RequestFailed(delta.error or "The engine ended this request.")
         ids = delta.token_ids
         self.finish_reason = REASONS[delta.finish]
         if delta.finish == FinishReason.STOP and ids:

@@ -1,7 +1,7 @@
 """POST /v1/completions"""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from msgspec import UNSET
@@ -13,7 +13,7 @@ from quire_api.openai_responses import Completion, CompletionChoice, CompletionL
 from quire_runtime.engine.messages import TokenLogprobs
 from quire_runtime.server.body import read_json
 from quire_runtime.server.choices import Choice
-from quire_runtime.server.events import LogprobsOf, answer_events
+from quire_runtime.server.events import AnswerEvents, LogprobsOf
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.ids import request_id_of
 from quire_runtime.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
@@ -81,7 +81,7 @@ class Answer:
             usage=usage_of(generation, without_output=self._ask.is_echo_only),
         )
 
-    def events(self, generation: Generation) -> Generator[bytes, None, None]:
+    def events(self, generation: Generation) -> AnswerEvents:
         ask, begun = self._ask, generation.begun
         writer = EventWriter(
             {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model},
@@ -102,7 +102,7 @@ class Answer:
         def text_of(choice: Choice, text: str) -> str:
             return echoes.pop(choice.index, "") + ("" if is_echo_only else text)
 
-        return answer_events(
+        return AnswerEvents(
             generation,
             ask,
             writer,

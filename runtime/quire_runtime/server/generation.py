@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Self
 
@@ -21,11 +21,33 @@ from quire_runtime.server.replay import Replay
 from quire_runtime.server.service import Service
 
 
+class Part:
+    """One prompt of a generation, and what becomes of it.
+
+    running: choices that have not ended. stream: none if all have ended elsewhere. is_direct: what comes may be dealt
+    with where it comes in, as nothing older is left. last_at: when the last news came, 0 before the first. timed: the
+    engine's times, and when they came. In monotonic seconds.
+    """
+
+    __slots__ = ("choices", "is_direct", "last_at", "prompt", "prompt_logprobs", "running", "stream", "timed")
+
+    def __init__(self, prompt: list[int], choices: list[Choice]) -> None:
+        self.prompt = prompt
+        self.choices = choices
+        self.running = sum(choice.finish_reason is None for choice in choices)
+        self.stream: Stream | None = None
+        self.is_direct = False
+        self.last_at = 0.0
+        self.timed: tuple[RequestTimes, float] | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
 class Generation:
     """Several prompts, n choices each; choice i of prompt p has index p * n + i.
 
     Use it as a context: leaving it early aborts what still runs and frees its blocks.
     is_over: nothing more comes, because every choice has ended or one has failed.
+    first: the choices that the first step has changed, once `start` has returned.
     cached_tokens: prompt tokens found in the prefix cache, over all prompts.
     replay: what of it another engine has made; choices that have ended there do not run.
     """
@@ -52,36 +74,30 @@ class Generation:
         self._params = params
         self.replay = replay or Replay()
         self.cached_tokens = self.replay.so_far.cached_tokens
-        self.prompt_logprobs: list[list[TokenLogprobs | None] | None] = [None] * len(prompts)
         self.choices = [
             Choice(prompt_index * params.n + choice, tokenizer, params, prompt)
             for prompt_index, prompt in enumerate(prompts)
             for choice in range(params.n)
         ]
-        self._n = params.n
         self._restore()
         self._service = service
-        self._metrics = service.metrics
+        self.metrics = service.metrics
         self._arrived = arrived
         self._first_at: float | None = None
-        self._last_at = [0.0] * len(prompts)
-        self._timed: dict[int, tuple[RequestTimes, float]] = {}
         self._is_closed = False
         self._unfinished: str | None = "abort"
-        self._running = [
-            sum(choice.finish_reason is None for choice in self._of(index)) for index in range(len(prompts))
-        ]
-        self._left = sum(self._running)
+        n = params.n
+        self._parts = [Part(prompt, self.choices[index * n : (index + 1) * n]) for index, prompt in enumerate(prompts)]
+        self._left = sum(part.running for part in self._parts)
         self.is_over = not self._left
-        self._fresh: deque[int] = deque()
+        self._fresh: deque[Part] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._on_news: Callable[[], bool] | None = None
-        self._streams: dict[int, Stream] = {}
-        for index, prompt in enumerate(prompts):
-            if self._running[index]:
-                outputs, ended = self._made(index)
+        for index, part in enumerate(self._parts):
+            if part.running:
+                outputs, ended = self._made(part)
                 request = EngineRequest(
-                    prompt,
+                    part.prompt,
                     self._seeded(index),
                     request_id if len(prompts) == 1 else f"{request_id}-{index}",
                     priority,
@@ -89,10 +105,20 @@ class Generation:
                     outputs,
                     ended,
                 )
-                self._streams[index] = client.open(request)
-                self._streams[index].call_on_news(partial(self._hear, index))
-        self._first: list[Choice] = []
+                part.stream = client.open(request)
+                part.stream.call_on_news(partial(self._hear, part))
+        self.first: list[Choice] = []
         service.enter()
+
+    @property
+    def single(self) -> Part | None:
+        """The one part of one choice that only the engine ends; None where there is more to it."""
+        return None if len(self.choices) > 1 or self._params.stop else self._parts[0]
+
+    @property
+    def prompt_logprobs(self) -> list[list[TokenLogprobs | None] | None]:
+        """By prompt; None where there are none."""
+        return [part.prompt_logprobs for part in self._parts]
 
     @property
     def prompt_tokens(self) -> int:
@@ -109,7 +135,7 @@ class Generation:
 
     @property
     def has_news(self) -> bool:
-        """Something has come that `steps` has not taken."""
+        """Something has come that `advance` has not taken."""
         return bool(self._fresh)
 
     async def start(self) -> None:
@@ -118,44 +144,39 @@ class Generation:
         Raises:
             RequestRefused, RequestFailed, EngineDied
         """
-        while not (self._first or self.is_over):
+        while not (self.first or self.is_over):
             if not self._fresh:
                 await self.news()
-            self._first = self._advance()
-
-    def steps(self) -> Iterator[list[Choice]]:
-        """The choices that were changed by what has come since the item before, which may be none.
-
-        Raises:
-            RequestFailed, EngineDied
-        """
-        if self._first:
-            first, self._first = self._first, []
-            yield first
-        while not self.is_over:
-            yield self._advance()
+            self.first = self.advance()
 
     async def news(self, on_news: Callable[[], bool] | None = None) -> None:
         """Wait for news that is left to the caller.
 
         on_news: called with each piece of news, where it came in; True if it has dealt with it. What it raises is
-        raised here.
+        raised here. Parts are direct as long as it has dealt with all.
         """
         self._waiter = asyncio.get_running_loop().create_future()
         self._on_news = on_news
+        self._make_direct(on_news is not None)
         try:
             await self._waiter
         finally:
             self._waiter = self._on_news = None
+            self._make_direct(False)
+
+    def break_off(self, error: Exception) -> None:
+        """Raise this out of `news`."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+        self._make_direct(False)
 
     async def finish(self) -> None:
         """Run to the end of every choice."""
         await self.start()
-        steps = self.steps()
 
         def take() -> bool:
             while self.has_news and not self.is_over:
-                next(steps)
+                self.advance()
             return not self.is_over
 
         if take():
@@ -165,8 +186,9 @@ class Generation:
         if self._is_closed:
             return
         self._is_closed = True
-        for stream in self._streams.values():
-            stream.close()
+        for part in self._parts:
+            if part.stream is not None:
+                part.stream.close()
         self._record()
         self._service.leave()
 
@@ -175,9 +197,6 @@ class Generation:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _of(self, prompt: int) -> list[Choice]:
-        return self.choices[prompt * self._n : (prompt + 1) * self._n]
 
     def _restore(self) -> None:
         so_far = self.replay.so_far
@@ -190,86 +209,97 @@ class Generation:
         seed = self.replay.seed_of(prompt)
         return self._params if seed is None or self._params.seed is not None else replace(self._params, seed=seed)
 
-    def _made(self, prompt: int) -> tuple[list[list[int]], list[int]]:
+    def _made(self, part: Part) -> tuple[list[list[int]], list[int]]:
         """Outputs so far and the choices ended, as the engine takes them; nothing where nothing was begun."""
-        before = [self.replay.before(choice.index) for choice in self._of(prompt)]
+        before = [self.replay.before(choice.index) for choice in part.choices]
         if not any(choice.has_begun for choice in before):
             return [], []
         ended = [index for index, choice in enumerate(before) if choice.has_ended]
         return [choice.output_token_ids for choice in before], ended
 
-    def _hear(self, prompt: int) -> None:
-        self._fresh.append(prompt)
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+    def _hear(self, part: Part) -> None:
+        self._fresh.append(part)
+        if self._waiter is None or self._waiter.done():
             return
         try:
             if self._on_news is None or not self._on_news():
-                waiter.set_result(None)
+                self._waiter.set_result(None)
+                self._make_direct(False)
         except Exception as error:
-            waiter.set_exception(error)
+            self.break_off(error)
 
-    def _advance(self) -> list[Choice]:
-        """Take what has come for one prompt; its failure only once nothing else is left."""
+    def _make_direct(self, is_direct: bool) -> None:
+        for part in self._parts:
+            part.is_direct = is_direct
+
+    def advance(self) -> list[Choice]:
+        """Take what has come for one prompt; its failure only once nothing else is left.
+
+        The choices that were changed by it, which may be none.
+
+        Raises:
+            RequestRefused: instead of the first step.
+            RequestFailed, EngineDied
+        """
         if not self._fresh:
             return []
-        prompt = self._fresh.popleft()
-        if not self._running[prompt]:
+        part = self._fresh.popleft()
+        if not part.running:
             return []
-        stream = self._streams[prompt]
+        assert part.stream is not None
         try:
-            deltas = stream.take()
-            if stream.has_failed:
-                self._fresh.append(prompt)
-            return self._push(prompt, deltas) if deltas else []
+            deltas = part.stream.take()
+            if part.stream.has_failed:
+                self._fresh.append(part)
+            return self._push(part, deltas) if deltas else []
         except RequestRefused as error:
             self._unfinished, self.is_over = None, True
-            self._metrics.rejections[error.code] += 1
+            self.metrics.rejections[error.code] += 1
             raise
         except Exception:
             self._unfinished, self.is_over = "error", True
             raise
 
-    def _push(self, prompt: int, deltas: list[ChoiceDelta]) -> list[Choice]:
-        self._observe(prompt, deltas)
+    def _push(self, part: Part, deltas: list[ChoiceDelta]) -> list[Choice]:
+        self._observe(part, deltas)
         # Deltas of several steps may come at once: each choice is then told of once.
         touched: dict[int, Choice] = {}
         for delta in deltas:
-            choice = self.choices[prompt * self._n + delta.choice]
+            choice = part.choices[delta.choice]
             if choice.finish_reason is not None:
                 continue
             choice.push(delta)
             if choice.finish_reason is not None:
-                self._running[prompt] -= 1
+                part.running -= 1
                 self._left -= 1
             touched[delta.choice] = choice
-        if not self._running[prompt]:
-            self._streams[prompt].close()
+        if not part.running:
+            assert part.stream is not None
+            part.stream.close()
             self.is_over = not self._left
         return list(touched.values())
 
-    def _observe(self, prompt: int, deltas: list[ChoiceDelta]) -> None:
+    def _observe(self, part: Part, deltas: list[ChoiceDelta]) -> None:
         now = time.monotonic()
         first = deltas[0]
         if first.prompt_logprobs is not None:
-            self.prompt_logprobs[prompt] = first.prompt_logprobs
+            part.prompt_logprobs = first.prompt_logprobs
         if first.cached_tokens is not None and not any(
-            self.replay.before(choice.index).has_begun for choice in self._of(prompt)
+            self.replay.before(choice.index).has_begun for choice in part.choices
         ):
             self.cached_tokens += first.cached_tokens
         if first.times is not None:
-            self._timed[prompt] = (first.times, now)
-        last = self._last_at[prompt]
-        if last:
+            part.timed = (first.times, now)
+        if last := part.last_at:
             steps = sum(delta.choice == first.choice for delta in deltas) if len(deltas) > 1 else 1
-            self._metrics.itl.observe((now - last) / steps, len(deltas))
+            self.metrics.itl.observe((now - last) / steps, len(deltas))
         else:
-            self._metrics.ttft.observe(now - self._arrived)
+            self.metrics.ttft.observe(now - self._arrived)
             self._first_at = self._first_at or now
-        self._last_at[prompt] = now
+        part.last_at = now
 
     def _record(self) -> None:
-        metrics, params = self._metrics, self._params
+        metrics, params = self.metrics, self._params
         for choice in self.choices:
             if self.replay.before(choice.index).has_ended:
                 continue
@@ -284,17 +314,19 @@ class Generation:
         metrics.choices.observe(params.n)
         if params.max_tokens is not None:
             metrics.max_tokens.observe(params.max_tokens)
-        for prompt in self.prompts:
-            metrics.prompt_lengths.observe(len(prompt))
-        for prompt_index, (times, first_at) in self._timed.items():
-            decode_s = self._last_at[prompt_index] - first_at
+        for part in self._parts:
+            metrics.prompt_lengths.observe(len(part.prompt))
+            if part.timed is None:
+                continue
+            times, first_at = part.timed
+            decode_s = part.last_at - first_at
             metrics.queue_time.observe(times.queue_s)
             metrics.prefill_time.observe(times.prefill_s)
             metrics.decode_time.observe(decode_s)
             metrics.inference_time.observe(times.prefill_s + decode_s)
         for choice in self.choices:
             metrics.output_lengths.observe(choice.num_tokens)
-        last = max(self._last_at)
+        last = max(part.last_at for part in self._parts)
         metrics.e2e.observe(last - self._arrived)
         longest = max(choice.num_tokens for choice in self.choices)
         if longest > 1:

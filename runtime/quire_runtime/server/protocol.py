@@ -4,7 +4,7 @@ import asyncio
 
 import orjson
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from quire_api.openai_responses import error_object
 
@@ -16,21 +16,20 @@ _BODY = "quire.body"
 
 
 class Body:
-    """The body of a chunked answer whose first chunk has been sent, to go on with where nothing can be awaited."""
+    """The body of a chunked answer whose first chunk has been sent, to go on with where nothing can be awaited.
 
-    __slots__ = ("_cycle",)
+    One for all answers of a connection. is_ready: the client is there and reads.
+    """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    __slots__ = ("_write", "is_ready")
 
-    @property
-    def is_ready(self) -> bool:
-        """The client is there and reads."""
-        return not (self._cycle.flow.write_paused or self._cycle.disconnected)
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.is_ready = True
+        self._write = transport.write
 
     def write(self, chunk: bytes) -> None:
         """Not empty, and only while `is_ready`."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
 
 def body_of(scope: Scope) -> Body | None:
@@ -55,11 +54,21 @@ class Http(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._body = Body(transport)
         self._wait(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._body.is_ready = False
         self._wait(None)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._body.is_ready = False
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._body.is_ready = True
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -78,7 +87,7 @@ class Http(HttpToolsProtocol):
         self._is_in_body = True
         self._wait(BODY_TIMEOUT_S)
         super().on_headers_complete()
-        self.scope[_BODY] = Body(self.cycle)  # type: ignore[typeddict-unknown-key]
+        self.scope[_BODY] = self._body  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         self._is_in_body = False

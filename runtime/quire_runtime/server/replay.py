@@ -69,17 +69,15 @@ def read_replay(request: Request, body: Any) -> Replay:
 
 
 class Comments:
-    """The comment lines of one stream, in order; empty ones while nobody asks for them."""
+    """The comment lines of one stream, in order; is_on: somebody asks for them."""
 
     def __init__(self, asked: Replay, choices: Sequence[Choice]) -> None:
-        self._is_on = asked.is_on
+        self.is_on = asked.is_on
         self._sequence = asked.so_far.sequence
         self._unseen = {choice.index for choice in choices if not asked.before(choice.index).has_begun}
 
     def of(self, choice: Choice, token_ids: Sequence[int], cached_tokens: int) -> bytes:
-        """Before an event of `choice` that brings `token_ids`."""
-        if not self._is_on:
-            return b""
+        """Before an event of `choice` that brings `token_ids`, where they are asked for."""
         self._sequence += 1
         ends = choice.finish_reason is not None
         if choice.index in self._unseen:
@@ -88,10 +86,10 @@ class Comments:
         return replay.token_comment(self._sequence, choice.index, token_ids, ends=ends)
 
     def usage(self) -> bytes:
-        if not self._is_on:
+        if not self.is_on:
             return b""
         self._sequence += 1
         return replay.usage_comment(self._sequence)
 
     def failure(self, code: str) -> bytes:
-        return replay.failure_comment(code) if self._is_on else b""
+        return replay.failure_comment(code) if self.is_on else b""

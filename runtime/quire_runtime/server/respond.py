@@ -1,6 +1,6 @@
 """How a generation becomes a response: streamed as it grows, or whole at its end."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_runtime.server.body import unless_gone
+from quire_runtime.server.events import AnswerEvents
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.stream import EventStream
 
@@ -17,9 +18,7 @@ class Answer(Protocol):
 
     def whole(self, generation: Generation) -> msgspec.Struct: ...
 
-    def events(self, generation: Generation) -> Generator[bytes, None, None]:
-        """What has come since the item before, as events; none: nothing has. Ends with the generation."""
-        ...
+    def events(self, generation: Generation) -> AnswerEvents: ...
 
 
 async def respond(

@@ -1,9 +1,9 @@
 """Server-sent events: an answer as it grows, one event a token, fewer when the client is slower than the engine."""
 
 import asyncio
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
@@ -11,9 +11,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from quire_api.openai_responses import ChatLogprobs, CompletionLogprobs, Usage
+from quire_runtime.engine.errors import EngineDied
 from quire_runtime.server.body import hang_up
+from quire_runtime.server.errors import RequestFailed
 from quire_runtime.server.generation import Generation
 from quire_runtime.server.protocol import Body, body_of
+
+if TYPE_CHECKING:
+    from quire_runtime.server.events import AnswerEvents
 
 DONE = b"data: [DONE]\n\n"
 
@@ -54,6 +59,10 @@ class EventWriter:
         self._heads[index] = self._later[index]
         return head + orjson.dumps(text) + self._plain
 
+    def around(self, index: int) -> tuple[bytes, bytes]:
+        """What `plain` puts before and after the JSON of a text that is not the first of its choice."""
+        return self._later[index], self._plain
+
     def full(
         self,
         index: int,
@@ -89,13 +98,11 @@ class EventStream(Response):
     """Sends the events of a generation, which it closes: also when the client hangs up, and then at once.
 
     Where the server offers a `Body`, events are written to it where their tokens came in, while the client keeps up: no
-    task is woken and no middleware called for a token. The first and the last ones go the way of all answers, and so
-    does what comes while the client does not keep up.
+    task is woken and no middleware called for a token, and most are a TokenWriter's. The first and the last ones go the
+    way of all answers, and so does what comes while the client does not keep up.
     """
 
-    def __init__(
-        self, generation: Generation, events: Generator[bytes, None, None], headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, generation: Generation, events: "AnswerEvents", headers: Mapping[str, str]) -> None:
         super().__init__(headers={"cache-control": "no-cache", **headers}, media_type="text/event-stream")
         del self.headers["content-length"]
         self._generation = generation
@@ -112,26 +119,43 @@ class EventStream(Response):
             watch.cancel()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            self._events.close()
             self._generation.close()
 
     async def _send_all(self, send: Send, body: Body | None) -> None:
-        generation = self._generation
-        write = None if body is None else partial(self._write, body)
-        has_begun = False
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        while not generation.is_over:
-            if events := next(self._events):
+        try:
+            await self._send_steps(send, body)
+            end = self._events.end()
+        except (RequestFailed, EngineDied) as error:
+            end = self._events.failure(error)
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _send_steps(self, send: Send, body: Body | None) -> None:
+        """
+        Raises:
+            RequestFailed, EngineDied
+        """
+        generation = self._generation
+        changed = generation.first
+        write: Callable[[], bool] | None = None
+        while True:
+            if events := self._events.of(changed):
                 await send({"type": "http.response.body", "body": events, "more_body": True})
-                has_begun = True
-            if not (generation.has_news or generation.is_over):
-                await generation.news(write if has_begun else None)
-        await send({"type": "http.response.body", "body": b"".join(self._events), "more_body": False})
+                if body is not None and write is None:
+                    write = partial(self._write, body)
+                    self._events.write_tokens(body)
+            if generation.is_over:
+                return
+            if not generation.has_news:
+                await generation.news(write)
+            changed = generation.advance()
 
     def _write(self, body: Body) -> bool:
         """Write what has come; False if some of it is left to the task, and with it the end."""
         generation = self._generation
-        while generation.has_news and body.is_ready and not generation.is_over:
-            if events := next(self._events):
+        while body.is_ready and not generation.is_over:
+            if events := self._events.of(generation.advance()):
                 body.write(events)
-        return not (generation.has_news or generation.is_over)
+            if not generation.has_news:
+                return not generation.is_over
+        return False

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
@@ -208,7 +209,40 @@ async def test_what_came_before_a_death_is_told_before_it(door, tokenizer):
     writer.close()
 
 
-async def test_a_fault_of_ours_in_a_stream_breaks_its_connection_and_no_other(door, tokenizer, caplog):
+async def test_parts_of_a_character_wait_for_each_other_amid_a_stream(door, tokenizer):
+    ids = tokenizer.encode("aéb", add_special_tokens=False)
+    assert len(ids) > 3, "é is to be of several tokens"
+    reader, writer = await door.ask()
+    [stream] = door.engine.streams
+    for token in ids:
+        bring(stream, ChoiceDelta(0, [token]))
+        await asyncio.sleep(0.01)
+    bring(stream, ChoiceDelta(0, [], FinishReason.LENGTH))
+    *told, _ = events(await asyncio.wait_for(reader.read(-1), DEADLINE_S))
+    assert [json.loads(event)["choices"][0]["text"] for event in told] == ["a", "é", "b", ""]
+    writer.close()
+
+
+async def test_each_token_after_the_first_counts_once_in_the_time_between_tokens(door, tokenizer):
+    [token] = tokenizer.encode("a", add_special_tokens=False)
+    reader, writer = await door.ask(stream_options={"include_usage": True})
+    [stream] = door.engine.streams
+    for _ in range(5):
+        bring(stream, ChoiceDelta(0, [token]))
+        await reader.readuntil(b"\n\n")
+    bring(stream, ChoiceDelta(0, [token], FinishReason.LENGTH))
+    assert b'"completion_tokens":6' in await asyncio.wait_for(reader.read(-1), DEADLINE_S)
+    writer.close()
+    async with httpx.AsyncClient() as http:
+        told = (await http.get(f"http://127.0.0.1:{door.port}/metrics")).text
+    assert 'quire:inter_token_latency_seconds_count{engine="0",model_name="m"} 5.0' in told
+    assert 'quire:generation_tokens_total{engine="0",model_name="m"} 6.0' in told
+
+
+@pytest.mark.parametrize(
+    "fault", [ChoiceDelta(7, [5]), ChoiceDelta(0, None)], ids=["a choice that nobody asked for", "no list of tokens"]
+)
+async def test_a_fault_of_ours_in_a_stream_breaks_its_connection_and_no_other(door, tokenizer, caplog, fault):
     caplog.set_level(logging.CRITICAL, logger="uvicorn.error")
     [token] = tokenizer.encode("a", add_special_tokens=False)
     (broken, _), (reader, writer) = await door.ask(), await door.ask()
@@ -216,7 +250,7 @@ async def test_a_fault_of_ours_in_a_stream_breaks_its_connection_and_no_other(do
     for stream in (ours, theirs):
         bring(stream, ChoiceDelta(0, [token]))
     await asyncio.gather(broken.readuntil(b"\n\n"), reader.readuntil(b"\n\n"))
-    bring(ours, ChoiceDelta(7, [token]))  # a choice that nobody asked for
+    bring(ours, fault)
     bring(theirs, ChoiceDelta(0, [token], FinishReason.LENGTH))
     assert b"[DONE]" not in await asyncio.wait_for(broken.read(-1), DEADLINE_S)
     assert b"[DONE]" in await asyncio.wait_for(reader.read(-1), DEADLINE_S)
