@@ -48,6 +48,7 @@ from quire_api import wire
 from quire_api.wire import HEADER_INTERNAL_KEY
 
 KINDS = ("none", "gateway", "drain", "kill", "freeze", "network", "events")
+GATEWAYS = ("gateway0", "gateway1")
 STREAMS, ENGINES, TOKENS, GAP_S = 200, 4, 40, 0.2
 EVERY_S, PAUSE_S = 10.0, 5.0
 GRACE_S, NOTICED_S = 2.0, 1.0
@@ -75,7 +76,7 @@ class Fleet:
 
     def build(self) -> None:
         names = [f"{what}{number}" for what in ("engine", "network") for number in range(ENGINES)]
-        for name in (*names, "gateway0", "gateway1"):
+        for name in (*names, *GATEWAYS):
             self.ports[name] = free_port()
         replicas = []
         for number in range(ENGINES):
@@ -142,6 +143,7 @@ async def measure(seconds: float, kinds: list[str], streams: int = STREAMS) -> d
 async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=streams)
     tallies = {kind: Tally() for kind in kinds}
+    memory: list[tuple[str, list[float]]] = []
     kind, is_over = kinds[0], False
     rng = random.Random(2)
     async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as http:
@@ -165,6 +167,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
             while time.monotonic() < until:
                 tallies[kind].strikes += kind != "none"
                 await _strike(fleet, http, kind, tallies[kind], rng)
+            memory.append((kind, [_memory_mb(fleet.running[name]) for name in GATEWAYS]))
         is_over = True
         await asyncio.gather(*clients)
     async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
@@ -190,6 +193,7 @@ async def _measure(fleet: Fleet, seconds: float, kinds: list[str], streams: int)
             }
             for kind, tally in tallies.items()
         ],
+        "memory_mb": memory,
         "leaks": [[name, before.get(name, ""), value] for name, value in after.items()],
     }
 
@@ -232,7 +236,7 @@ async def _ask(fleet: Fleet, http: httpx.AsyncClient, rng: random.Random, expect
 
     `refused`, `broken`, `wrong`; its connection broke: `unanswered`, no answer had begun, or else `cut`.
     """
-    gateways = [name for name in ("gateway0", "gateway1") if name not in fleet.leaving]
+    gateways = [name for name in GATEWAYS if name not in fleet.leaving]
     rng.shuffle(gateways)
     end = "unanswered"
     for name in gateways if may_move else gateways[:1]:
@@ -283,9 +287,7 @@ async def _expected(fleet: Fleet, http: httpx.AsyncClient) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-async def _until_ready(
-    fleet: Fleet, http: httpx.AsyncClient, gateways: Sequence[str] = ("gateway0", "gateway1")
-) -> None:
+async def _until_ready(fleet: Fleet, http: httpx.AsyncClient, gateways: Sequence[str] = GATEWAYS) -> None:
     """The gateways route to every engine."""
     until = time.monotonic() + START_S
     for gateway in gateways:
@@ -320,7 +322,7 @@ async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
     for name, process in fleet.running.items():
         seen = psutil.Process(process.pid)
         if name.startswith("gateway"):
-            state[f"{name} memory MB"] = round(seen.memory_info().rss / 2**20, 1)
+            state[f"{name} memory MB"] = _memory_mb(process)
             told = await http.get(f"{fleet.url(name)}/internal/v1/replicas", headers={HEADER_INTERNAL_KEY: KEY})
             report = msgspec.json.decode(told.content, type=wire.GatewayReport)
             state[f"{name} in flight"] = sum(replica.in_flight for replica in report.replicas)
@@ -334,6 +336,10 @@ async def _state(fleet: Fleet, http: httpx.AsyncClient) -> dict[str, Any]:
     for name, blocks in known.items():
         state[f"{name} blocks unlike the engines'"] = sum(abs(blocks.get(each, 0.0) - held[each]) for each in held)
     return state
+
+
+def _memory_mb(process: "subprocess.Popen[bytes]") -> float:
+    return round(psutil.Process(process.pid).memory_info().rss / 2**20, 1)
 
 
 async def _metrics(fleet: Fleet, http: httpx.AsyncClient, name: str, metric: str) -> list[tuple[dict[str, str], float]]:

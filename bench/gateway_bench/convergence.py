@@ -101,6 +101,13 @@ async def _round(pair: Pair, http: httpx.AsyncClient, taken: dict[str, list[floa
 
     for number in (0, 1):
         await _until(lambda number=number: _counts(pair, number, http, 0))
+    # Counts of nothing tell as much where a gateway that has just started is not heard yet.
+    heard = _Streams(pair.url(0), http)
+    heard.open(1)
+    await _until(lambda: _counts(pair, 1, http, 1))
+    await heard.close()
+    await _until(lambda: _counts(pair, 1, http, 0))
+
     streams = _Streams(pair.url(0), http)
     began = time.perf_counter()
     streams.open(1)

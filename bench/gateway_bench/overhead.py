@@ -9,6 +9,10 @@ streams       64 streams, an event each 10 ms
 open          chats of 20 events, streamed, 200 a second (Poisson), whatever is still running: request to first event
 few streams   4 streams, and
 slow          5 chats a second: streaming as far as LiteLLM can follow, so that its latency is no queue that only grows
+
+The stub engine tells no model, and a proxy that knows none only forwards. What ours does beside that is in the rows of
+`KNOWN`: before the real server, with a simulated engine in it, it tokenises prompts, looks for their blocks in its
+index, notes them, and takes the comment lines out of streams.
 """
 
 import asyncio
@@ -31,11 +35,13 @@ import uvloop
 
 from gateway_bench import progress, servers
 from gateway_bench.servers import Server
+from quire_api import wire
 
 CLIENTS, STREAMS, STEP_S, RATE, EVENTS = 16, 64, 0.01, 200.0, 20
 FEW_STREAMS, SLOW_RATE = 4, 5.0
 _CPU_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _STAMP = re.compile(rb"\d{20}")
+KNOWN, KNOWN_SERVER = "quire gateway, model known", "quire server"
 GOALS = {
     "requests_per_cpu_s": 2500,
     "events_per_cpu_s": 20000,
@@ -69,7 +75,8 @@ def _request(stream: bool, events: int, turn: int) -> bytes:
     data = json.dumps(body).encode()
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-        b"authorization: Bearer none\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
+        b"authorization: Bearer none\r\n%b: %b\r\ncontent-length: %d\r\n\r\n%b"
+        % (wire.HEADER_INTERNAL_KEY.encode(), servers.KEY.encode(), len(data), data)
     )
 
 
@@ -105,17 +112,26 @@ async def requests(port: int, seconds: float) -> list[float]:
     return times
 
 
-async def _stream(port: int, events: int, delays: list[float], first: list[float]) -> None:
-    """One streamed chat: the delay of each event from the engine's write, and the time to the first event."""
+async def _stream(
+    port: int, events: int, delays: list[float], first: list[float], gaps: list[float] | None = None
+) -> None:
+    """One streamed chat: the delay of each event from the stub engine's write, and the time to the first event.
+
+    gaps: time of each event since the one before, or since the request.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    began = time.perf_counter()
+    began = last = time.perf_counter()
     writer.write(_request(True, events, 0))
     is_first = True
     while line := await reader.readline():
         if line.startswith(b'data: {"id"'):
+            now = time.perf_counter()
             if is_first:
-                first.append((time.perf_counter() - began) * 1e3)
+                first.append((now - began) * 1e3)
                 is_first = False
+            if gaps is not None:
+                gaps.append((now - last) * 1e3)
+            last = now
             # LiteLLM ends with an event of its own, which no engine wrote.
             if stamp := _STAMP.search(line):
                 delays.append((time.monotonic_ns() - int(stamp[0])) / 1e6)
@@ -130,6 +146,13 @@ async def streams(count: int, port: int, seconds: float) -> list[float]:
     events = max(2, round(seconds / STEP_S))
     await asyncio.gather(*(_stream(port, events, delays, []) for _ in range(count)))
     return delays
+
+
+async def known_streams(port: int, seconds: float) -> list[float]:
+    """Times between the events of as many streams of the real server, which writes no times into its events."""
+    gaps: list[float] = []
+    await asyncio.gather(*(_stream(port, max(2, round(seconds / STEP_S)), [], [], gaps) for _ in range(STREAMS)))
+    return gaps
 
 
 async def open_loop(rate: float, port: int, seconds: float) -> list[float]:
@@ -153,6 +176,11 @@ LOADS: dict[str, Callable[[int, float], Awaitable[list[float]]]] = {
     "few streams": partial(streams, FEW_STREAMS),
     "slow": partial(open_loop, SLOW_RATE),
 }
+KNOWN_LOADS: dict[str, Callable[[int, float], Awaitable[list[float]]]] = {
+    "requests": requests,
+    "streams": known_streams,
+    "open": partial(open_loop, RATE),
+}
 
 
 async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str, Any]:
@@ -173,13 +201,39 @@ async def _measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str,
                     # LiteLLM is far from 200 streams a second: a queue that only grows says nothing of latency.
                     if what == "open" and server.name.startswith("LiteLLM"):
                         continue
-                    one = seen.setdefault((server.name, what), Seen())
-                    cpu, began = server.cpu_s(), time.perf_counter()
-                    one.times += await load(server.port, seconds)
-                    one.wall_s += time.perf_counter() - began
-                    one.cpu_s += server.cpu_s() - cpu
+                    await _take(seen, server, what, load, seconds)
         memory = {server.name: round(server.memory_mb(), 1) for server in measured[1:]}
+    memory |= await _measure_known(seconds, rounds, seen)
     return _told(seen, memory, rounds)
+
+
+async def _measure_known(seconds: float, rounds: int, seen: dict[tuple[str, str], Seen]) -> dict[str, float]:
+    """The same of a gateway that knows the model; memory in MB."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(servers.quire_server(folder, STEP_S))
+        await _ready(server)
+        gateway = stack.enter_context(servers.quire(folder, server.port, KNOWN, servers.KEY))
+        await _ready(gateway)
+        for _ in progress.each("overhead, model known", range(rounds)):
+            for what, load in KNOWN_LOADS.items():
+                for each in (server, gateway):
+                    await _take(seen, each, what, load, seconds)
+        return {gateway.name: round(gateway.memory_mb(), 1)}
+
+
+async def _take(
+    seen: dict[tuple[str, str], Seen],
+    server: Server,
+    what: str,
+    load: Callable[[int, float], Awaitable[list[float]]],
+    seconds: float,
+) -> None:
+    one = seen.setdefault((server.name, what), Seen())
+    cpu, began = server.cpu_s(), time.perf_counter()
+    one.times += await load(server.port, seconds)
+    one.wall_s += time.perf_counter() - began
+    one.cpu_s += server.cpu_s() - cpu
 
 
 async def _ready(server: Server) -> None:
@@ -202,7 +256,8 @@ async def _ready(server: Server) -> None:
 def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: int) -> dict[str, Any]:
     rows = []
     for (name, what), one in seen.items():
-        direct, cpu_s = seen["engine", what], max(one.cpu_s, _CPU_TICK_S)
+        direct = seen[KNOWN_SERVER if name in (KNOWN, KNOWN_SERVER) else "engine", what]
+        cpu_s = max(one.cpu_s, _CPU_TICK_S)
         row = {
             "server": name,
             "what": what,
@@ -220,10 +275,8 @@ def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: i
     told = {(row["server"], row["what"]): row for row in rows}
     ours = {what: told["quire gateway", what] for what in LOADS}
     ratios = [
-        f"requests for each CPU-second: {ours['requests']['per_cpu_s']:,} (goal {GOALS['requests_per_cpu_s']:,})",
-        f"events for each CPU-second: {ours['streams']['per_cpu_s']:,} (goal {GOALS['events_per_cpu_s']:,})",
-        f"added to the first event at {RATE:g} streams/s: p50 {ours['open']['added_p50_ms']} ms, "
-        f"p99 {ours['open']['added_p99_ms']} ms (goals {GOALS['added_p50_ms']:g}, {GOALS['added_p99_ms']:g})",
+        *_beside_goals("", ours),
+        *_beside_goals("model known: ", {what: told[KNOWN, what] for what in KNOWN_LOADS}),
     ]
     for rival, what in (
         ("LiteLLM proxy", "requests"),
@@ -253,13 +306,27 @@ def _told(seen: dict[tuple[str, str], Seen], memory: dict[str, float], rounds: i
             f"each {STEP_S * 1e3:g} ms (streams: `count` and times are of events), "
             f"{RATE:g} streamed chats a second (open), {FEW_STREAMS} streams, {SLOW_RATE:g} chats a second (slow). "
             f"64 streams are more than LiteLLM can follow: its delays there are a queue that grows while they last. "
-            f"{servers.LITELLM}; nginx of Debian, buffering off, one worker."
+            f"{servers.LITELLM}; nginx of Debian, buffering off, one worker. The engine is a stub that tells no model, "
+            f"so that every proxy only forwards; `{KNOWN}` stands before the real server with a simulated engine "
+            f"(`{KNOWN_SERVER}`: the same asked directly; streams: times between events), tokenises, looks into its "
+            "index, notes blocks and takes comment lines out of streams."
         ],
         "goals": GOALS,
         "rows": rows,
         "memory_mb": memory,
         "ratios": ratios,
     }
+
+
+def _beside_goals(which: str, ours: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"{which}requests for each CPU-second: {ours['requests']['per_cpu_s']:,} "
+        f"(goal {GOALS['requests_per_cpu_s']:,})",
+        f"{which}events for each CPU-second, of {STREAMS} streams: {ours['streams']['per_cpu_s']:,} "
+        f"(goal {GOALS['events_per_cpu_s']:,})",
+        f"{which}added to the first event at {RATE:g} streams/s: p50 {ours['open']['added_p50_ms']} ms, "
+        f"p99 {ours['open']['added_p99_ms']} ms (goals {GOALS['added_p50_ms']:g}, {GOALS['added_p99_ms']:g})",
+    ]
 
 
 def measure(seconds: float, rounds: int, with_litellm: bool) -> dict[str, Any]:

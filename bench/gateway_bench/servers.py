@@ -17,6 +17,7 @@ import psutil
 from quire_api import wire
 
 HERE = Path(__file__).parents[1]
+KEY = "key of the engine"
 LITELLM = "litellm[proxy]==1.108.7"
 _NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -112,16 +113,29 @@ def forwarder(folder: Path, engine: int) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def quire(folder: Path, engine: int) -> Iterator[Server]:
+def quire_server(folder: Path, gap_s: float) -> Iterator[Server]:
+    """The real server with a simulated engine in it, which makes a token each `gap_s`."""
+    port, log = free_port(), folder / "server.log"
+    command = [sys.executable, "-m", "gateway_bench.chaos_engine", str(port), KEY, str(gap_s)]
+    with _child(command, log, {"PYTHONPATH": str(HERE)}) as process:
+        _wait(port, process, log)
+        yield Server("quire server", port, process.pid)
+
+
+@contextlib.contextmanager
+def quire(folder: Path, engine: int, name: str = "quire gateway", key: str = "") -> Iterator[Server]:
+    """key: of the engine, if it has one; only then the gateway learns its model."""
     table, port = folder / "table.json", free_port()
     replica = wire.Replica(id="stub", url=f"http://127.0.0.1:{engine}")
-    deployment = wire.Deployment(name="bench", namespace="default", served_names=["m"], replicas=[replica])
+    deployment = wire.Deployment(
+        name="bench", namespace="default", served_names=["m"], internal_key=key, replicas=[replica]
+    )
     table.write_bytes(msgspec.json.encode(wire.RoutingTable(deployments=[deployment])))
     command = [sys.executable, "-m", "quire_gateway", "--port", str(port), "--routing-table", str(table)]
     log = folder / "gateway.log"
     with _child([*command, "--access-log", str(folder / "access.jsonl")], log) as process:
         _wait(port, process, log)
-        yield Server("quire gateway", port, process.pid)
+        yield Server(name, port, process.pid)
 
 
 @contextlib.contextmanager

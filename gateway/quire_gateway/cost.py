@@ -11,8 +11,9 @@ Without that quarter the few replicas that held a hot system prompt kept all its
 
 The product (queued + uncached) x (in-flight + 1) of LMetric (arXiv 2603.15202) charges a queue for every request that
 runs beside it. Under load it left the warm replica for a cold one whenever a few prompts queued there; each such miss
-was a longer queue and somebody else's prefix evicted, so that one miss made the next: at 73 % cache pressure and 35
-requests/s it answered after 6.2 s in the mean, such a sum after 0.08 s (bench/gateway_bench/quality.py).
+was a longer queue and somebody else's prefix evicted, so that one miss made the next: 6.2 s to the first token in the
+mean, with such a sum 0.08 s (the ladder at 73 % cache pressure and 35 requests/s, before the simulation filled its
+caches; not run since).
 
 Costs that differ by less than 1/32 are alike, and of those the replica takes the request that was chosen longest ago:
 to heed each smaller difference sends the next few requests together to whichever has just ended some, where they are

@@ -1,5 +1,6 @@
 """Why a prefix was not cached where the prompt went, as the access log, the metrics and /debug/route say it."""
 
+import msgspec
 import pytest
 
 
@@ -55,6 +56,14 @@ async def test_another_adapter_is_told_from_a_new_prompt_and_shares_nothing(make
     engines = {"plain": await make_engine(), "tuned": await make_engine(adapter="tuned")}
     world = await make_world(engines, {"policy": "roundRobin"})
     assert await misses(world, *[words(0, 20)] * 4) == ["novel", "other_adapter", "", ""]
+
+
+async def test_another_block_size_is_told_from_a_new_prompt(make_world, make_engine):
+    engines = {"small": await make_engine(), "large": await make_engine()}
+    info = engines["large"].info
+    engines["large"].info = lambda: msgspec.structs.replace(info(), block_size=2 * info().block_size)
+    world = await make_world(engines, {"policy": "roundRobin"})
+    assert await misses(world, words(0, 20), words(0, 20)) == ["novel", "other_block_size"]
 
 
 async def test_a_colder_replica_was_chosen_though_another_has_the_prefix(make_world):
