@@ -20,8 +20,8 @@ LOSS = 0.03
 COMPARED = {"ttft_mean_s": True, "ttft_p90_s": True, "tpot_mean_ms": True, "output_tok_s": False, "hit_rate": False}
 """By name in a run: whether less is better."""
 GUESSED = (
-    "Both guess what a replica keeps by what they have sent there. This is one set of requests and was not traced; means "
-    "over other sets, below, differ by 1 to 4 % for no reason but chance where nothing waits."
+    "Both guess what a replica keeps by what they have sent there. This is one set of requests and was not traced; "
+    "means over other sets, below, differ by 1 to 4 % for no reason but chance where nothing waits."
 )
 EXPLAINED = {
     "ladder-37": "ladder-37, 4 and 8/s: one prompt is sent away, and llm-d and we find all but 12 to 21 tokens of one; "
