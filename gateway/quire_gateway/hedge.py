@@ -43,6 +43,11 @@ class Attempt:
             self.task.cancel()
         self.ticket.release()
 
+    def end(self) -> None:
+        """It is over. Relay and task know it: in a circle they would wait for Python's collector."""
+        self.ticket.release()
+        self.relay = self.task = None
+
 
 async def race(
     first: Attempt,
@@ -87,7 +92,7 @@ async def race(
             if each is not None and each.task is not None and not each.task.done():
                 each.give_up()
         if second is not None:
-            second.ticket.release()
+            second.end()
 
 
 def _task(attempt: Attempt) -> asyncio.Task[Result]:

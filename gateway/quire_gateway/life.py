@@ -148,8 +148,7 @@ class Life:
                 if await self._attempt(attempt, choice):
                     return
             finally:
-                attempt.ticket.release()
-                attempt.relay = None
+                attempt.end()
 
     def _begin(self, choice: Choice, replicas: list[ReplicaState]) -> Attempt:
         """Pick one of `replicas` and count the request there."""

@@ -65,3 +65,27 @@ async def test_a_client_that_goes_in_mid_stream_leaves_nothing_either(world, no_
     writer.close()
     await writer.wait_closed()
     assert await until(lambda: not living())
+
+
+@pytest.mark.parametrize(
+    ("hedge_after_s", "asked", "answers"),
+    [(60.0, ["r0"], "r0"), (0.05, ["r0", "r1"], "r0"), (0.05, ["r0", "r1"], "r1")],
+    ids=["in time", "late", "elsewhere"],
+)
+async def test_where_late_streams_are_hedged_none_leaves_anything(
+    make_world, make_engine, no_collector, hedge_after_s, asked, answers
+):
+    engines = {name: await make_engine() for name in ("r0", "r1")}
+    world = await make_world(engines, {"policy": "roundRobin"}, hedge_after_s=hedge_after_s)
+    for engine in engines.values():
+        engine.gate = asyncio.Event()
+    body = b'{"model": "m", "prompt": "w1", "stream": true}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    writer.write(head + body)
+    assert await until(lambda: [name for name, engine in engines.items() if engine.seen] == asked)
+    engines[answers].gate.set()
+    assert b"[DONE]" in await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert await until(lambda: not living())
