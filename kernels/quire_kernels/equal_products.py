@@ -27,6 +27,7 @@ WORTH_PARTS = 256
 ELEMENTS = 1 << 20
 """Results that a number of rows is tried with: where K was split, 4 to 7 in a thousand differed on an H200."""
 MOST_TIMES = 1024
+"""That a number of rows is tried, though results be fewer: where outputs are few, they take as many launches."""
 ALIGNED = 16
 """Bytes; of other addresses cuBLAS may take another kernel."""
 
@@ -90,7 +91,7 @@ class EqualProducts:
         counts, fills = [], []
         for count in row_counts(most):
             # Of two orders of a sum most results round alike: it takes many to tell one from the other.
-            tried = min(rows // count, -(-ELEMENTS // (count * outputs))) * count
+            tried = min(rows // count, -(-ELEMENTS // (count * outputs)), MOST_TIMES) * count
             for fill in FASTER:
                 found[:tried].fill_(torch.nan)
                 for at in range(0, tried, count):

@@ -1,5 +1,7 @@
 """Faster kernels are taken only for the numbers of rows where they gave the invariant product's bits."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -88,6 +90,14 @@ def test_a_product_has_few_parts(taken, rows, calls):
     taken.clear()
     product(x, weight)
     assert taken == calls
+
+
+def test_products_of_few_outputs_are_not_tried_for_ever(taken, monkeypatch):
+    """A result each, a million of them would be a million launches."""
+    monkeypatch.setattr(equal_products, "MOST_TIMES", 10)
+    _, weight, _ = operands(1)
+    EqualProducts().learn(weight, None, 64)
+    assert max(Counter(taken).values()) == 10
 
 
 def test_what_was_not_tried_or_lies_otherwise_is_left_to_the_invariant_product(taken):
