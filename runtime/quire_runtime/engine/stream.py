@@ -57,7 +57,12 @@ class Stream:
         return self._failure is not None
 
     def call_on_news(self, call: Callable[[], None]) -> None:
-        """Have `call` called whenever there is something to take, for the first time soon if there is already."""
+        """Have `call` called whenever there is something to take, for the first time soon if there is already.
+
+        Not after `close`: there is nobody to be told, and a call that knows this stream would keep all in a circle.
+        """
+        if self._is_closed:
+            return
         self.tell = call
         if self._deltas or self._failure is not None:
             asyncio.get_running_loop().call_soon(lambda: self.tell())

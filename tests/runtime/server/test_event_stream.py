@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -21,7 +22,9 @@ from quire_runtime.engine.stream import ChoiceDelta, Stream
 from quire_runtime.scheduler.request import FinishReason
 from quire_runtime.server.app import create_app
 from quire_runtime.server.config import ServerConfig
+from quire_runtime.server.generation import Generation
 from quire_runtime.server.protocol import Http
+from quire_runtime.server.token_writer import TokenWriter
 from quire_text.tokenizer import Tokenizer
 
 BUFFER = 4096
@@ -127,6 +130,10 @@ def events(answer: bytes) -> list[str]:
         body += rest[: int(size, 16)]
         rest = rest[int(size, 16) + 2 :]
     return [line[6:].decode() for line in body.splitlines() if line.startswith(b"data: ")]
+
+
+def living() -> list[object]:
+    return [each for each in gc.get_objects() if type(each) in (Generation, TokenWriter)]
 
 
 def text_of(told: list[str]) -> str:
@@ -271,3 +278,23 @@ async def test_a_prompt_that_has_ended_is_closed_before_the_others(door, tokeniz
     assert {json.loads(event)["choices"][0]["index"] for event in told} == {0, 1}
     assert door.engine.num_closed == 2
     writer.close()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+async def test_an_ended_stream_leaves_nothing_to_the_collector(door, tokenizer, steps):
+    [token] = tokenizer.encode("a", add_special_tokens=False)
+    others = living()
+    gc.disable()
+    try:
+        reader, writer = await door.ask()
+        stream = door.engine.streams.pop()
+        for _ in range(steps - 1):
+            bring(stream, ChoiceDelta(0, [token]))
+            await reader.readuntil(b"\n\n")
+        bring(stream, ChoiceDelta(0, [token], FinishReason.LENGTH))
+        assert b"[DONE]" in await asyncio.wait_for(reader.read(-1), DEADLINE_S)
+        del stream
+        writer.close()
+        await until(lambda: len(living()) == len(others))
+    finally:
+        gc.enable()
