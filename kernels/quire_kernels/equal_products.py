@@ -80,8 +80,11 @@ class EqualProducts:
     def learn(self, weight: Tensor, bias: Tensor | None, most: int) -> None:
         """Try row_counts(most) with weight [N, K] and bias [N], for all matrices of that shape.
 
-        Takes memory for (2 * N + K) * most elements meanwhile, or for ELEMENTS results and what they are computed from.
+        Of a weight of zeros nothing is learned: any order of its sums is equal. Takes memory for most times 2 * N + K
+        or 3 * K elements meanwhile, whichever is more, or for ELEMENTS results and what they are computed from.
         """
+        if not weight.any():
+            return
         outputs, inputs = weight.shape
         generator = torch.Generator(weight.device).manual_seed(0)
         rows = max(min(most, MOST), min(-(-ELEMENTS // outputs), MOST_TIMES))

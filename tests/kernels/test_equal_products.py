@@ -71,6 +71,18 @@ def test_a_kernel_that_is_nearly_always_equal_is_found_out(monkeypatch):
         assert torch.equal(product(row, weight), invariant_linear(row, weight))
 
 
+def test_zeros_which_are_equal_in_any_order_prove_nothing_for_other_matrices_of_their_shape(monkeypatch):
+    def scales(x, weight, bias, out):
+        out.copy_(2 * invariant_linear(x, weight, bias))
+
+    monkeypatch.setattr(equal_products, "FASTER", (scales,))
+    monkeypatch.setattr(equal_products, "ELEMENTS", 100)
+    x, weight, _ = operands(4)
+    product = EqualProducts()
+    product.learn(torch.zeros_like(weight), None, 4)
+    assert torch.equal(product(x, weight), invariant_linear(x, weight))
+
+
 @pytest.mark.parametrize(
     ("rows", "calls"),
     [
