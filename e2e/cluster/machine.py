@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 from cluster.layout import Layout
@@ -9,6 +10,9 @@ from cluster.layout import Layout
 CGROUPS = Path("/sys/fs/cgroup")
 # The kubelet sets these when it starts.
 SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
+SHARED_FOLDERS = ("/opt/containerd", "/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers")
+"""Where containerd, kubelet and CNI plugins keep a few things wherever else they are told to."""
+OTHER_CONTAINERD = Path("/run/containerd/containerd.sock")
 CPU_SHARES = 10240
 """All pods together weigh as much as ten processes of the machine; without it as much as one."""
 
@@ -22,6 +26,20 @@ def restore_sysctls(layout: Layout) -> None:
     if _memory(layout).exists():
         for name, value in json.loads(_memory(layout).read_text()).items():
             (Path("/proc/sys") / name).write_text(value)
+
+
+def remember_folders(layout: Layout) -> None:
+    """Which of SHARED_FOLDERS are not there, and therefore are the cluster's once they are."""
+    _absent(layout).write_text(json.dumps([folder for folder in SHARED_FOLDERS if not Path(folder).exists()]))
+
+
+def remove_folders(layout: Layout) -> None:
+    """Those that the cluster made, unless another containerd has come, whose they may be by now."""
+    if not _absent(layout).exists() or OTHER_CONTAINERD.exists():
+        return
+    for folder in json.loads(_absent(layout).read_text()):
+        if not mounts_below(Path(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def create_cgroups(layout: Layout) -> None:
@@ -62,6 +80,10 @@ def _roots() -> list[Path]:
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
     return [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def _absent(layout: Layout) -> Path:
+    return layout.state / "absent-folders.json"
 
 
 def _memory(layout: Layout) -> Path:

@@ -57,6 +57,7 @@ def start(layout: Layout) -> None:
     (settings / "cni").mkdir(parents=True, exist_ok=True)
     layout.run.mkdir(parents=True, exist_ok=True)
     machine.remember_sysctls(layout)
+    machine.remember_folders(layout)
     machine.create_cgroups(layout)
     # Pods never see the machine's resolver.
     (settings / "resolv.conf").touch()

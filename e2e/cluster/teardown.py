@@ -29,6 +29,7 @@ def down(layout: Layout, *, keep_state: bool = False) -> None:
         sandbox.unlink(missing_ok=True)
     machine.remove_cgroups(layout)
     machine.restore_sysctls(layout)
+    machine.remove_folders(layout)
     network.delete(layout)
     shutil.rmtree(layout.run, ignore_errors=True)
     if not keep_state:
