@@ -40,6 +40,8 @@ def remove_folders(layout: Layout) -> None:
     for folder in json.loads(_absent(layout).read_text()):
         if not mounts_below(Path(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+    # The state may be kept: what others make there from now on is theirs.
+    _absent(layout).unlink()
 
 
 def create_cgroups(layout: Layout) -> None:

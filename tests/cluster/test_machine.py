@@ -25,6 +25,14 @@ def test_folders_that_were_there_before_stay_and_others_go(layout, tmp_path):
     assert not (tmp_path / "kubelet").exists()
 
 
+def test_folders_that_others_make_later_are_theirs_though_the_state_is_kept(layout, tmp_path):
+    machine.remember_folders(layout)
+    machine.remove_folders(layout)
+    (tmp_path / "kubelet").mkdir()
+    machine.remove_folders(layout)
+    assert (tmp_path / "kubelet").is_dir()
+
+
 def test_with_another_containerd_nothing_is_removed(layout, tmp_path):
     machine.remember_folders(layout)
     (tmp_path / "kubelet").mkdir()
